@@ -1,0 +1,46 @@
+"""The state on disk: a safetensors file, replaced atomically. No pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from frmu.errors import StoreError
+from frmu.types import State
+
+__all__ = ["load_state", "save_state"]
+
+_FORMAT = "frmu-state/1"
+
+
+def save_state(state: State, path: Path) -> None:
+    """Write a state and its digest; after a crash the old file or the new one is there, whole."""
+    metadata = {"format": _FORMAT, "digest": state.digest, "header": json.dumps(state.header(), sort_keys=True)}
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        file.write(save({"W": state.W}, metadata=metadata))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load_state(path: Path) -> State | None:
+    """Read a state back, or None where there is none yet; raises `StoreError` if its digest does not hold."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            W = file.get_tensor("W")
+    except (SafetensorError, OSError) as error:
+        raise StoreError(f"{path}: not a whole checkpoint: {error}; remove it and train again") from None
+    if metadata.get("format") != _FORMAT:
+        raise StoreError(f"{path}: not a checkpoint of this frmu (format {metadata.get('format')}); train again")
+    state = State.from_header(json.loads(metadata["header"]), W)
+    if state.digest != metadata["digest"]:
+        raise StoreError(f"{path}: the checkpoint does not match its digest; it was changed. Train again")
+    return state

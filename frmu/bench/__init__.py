@@ -1,0 +1,1 @@
+"""Benchmarks, the real data they run on, and the command that made the shipped policy."""

@@ -1,0 +1,160 @@
+"""A client and its host: the shard, the statistics of its slices, and nothing that outlives them.
+
+Statistics are cached by slice and dropped with the rows behind them. They are recomputed from the rows that
+remain, never subtracted, so a client that forgot is, to the last bit, a client that never knew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frmu.config import Config
+from frmu.data import shard as shards
+from frmu.data.shard import SPLITS, Shard
+from frmu.federation import Answer, Work
+from frmu.influence.network import Network
+from frmu.influence.task import Task, task_of
+from frmu.learning.encoders import Encoder, encode, encoders, width
+from frmu.learning.statistics import one_thread, statistics_of, targets
+from frmu.types import Float, Statistics
+
+__all__ = ["Client", "Host", "Rehearsal", "tombstone"]
+
+Rehearsal = tuple[str, frozenset[str], Task, float]  # disturbance, slices hit, task, later loss of keeping all
+BLOCK = 32_768  # rows encoded at a time, so that a long slice does not fill the memory
+
+
+def tombstone(key: bytes, client: str, record: str) -> str:
+    """The keyed hash by which a record is refused when it comes back; without the key it names nobody.
+
+    >>> tombstone(b"k", "a", "bc") == tombstone(b"k", "ab", "c")
+    False
+    """
+    text = f"{len(client)}:{client}:{record}".encode()
+    return hashlib.blake2b(text, digest_size=16, key=hashlib.sha256(key).digest()).hexdigest()
+
+
+class Client:
+    """One holder of a shard."""
+
+    def __init__(self, name: str, config: Config, folder: Path, by: Mapping[str, Encoder]) -> None:
+        self.name = name
+        self.config = config
+        self.path = shards.path_of(folder, name)
+        self.incoming: Any = None
+        self._encoders = dict(by)
+        self._shard: Shard | None = None
+        self._statistics: dict[tuple[str, ...], dict[tuple[int, str], Statistics]] = {}
+        self._tombstones: tuple[bytes, NDArray[Any]] | None = None
+        self.network: Network | None = None
+        self.rehearsals: dict[int, Rehearsal] = {}
+
+    @property
+    def shard(self) -> Shard:
+        """The records, memory-mapped on first use."""
+        if self._shard is None:
+            self._shard = Shard.read(self.path, self.config)
+        return self._shard
+
+    @property
+    def held(self) -> bool:
+        """Whether there is a shard at all."""
+        return self._shard is not None or self.path.exists()
+
+    def reload(self) -> None:
+        """Forget everything that was derived from the shard: it was replaced."""
+        self._shard = None
+        self._statistics.clear()
+        self._tombstones = None
+        self.rehearsals.clear()
+
+    def drop(self, rows: NDArray[np.bool_]) -> None:
+        """Purge rows, (n,) bool: the shard is rewritten and what rested on them is forgotten."""
+        shard = self.shard
+        kept = {slot: cache for slot, cache in self._statistics.items() if not self.config.data.lags}
+        touched = {(int(split), str(key)) for split, key in zip(shard.split[rows], shard.slices[rows], strict=True)}
+        rest = shard.without(rows)
+        if rest.num_rows:
+            shards.write(rest, self.path)
+        else:
+            self.path.unlink()
+        self.reload()
+        # A lag carries a value into other slices, so with lags nothing is kept.
+        for outputs, cache in kept.items():
+            self._statistics[outputs] = {slot: part for slot, part in cache.items() if slot not in touched}
+
+    def tombstones(self, key: bytes) -> NDArray[Any]:
+        """The keyed hash of each record, (n,) str."""
+        if self._tombstones is None or self._tombstones[0] != key:
+            hashes = np.array([tombstone(key, self.name, str(name)) for name in self.shard.ids], dtype="U32")
+            self._tombstones = (key, hashes)
+        return self._tombstones[1]
+
+    def groups(self, split: int) -> dict[str, NDArray[np.intp]]:
+        """The rows of each slice in one split, by key, in the order of the record ids."""
+        rows = np.flatnonzero(self.shard.split == split)
+        keys, inverse = np.unique(self.shard.slices[rows], return_inverse=True)
+        return {str(key): rows[inverse == number] for number, key in enumerate(keys)}
+
+    def slices(self, split: str, outputs: tuple[str, ...]) -> dict[str, Statistics]:
+        """The statistics of every slice in one split, by key."""
+        code = SPLITS.index(split)
+        cache = self._statistics.setdefault(outputs, {})
+        for key, rows in self.groups(code).items():
+            if (code, key) not in cache:
+                modalities = {name: X[rows] for name, X in self.shard.modalities.items()}
+                cache[code, key] = self.statistics(modalities, self.shard.target[rows], outputs)
+        return {key: part for (at, key), part in sorted(cache.items()) if at == code}
+
+    def statistics(self, modalities: Mapping[str, Float], y: NDArray[Any], outputs: tuple[str, ...]) -> Statistics:
+        """The statistics of some rows, encoded block by block."""
+        parts = [
+            statistics_of(self.encoded(modalities, slice(at, at + BLOCK)), targets(y[at : at + BLOCK], outputs))
+            for at in range(0, len(y), BLOCK)
+        ]
+        return parts[0] if len(parts) == 1 else Statistics.total(parts, width(self.config), len(outputs))
+
+    def encoded(self, modalities: Mapping[str, Float], rows: slice | NDArray[np.intp]) -> Float:
+        """phi of some rows, (rows, d)."""
+        return encode({name: X[rows] for name, X in modalities.items()}, self._encoders)
+
+    def split_total(self, split: str, outputs: tuple[str, ...]) -> Statistics:
+        """The statistics of a whole split, its slices added in the order of their keys."""
+        return Statistics.total(self.slices(split, outputs).values(), width(self.config), len(outputs))
+
+    def rest(self, total: Statistics, outputs: tuple[str, ...]) -> Statistics:
+        """The sums of the other clients: the federation's total without this client's own."""
+        own = self.split_total("fit", outputs)
+        return Statistics(total.n - own.n, total.G - own.G, total.b - own.b, 0.0)
+
+    def task(self, slices: Mapping[str, Statistics], total: Statistics, outputs: tuple[str, ...]) -> Task:
+        """The task of choosing influences for some slices, by key, within the federation's total."""
+        return task_of(
+            slices,
+            shards.ages(sorted(slices), self.config),
+            self.rest(total, outputs),
+            self.split_total("validation", outputs),
+            self.split_total("later", outputs),
+            self.config.model.ridge,
+        )
+
+
+class Host:
+    """Several clients in one process; what a Ray actor wraps and what runs in process."""
+
+    def __init__(self, config: Config, names: Sequence[str], folder: Path) -> None:
+        by = encoders(config)
+        self._clients = {name: Client(name, config, folder, by) for name in names}
+
+    def answer(self, work: Work, names: Sequence[str]) -> list[Answer]:
+        """Let some of the clients do a work, in the order of their names."""
+        clients = [self._clients[name] for name in sorted(names)]
+        with one_thread():
+            work.prepare(clients)
+            return [work.perform(client) for client in clients]

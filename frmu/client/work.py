@@ -1,0 +1,361 @@
+"""The works a client knows: import, commit, describe, adopt, sum, choose, measure, locate, purge, scan, play.
+
+Each is a frozen record with a `perform`. What leaves a client is counts, aggregates of whole slices and keyed
+hashes; never a row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from frmu.client.client import Client, Rehearsal, tombstone
+from frmu.data import shard as shards
+from frmu.data.shard import SPLITS
+from frmu.data.source import RECORD, gather
+from frmu.federation import Answer
+from frmu.influence.disturbance import disturb, draw
+from frmu.influence.network import Network
+from frmu.influence.observation import observe
+from frmu.influence.selectors import Decision, decide
+from frmu.influence.task import Task, refit
+from frmu.learning.statistics import loss, pack, targets, unpack
+from frmu.types import Float, Selection, Statistics
+
+__all__ = [
+    "Adopt", "Choose", "Commit", "Describe", "Discard", "Import", "Locate", "Measure", "Move", "Packed", "Play", "Purge",
+    "Scan", "Sum",
+]  # fmt: skip
+
+REHEARSALS = 64  # tasks a client keeps in memory while a policy trains
+
+
+@dataclass(frozen=True, slots=True)
+class _Each:
+    """A work that needs no preparation for several clients at once."""
+
+    def prepare(self, clients: Sequence[Client]) -> None:
+        """Nothing to share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """Read and check the client's records in the user's files, and set them aside as the shard to come.
+
+    Records with a tombstone are refused. Nothing that is there changes until `Commit`.
+    """
+
+    tombstones: Mapping[str, frozenset[str]]
+    key: bytes = field(repr=False)
+
+    def prepare(self, clients: Sequence[Client]) -> None:
+        """One reading of the files for all clients of this host."""
+        tables = gather(clients[0].config, [client.name for client in clients])
+        for client in clients:
+            client.incoming = tables[client.name]
+
+    def perform(self, client: Client) -> Answer:
+        """Counts: rows taken, rows refused."""
+        table, refused = client.incoming, 0
+        client.incoming = None
+        buried = self.tombstones.get(client.name, frozenset())
+        if buried:
+            alive = [tombstone(self.key, client.name, name) not in buried for name in table[RECORD].to_pylist()]
+            refused = len(alive) - sum(alive)
+            table = table.filter(np.array(alive, dtype=bool)) if refused else table
+        shards.write(table, _incoming(client.path))
+        return Answer(client.name, {"rows": table.num_rows, "refused": refused})
+
+
+def _incoming(path: Path) -> Path:
+    return path.with_suffix(".incoming")
+
+
+@dataclass(frozen=True, slots=True)
+class Commit(_Each):
+    """Make the imported shard the client's own, or throw it away."""
+
+    keep: bool
+
+    def perform(self, client: Client) -> Answer:
+        """Rename the file set aside over the shard; a shard without rows is no shard."""
+        incoming = _incoming(client.path)
+        if not self.keep:
+            with contextlib.suppress(FileNotFoundError):
+                incoming.unlink()
+            return Answer(client.name, {})
+        if incoming.exists():
+            incoming.replace(client.path)
+            client.reload()
+        if client.held and not len(client.shard):
+            client.path.unlink()
+            client.reload()
+        return Answer(client.name, {"held": client.held})
+
+
+@dataclass(frozen=True, slots=True)
+class Discard(_Each):
+    """Remove the shard of a client that the source no longer has."""
+
+    def perform(self, client: Client) -> Answer:
+        """Unlink the shard."""
+        client.path.unlink(missing_ok=True)
+        client.reload()
+        return Answer(client.name, {})
+
+
+@dataclass(frozen=True, slots=True)
+class Describe(_Each):
+    """Say what is held: rows, rows by split, classes."""
+
+    def perform(self, client: Client) -> Answer:
+        """Counts and class names."""
+        if not client.held:
+            return Answer(client.name, {"rows": 0, "splits": {}, "slices": [], "classes": [], "policy": ""})
+        shard = client.shard
+        labels = sorted(set(shard.target.tolist())) if shard.target.dtype.kind != "f" else []
+        counts = np.bincount(shard.split, minlength=len(SPLITS))
+        record = {
+            "rows": len(shard),
+            "splits": {name: int(count) for name, count in zip(SPLITS, counts, strict=True)},
+            "slices": list(client.groups(0)),
+            "classes": labels,
+            "policy": client.network.digest if client.network else "",
+        }
+        return Answer(client.name, record)
+
+
+@dataclass(frozen=True, slots=True)
+class Sum(_Each):
+    """Send the sums of all records to fit, at full influence, and of the validation records."""
+
+    outputs: tuple[str, ...]
+
+    def perform(self, client: Client) -> Answer:
+        """Packed sums in the payload."""
+        fit, validation = (client.split_total(split, self.outputs) for split in ("fit", "validation"))
+        payload = {"H": pack(fit.G), "b": fit.b, "Hv": pack(validation.G), "bv": validation.b}
+        payload["scalars"] = np.array([fit.n, validation.n, validation.c], dtype=np.float64)
+        return Answer(client.name, {"rows": len(client.shard)}, payload)
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt(_Each):
+    """Take a policy over; it stays with the client until another one comes."""
+
+    network: Network
+
+    def perform(self, client: Client) -> Answer:
+        """Keep the policy."""
+        client.network = self.network
+        return Answer(client.name, {})
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """The federation's sums at full influence on their way to clients: `H` packed, `b` (d, outputs)."""
+
+    n: int
+    H: Float
+    b: Float
+
+    @staticmethod
+    def of(total: Statistics) -> Packed:
+        """Pack."""
+        return Packed(total.n, pack(total.G), total.b)
+
+    def open(self) -> Statistics:
+        """Unpack."""
+        return Statistics(self.n, unpack(self.H, len(self.b)), self.b, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Choose(_Each):
+    """Choose influences for the client's slices, given the sums of the federation, and send the weighted sums.
+
+    The choice rests on the records that are there, the config and the policy file alone.
+    """
+
+    outputs: tuple[str, ...]
+    total: Packed
+
+    def perform(self, client: Client) -> Answer:
+        """Influences and losses in the record; packed sums in the payload, where they differ from `Sum`'s."""
+        slices = client.slices("fit", self.outputs)
+        record: dict[str, Any] = {"rows": len(client.shard)}
+        if not slices:
+            nothing: dict[str, Any] = {"influence": {}, "chosen_by": "keep", "losses": {}, "slices": {}, "refits": 0}
+            return Answer(client.name, record | nothing)
+        task = client.task(slices, self.total.open(), self.outputs)
+        policy = client.config.policy
+        decision = decide(task, client.network, policy.selector, policy.margin, policy.steps)
+        record |= {
+            "influence": dict(zip(task.keys, decision.influence.tolist(), strict=True)),
+            "chosen_by": decision.chosen_by,
+            "losses": dict(decision.losses),
+            "slices": _explained(task, decision),
+            "refits": decision.refits,
+        }
+        if np.all(decision.influence == 1.0):
+            return Answer(client.name, record)
+        parts = (slices[key].scaled(float(i)) for key, i in zip(task.keys, decision.influence, strict=True) if i != 0.0)
+        sums = Statistics.total(parts, len(self.total.b), len(self.outputs))
+        return Answer(client.name, record, {"H": pack(sums.G), "b": sums.b})
+
+
+def _explained(task: Task, decision: Decision) -> dict[str, Any]:
+    """What was seen of each slice, for the tracker: aggregates only."""
+    columns = zip(task.keys, task.n, decision.rows.tolist(), decision.pool.tolist(), strict=True)
+    return {key: {"records": int(n), "features": row, "pool": pool} for key, n, row, pool in columns}
+
+
+@dataclass(frozen=True, slots=True)
+class Measure(_Each):
+    """How good heads (d, outputs) are on the client's own validation, later and test records."""
+
+    heads: Mapping[str, Float]
+    outputs: tuple[str, ...]
+
+    def perform(self, client: Client) -> Answer:
+        """Sums of errors by head and split, so that the centre can average over records."""
+        record: dict[str, Any] = {name: {} for name in self.heads}
+        for code, split in enumerate(SPLITS[1:], start=1):
+            rows = np.flatnonzero(client.shard.split == code)
+            phi = client.encoded(client.shard.modalities, rows)
+            y = client.shard.target[rows]
+            for name, W in self.heads.items():
+                record[name][split] = _errors(phi @ W, y, self.outputs)
+        return Answer(client.name, record)
+
+
+def _errors(predicted: Float, y: Any, outputs: tuple[str, ...]) -> dict[str, float]:
+    if y.dtype.kind != "f":
+        hits = np.array(outputs)[np.argmax(predicted, axis=1)] == y if len(y) else np.zeros(0)
+        return {"n": len(y), "correct": int(np.sum(hits))}
+    error = predicted - targets(y, outputs)
+    return {"n": len(y), "square": float(np.sum(error * error)), "absolute": float(np.sum(np.abs(error)))}
+
+
+@dataclass(frozen=True, slots=True)
+class Locate(_Each):
+    """Search the shard for what requests mean; answer with counts and the tombstones of what was found."""
+
+    requests: Mapping[str, Selection]
+    key: bytes = field(repr=False)
+
+    def perform(self, client: Client) -> Answer:
+        """For each request: the slices hit, and keyed hashes."""
+        found: dict[str, Any] = {}
+        for request, selection in self.requests.items():
+            if not client.held or selection.client not in (None, client.name):
+                continue
+            rows = client.shard.matches(selection)
+            if rows.any():
+                slices, counts = np.unique(client.shard.slices[rows], return_counts=True)
+                found[request] = {
+                    "slices": dict(zip(slices.tolist(), counts.tolist(), strict=True)),
+                    "tombstones": client.tombstones(self.key)[rows].tolist(),
+                }
+        return Answer(client.name, {"searched": len(client.shard) if client.held else 0, "found": found})
+
+
+@dataclass(frozen=True, slots=True)
+class Scan(_Each):
+    """Count the records in the shard that have a tombstone: after a purge there must be none."""
+
+    tombstones: Mapping[str, frozenset[str]]
+    key: bytes = field(repr=False)
+
+    def perform(self, client: Client) -> Answer:
+        """Read the shard from disk again, not from memory."""
+        client.reload()
+        buried = self.tombstones.get(client.name, frozenset())
+        left = int(np.sum(_buried(client, self.key, buried))) if client.held and buried else 0
+        return Answer(client.name, {"rows": len(client.shard) if client.held else 0, "left": left})
+
+
+@dataclass(frozen=True, slots=True)
+class Purge(_Each):
+    """Rewrite the shard without the records that have a tombstone; doing it twice is doing it once."""
+
+    tombstones: Mapping[str, frozenset[str]]
+    key: bytes = field(repr=False)
+
+    def perform(self, client: Client) -> Answer:
+        """Counts: rows dropped, rows left."""
+        buried = self.tombstones.get(client.name, frozenset())
+        if not client.held or not buried:
+            return Answer(client.name, {"dropped": 0, "rows": len(client.shard) if client.held else 0})
+        rows = _buried(client, self.key, buried)
+        if rows.any():
+            client.drop(rows)
+        return Answer(client.name, {"dropped": int(rows.sum()), "rows": len(client.shard) if client.held else 0})
+
+
+def _buried(client: Client, key: bytes, buried: frozenset[str]) -> Any:
+    return np.isin(client.tombstones(key), np.array(sorted(buried), dtype="U32"))
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One step of an episode at one client: the episode's seed, the influences to refit with, the step's share."""
+
+    seed: int
+    influence: tuple[float, ...] | None
+    step: float
+
+
+@dataclass(frozen=True, slots=True)
+class Play(_Each):
+    """Steps of RL episodes: the client disturbs some of its slices by the seed, refits, and tells what it sees.
+
+    The answer holds observation rows (aggregates), the loss on the later records under the influences and under
+    full influence, and which slices were disturbed, for the account of precision and recall.
+    """
+
+    moves: Mapping[str, tuple[Move, ...]]
+    outputs: tuple[str, ...]
+    total: Packed
+    most: int
+
+    def perform(self, client: Client) -> Answer:
+        """One entry a move."""
+        moves = self.moves.get(client.name, ())
+        return Answer(client.name, {"steps": [self._step(client, move) for move in moves]})
+
+    def _step(self, client: Client, move: Move) -> dict[str, Any]:
+        rehearsal = client.rehearsals.get(move.seed)
+        if rehearsal is None:
+            if len(client.rehearsals) >= REHEARSALS:
+                client.rehearsals.pop(next(iter(client.rehearsals)))
+            rehearsal = client.rehearsals[move.seed] = self._rehearse(client, move.seed)
+        kind, hit, task, keep = rehearsal
+        influence = np.ones(len(task)) if move.influence is None else np.array(move.influence)
+        return {
+            "kind": kind,
+            "keys": task.keys,
+            "hit": [key in hit for key in task.keys],
+            "rows": observe(task, influence, move.step),
+            "loss": loss(refit(task, influence), task.later),
+            "keep": keep,
+        }
+
+    def _rehearse(self, client: Client, seed: int) -> Rehearsal:
+        """A task of the client with some slices disturbed, drawn from the seed alone."""
+        rng = np.random.Generator(np.random.PCG64(seed))
+        slices = client.slices("fit", self.outputs)
+        keys = sorted(slices)[-self.most :]
+        kind, hit = draw(keys, rng)
+        chosen = dict(slices)
+        groups = client.groups(0)
+        for key in hit:
+            modalities = {name: X[groups[key]] for name, X in client.shard.modalities.items()}
+            y = client.shard.target[groups[key]]
+            chosen[key] = client.statistics(*disturb(kind, modalities, y, rng), self.outputs)
+        task = client.task({key: chosen[key] for key in keys}, self.total.open(), self.outputs)
+        return kind, frozenset(hit), task, loss(refit(task, np.ones(len(task))), task.later)

@@ -1,0 +1,354 @@
+"""The config: one TOML file that says which records, which model, which slices.
+
+It is the only thing besides the records and the policy file that may steer a state, so everything that a
+training job elsewhere would compute from the data - ranges, dates of the split, class names - is declared
+here instead. What computes is `fingerprint`: two configs that differ only in where things lie (paths, store,
+addresses, placement) give the same state.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from frmu.errors import ConfigError, near_miss
+
+__all__ = ["Config", "Lag", "load", "parse_duration"]
+
+Range = tuple[float, float]
+CALENDAR = ("day", "week", "month")
+
+_UNITS = {"min": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def parse_duration(text: str) -> dt.timedelta:
+    """A duration such as "30min", "12h", "1d" or "2w".
+
+    >>> parse_duration("36h")
+    datetime.timedelta(days=1, seconds=43200)
+    """
+    found = re.fullmatch(r"\s*(\d+)\s*(min|h|d|w)\s*", text)
+    if not found or int(found[1]) == 0:
+        raise ValueError(f'a duration must be a positive number and one of min, h, d, w (as "1d"), got "{text}"')
+    return dt.timedelta(seconds=int(found[1]) * _UNITS[found[2]])
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Lag(_Table):
+    """A feature that a client computes: the value of `column` one duration `back`, at the same client.
+
+    It is computed from the rows that remain, so an erased value leaves the lags of its neighbours too.
+    """
+
+    column: str
+    back: str
+
+    @field_validator("back")
+    @classmethod
+    def _duration(cls, text: str) -> str:
+        parse_duration(text)
+        return text
+
+
+class Data(_Table):
+    """`[data]`: where the records lie and what their columns mean."""
+
+    path: str
+    client: str
+    record: str
+    target: str
+    task: Literal["regression", "classification"]
+    subject: str | None = None
+    time: str | None = None
+    classes: list[str] | None = None
+    modalities: dict[str, list[str]] = Field(min_length=1)
+    lags: dict[str, Lag] = {}
+    ranges: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = {}
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Every feature of every modality, in the order of the config."""
+        return tuple(name for names in self.modalities.values() for name in names)
+
+    @field_validator("modalities")
+    @classmethod
+    def _some_features(cls, modalities: dict[str, list[str]]) -> dict[str, list[str]]:
+        for name, columns in modalities.items():
+            if not columns:
+                raise ValueError(f'modality "{name}" must name at least one feature column')
+        names = [name for columns in modalities.values() for name in columns]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"a feature must belong to one modality, got it twice: {', '.join(twice)}")
+        return modalities
+
+    @field_validator("ranges")
+    @classmethod
+    def _ordered(cls, ranges: dict[str, list[float]]) -> dict[str, list[float]]:
+        for name, (low, high) in ranges.items():
+            if not low < high:
+                raise ValueError(f'range of "{name}" must be [low, high] with low < high, got [{low}, {high}]')
+        return ranges
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Data:
+        features = self.features
+        for name, lag in self.lags.items():
+            if self.time is None:
+                raise ValueError(f'lag "{name}" needs data.time: a lag goes back in time')
+            if name not in features:
+                hint = near_miss(name, features)
+                raise ValueError(f'lag "{name}" must be a feature of one of data.modalities{hint}')
+            if lag.column in self.lags:
+                raise ValueError(f'lag "{name}" must look at a column of the file, got the lag "{lag.column}"')
+        known = {*features, self.target, *(lag.column for lag in self.lags.values())}
+        for name in self.ranges:
+            if name not in known:
+                raise ValueError(f'range of "{name}" names no feature{near_miss(name, known)}')
+        if self.target in features:
+            raise ValueError(f'target "{self.target}" must not be a feature as well')
+        if self.classes is not None and self.task != "classification":
+            raise ValueError('classes are for task = "classification"')
+        return self
+
+
+class Slices(_Table):
+    """`[slices]`: which records stand or fall together."""
+
+    by: str | None = None
+    buckets: int = Field(default=16, ge=1, le=4096)
+
+
+class Split(_Table):
+    """`[split]`: declared dates, or shares of a hash of the record id; never a rule over other rows."""
+
+    validation_from: dt.datetime | dt.date | None = None
+    later_from: dt.datetime | dt.date | None = None
+    test_from: dt.datetime | dt.date | None = None
+    validation: float = Field(default=0.15, gt=0, lt=1)
+    later: float = Field(default=0.15, gt=0, lt=1)
+    test: float = Field(default=0.2, gt=0, lt=1)
+
+    @property
+    def dates(self) -> tuple[dt.datetime, dt.datetime, dt.datetime] | None:
+        """The three borders as naive UTC times, or None where the split is by hash."""
+        borders = (self.validation_from, self.later_from, self.test_from)
+        if any(border is None for border in borders):
+            return None
+        first, second, third = (_naive(border) for border in borders if border is not None)
+        return first, second, third
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Split:
+        borders = (self.validation_from, self.later_from, self.test_from)
+        given = [border for border in borders if border is not None]
+        if given and len(given) < 3:
+            raise ValueError("validation_from, later_from and test_from must be given together")
+        dates = self.dates
+        if dates and not dates[0] < dates[1] < dates[2]:
+            raise ValueError("validation_from < later_from < test_from must hold")
+        if not dates and self.validation + self.later + self.test >= 1:
+            raise ValueError("validation + later + test must be below 1: the rest is what is fitted")
+        return self
+
+
+def _naive(moment: dt.datetime | dt.date) -> dt.datetime:
+    if not isinstance(moment, dt.datetime):
+        return dt.datetime(moment.year, moment.month, moment.day)
+    return moment.astimezone(dt.UTC).replace(tzinfo=None) if moment.tzinfo else moment
+
+
+class Model(_Table):
+    """`[model]`: a frozen encoder for each modality and a ridge head."""
+
+    encoder: Literal["relu", "fourier", "linear"] = "relu"
+    features: int = Field(default=64, ge=1, le=8192)
+    ridge: float = Field(default=1e-3, gt=0)
+    seed: int = Field(default=0, ge=0)
+
+
+class Policy(_Table):
+    """`[policy]`: how influences are chosen, and how the learned policy is trained."""
+
+    selector: Literal["policy", "rules", "keep"] = "policy"
+    file: str | None = None
+    margin: float = Field(default=0.01, ge=0, lt=1)
+    steps: int = Field(default=1, ge=1, le=16)
+    price: float = Field(default=0.02, ge=0)
+    iterations: int = Field(default=20, ge=1)
+    samples: int = Field(default=512, ge=64)
+    env_runners: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0)
+
+
+class Attention(_Table):
+    """`[attention]`: how the server weighs clients."""
+
+    rule: Literal["counterfactual", "size"] = "counterfactual"
+    cut: float = Field(default=0.02, ge=0)
+    temperature: float = Field(default=0.02, gt=0)
+
+
+class Placement(_Table):
+    """`[placement]`: how clients are put on Ray actors."""
+
+    clients_per_actor: int | Literal["auto"] = "auto"
+    timeout: float = Field(default=300.0, gt=0)
+
+    @field_validator("clients_per_actor")
+    @classmethod
+    def _positive(cls, number: int | str) -> int | str:
+        if isinstance(number, int) and number < 1:
+            raise ValueError(f'clients_per_actor must be at least 1 or "auto", got {number}')
+        return number
+
+
+class Store(_Table):
+    """`[store]`: where frmu keeps its own shards, checkpoints, ledger and runs."""
+
+    folder: str | None = None
+    ledger: str | None = None
+    tracking: str | None = None
+    experiment: str | None = None
+
+
+class RayTable(_Table):
+    """`[ray]`: which Ray the federation runs on."""
+
+    address: str | None = None
+
+
+class Config(_Table):
+    """A whole config; `load` reads it from TOML."""
+
+    data: Data
+    slices: Slices = Slices()
+    split: Split = Split()
+    model: Model = Model()
+    policy: Policy = Policy()
+    attention: Attention = Attention()
+    placement: Placement = Placement()
+    store: Store = Store()
+    ray: RayTable = RayTable()
+    file: Path = Field(default=Path("frmu.toml"), exclude=True)
+
+    @property
+    def slice_by(self) -> str:
+        """What slices are cut by: as declared, else by month, subject or record, whichever exists first."""
+        if self.slices.by is not None:
+            return self.slices.by
+        if self.data.time is not None:
+            return "month"
+        return "subject" if self.data.subject is not None else self.data.record
+
+    @property
+    def folder(self) -> Path:
+        """The working folder; by default `<config name>.frmu` beside the config."""
+        if self.store.folder is None:
+            return self.file.parent / f"{self.file.stem}.frmu"
+        return self.file.parent / self.store.folder
+
+    @property
+    def experiment(self) -> str:
+        """The name of the MLflow experiment; by default the config's."""
+        return self.store.experiment or self.file.stem
+
+    @property
+    def source(self) -> str:
+        """The data path or glob, taken relative to the config."""
+        return str(self.file.parent / self.data.path)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything in the config that can change a state.
+
+        Paths, the store, the placement and the address cannot; nor can the settings of policy training,
+        whose only trace is the policy file, which the state digests by itself.
+        """
+        parts = {
+            "data": self.data.model_dump(mode="json", exclude={"path"}),
+            "slices": {"by": self.slice_by, "buckets": self.slices.buckets},
+            "split": self.split.model_dump(mode="json"),
+            "model": self.model.model_dump(mode="json"),
+            "policy": self.policy.model_dump(mode="json", include={"selector", "margin", "steps"}),
+            "attention": self.attention.model_dump(mode="json"),
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        by = self.slices.by
+        if by in CALENDAR and self.data.time is None:
+            raise ValueError(f'slices.by = "{by}" needs data.time')
+        if by == "subject" and self.data.subject is None:
+            raise ValueError('slices.by = "subject" needs data.subject')
+        if self.split.dates and self.data.time is None:
+            raise ValueError("dates in [split] need data.time")
+        return self
+
+
+def load(path: str | Path) -> Config:
+    """Read a config, or raise `ConfigError` with the key at fault and its near miss."""
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config; `frmu init PARQUET -o {path}` proposes one") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder, not a config file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    return parse(raw, path)
+
+
+def parse(raw: dict[str, Any], path: Path) -> Config:
+    """Validate the tables of a config that was read from `path`.
+
+    >>> parse({"data": {"path": "a.parquet", "cleint": "home"}}, Path("a.toml"))
+    Traceback (most recent call last):
+    frmu.errors.ConfigError: a.toml: data.cleint: unknown key; did you mean "client"?
+    """
+    if "file" in raw:
+        raise ConfigError(f"{path}: file: unknown key")
+    try:
+        return Config.model_validate(raw | {"file": path.absolute()})
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    # An unknown key comes first: the missing key beside it is most often the same slip.
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    problem = problems[0]
+    where = [str(part) for part in problem["loc"]]
+    key = ".".join(where)
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key{near_miss(where[-1], _keys(where[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{key}: missing, and it has no default"
+    message = problem["msg"].removeprefix("Value error, ")
+    got = problem.get("input")
+    shown = f", got {got!r}" if isinstance(got, str | int | float | bool | list) else ""
+    return f"{key}: {message}{shown}" if key else message
+
+
+def _keys(where: list[str]) -> list[str]:
+    """The keys that a table takes, for the near miss."""
+    model: Any = Config
+    for part in where:
+        field = model.model_fields.get(part) if isinstance(model, type) else None
+        if field is None:
+            return []
+        kinds = [field.annotation, *get_args(field.annotation)]
+        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    if not isinstance(model, type):
+        return []
+    return [name for name in model.model_fields if name != "file"]

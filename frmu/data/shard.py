@@ -1,0 +1,205 @@
+"""A client's shard: its records on its own disk, and the arrays that learning sees.
+
+Rows are kept in the order of their record ids, whatever the order of the source, and every derived thing -
+slice, split, scaled feature, lag - follows from the row, the config and the rows of the same client that
+remain. So a shard that lost records is the shard that never had them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from frmu.config import CALENDAR, Config, parse_duration
+from frmu.data.source import RECORD, SLICE, SUBJECT, TARGET, TIME, read_parquet
+from frmu.types import Float, Selection
+
+__all__ = ["SPLITS", "Shard", "ages", "clients_in", "path_of", "write"]
+
+SPLITS = ("fit", "validation", "later", "test")
+
+
+def path_of(folder: Path, client: str) -> Path:
+    """Where a client's shard lies under the folder of shards.
+
+    >>> path_of(Path("shards"), "NIA / South").name
+    'NIA%20%2F%20South.parquet'
+    """
+    return folder / f"{quote(client, safe='')}.parquet"
+
+
+def clients_in(folder: Path) -> tuple[str, ...]:
+    """The clients that have a shard in a folder, in the order of their names."""
+    return tuple(sorted(unquote(file.stem) for file in folder.glob("*.parquet")))
+
+
+def write(table: pa.Table, path: Path) -> None:
+    """Replace a shard atomically: after a crash the old file or the new one is there, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            pq.write_table(table, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The records of one client as arrays, one row a record, in the order of the record ids.
+
+    `modalities` maps a modality to its scaled raw columns, (n, columns) float64; `target` is (n,) float64 for a
+    regression and (n,) str otherwise; `split` is (n,) int8 into `SPLITS`; `slices` is (n,) str.
+    """
+
+    table: pa.Table
+    ids: NDArray[Any]
+    modalities: dict[str, Float]
+    target: NDArray[Any]
+    split: NDArray[np.int8]
+    slices: NDArray[Any]
+
+    @staticmethod
+    def read(path: Path, config: Config) -> Shard:
+        """Memory-map a shard that `write` wrote."""
+        return Shard.of(read_parquet(path), config)
+
+    @staticmethod
+    def of(table: pa.Table, config: Config) -> Shard:
+        """Derive everything that learning needs from a table in the columns of a shard."""
+        ids = _texts(table, RECORD)
+        return Shard(
+            table=table,
+            ids=ids,
+            modalities={name: _modality(table, columns, config) for name, columns in config.data.modalities.items()},
+            target=table[TARGET].to_numpy() if config.data.task == "regression" else _texts(table, TARGET),
+            split=_split(table, ids, config),
+            slices=_slices(table, ids, config),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def matches(self, selection: Selection) -> NDArray[np.bool_]:
+        """Which rows a selection means, (n,) bool; the client is the caller's affair."""
+        if selection.kind == "records":
+            return np.isin(self.ids, np.array(selection.records, dtype=object).astype(str))
+        if selection.kind == "subject":
+            return _texts(self.table, SUBJECT) == selection.subject
+        if selection.kind == "between" and selection.between is not None:
+            first, last = (np.datetime64(moment, "us") for moment in selection.between)
+            times = _times(self.table)
+            return (times >= first) & (times < last)
+        return np.ones(len(self), dtype=bool)
+
+    def without(self, rows: NDArray[np.bool_]) -> pa.Table:
+        """The table with some rows dropped."""
+        return self.table.filter(pa.array(~rows))
+
+
+def ages(keys: list[str], config: Config) -> Float:
+    """How old each slice is, from 1 (the oldest) to 0, (K,); all 0 where slices are not of time."""
+    if config.slice_by not in CALENDAR or len(keys) < 2:
+        return np.zeros(len(keys))
+    return np.linspace(1.0, 0.0, len(keys))
+
+
+def _texts(table: pa.Table, column: str) -> NDArray[Any]:
+    return table[column].to_numpy(zero_copy_only=False).astype(str)
+
+
+def _times(table: pa.Table) -> NDArray[Any]:
+    return table[TIME].to_numpy().astype("datetime64[us]")
+
+
+def _modality(table: pa.Table, columns: list[str], config: Config) -> Float:
+    parts: list[Float] = []
+    for name in columns:
+        if name in config.data.lags:
+            parts += _lag(table, name, config)
+        else:
+            parts.append(_scale(table[name].to_numpy(), config.data.ranges.get(name)))
+    return np.ascontiguousarray(np.stack(parts, axis=1))  # (n, columns)
+
+
+def _scale(values: Float, declared: list[float] | None) -> Float:
+    """To [-1, 1] by the declared range; a column without one is taken as it is."""
+    if declared is None:
+        return values
+    low, high = declared
+    return 2.0 * (values - low) / (high - low) - 1.0
+
+
+def _lag(table: pa.Table, name: str, config: Config) -> list[Float]:
+    """The lagged value, 0 where there is none, and whether there is one."""
+    lag = config.data.lags[name]
+    ranges = config.data.ranges
+    values = _scale(table[lag.column].to_numpy(), ranges.get(name, ranges.get(lag.column)))
+    times = _times(table)
+    if len(times) == 0:
+        return [np.zeros(0), np.zeros(0)]
+    order = np.argsort(times, kind="stable")  # rows stand by record id: of two at one time the later id counts
+    wanted = times - np.timedelta64(parse_duration(lag.back))
+    at = np.searchsorted(times[order], wanted, side="right") - 1
+    found = (at >= 0) & (times[order][at] == wanted)
+    return [np.where(found, values[order][at], 0.0), found.astype(np.float64)]
+
+
+def _split(table: pa.Table, ids: NDArray[Any], config: Config) -> NDArray[np.int8]:
+    """0 fit, 1 validation, 2 later, 3 test: by declared dates, else by a hash of the record id."""
+    dates = config.split.dates
+    if dates is not None:
+        borders = np.array([np.datetime64(moment, "us") for moment in dates])
+        return np.searchsorted(borders, _times(table), side="right").astype(np.int8)
+    split = config.split
+    fit = 1.0 - split.validation - split.later - split.test
+    borders = np.cumsum([fit, split.validation, split.later])
+    shares = np.array([_hash(name, "split") / 2.0**64 for name in ids])
+    return np.searchsorted(borders, shares, side="right").astype(np.int8)
+
+
+def _slices(table: pa.Table, ids: NDArray[Any], config: Config) -> NDArray[Any]:
+    by = config.slice_by
+    if by in CALENDAR:
+        return _calendar(_times(table), by)
+    if by == "subject":
+        labels = _texts(table, SUBJECT)
+    else:
+        labels = ids if by == config.data.record else _texts(table, SLICE)
+    buckets = config.slices.buckets
+    width = len(str(buckets - 1))
+    return np.array([f"{by}-{_hash(label, by) % buckets:0{width}d}" for label in labels], dtype=str)
+
+
+def _calendar(times: NDArray[Any], by: str) -> NDArray[Any]:
+    days = times.astype("datetime64[D]")
+    if by == "day":
+        return days.astype(str)
+    if by == "month":
+        return times.astype("datetime64[M]").astype(str)
+    return np.array([_iso_week(day) for day in days.astype(object)], dtype=str)
+
+
+def _iso_week(day: Any) -> str:
+    year, week, _ = day.isocalendar()
+    return f"{year}-W{week:02d}"
+
+
+def _hash(label: str, purpose: str) -> int:
+    """64 bits of the label alone: no other row can move it."""
+    raw = hashlib.blake2b(str(label).encode(), digest_size=8, person=purpose.encode()[:16]).digest()
+    return int.from_bytes(raw, "big")

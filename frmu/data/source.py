@@ -1,0 +1,246 @@
+"""The user's Parquet: which files, which clients, and whether the records are what the config says.
+
+Only the columns that the config names are read, so nothing else of a person enters a shard. Every check runs
+before anything is written, over a whole file at once, and names the file, the client, the column and the row.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from frmu.config import CALENDAR, Config
+from frmu.errors import DataError, near_miss
+
+__all__ = ["Source", "gather", "read_parquet", "survey"]
+
+RECORD, CLIENT, SUBJECT, TIME, TARGET, SLICE = "#record", "#client", "#subject", "#time", "#target", "#slice"
+_ROW, _FILE = "#row", "#file"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a look at the files tells: their paths, the clients in them, the number of rows."""
+
+    files: tuple[str, ...]
+    clients: tuple[str, ...]
+    rows: int
+
+
+def survey(config: Config) -> Source:
+    """List the files and the clients; raises `DataError` for a file that is missing, empty or truncated."""
+    files = _files(config)
+    clients: set[str] = set()
+    rows = 0
+    for file in files:
+        table = read_parquet(file, [config.data.client])
+        if table.num_rows == 0:
+            raise DataError(f"{file}: empty shard: the file has no row; remove it or fill it")
+        names = _text(table[config.data.client], file, config.data.client)
+        _no_nulls(names, file, config.data.client, "client")
+        clients.update(pc.unique(names).to_pylist())
+        rows += table.num_rows
+    return Source(tuple(files), tuple(sorted(clients)), rows)
+
+
+def gather(config: Config, clients: Iterable[str]) -> dict[str, pa.Table]:
+    """The checked records of some clients, one table a client, in the columns of a shard.
+
+    Raises `DataError` naming file, client, column and row for whatever does not fit the config.
+    """
+    wanted = pa.array(sorted(clients), pa.string())
+    files = _files(config)
+    parts = [_canonical(config, file, index, wanted) for index, file in enumerate(files)]
+    whole = pa.concat_tables(parts)
+    tables = {}
+    for client in wanted.to_pylist():
+        table = whole.filter(pc.equal(whole[CLIENT], client))
+        _no_duplicates(table, client, files)
+        tables[client] = table.drop_columns([CLIENT, _ROW, _FILE]).sort_by(RECORD)
+    return tables
+
+
+def read_parquet(file: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read columns of a memory-mapped Parquet file; a missing column or a broken file is a `DataError`."""
+    try:
+        parquet = pq.ParquetFile(file, memory_map=True)
+        with parquet:
+            known = parquet.schema_arrow.names
+            for column in columns or ():
+                if column not in known:
+                    raise DataError(f'{file}: no column "{column}"{near_miss(column, known)} It has: {", ".join(known)}')
+            return parquet.read(columns=None if columns is None else list(columns))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"{file}: not a whole Parquet file: {reason}") from None
+
+
+def _files(config: Config) -> list[str]:
+    source = Path(config.source)
+    if source.is_dir():
+        files = sorted(str(file) for file in source.rglob("*.parquet"))
+    elif source.is_file():
+        files = [str(source)]
+    else:
+        files = sorted(glob.glob(config.source, recursive=True))
+    if not files:
+        raise DataError(f"{config.source}: no Parquet file there; data.path is a file, a folder or a glob")
+    return files
+
+
+def _canonical(config: Config, file: str, index: int, wanted: pa.Array) -> pa.Table:
+    """The rows of some clients in one file, as the columns of a shard; everything is checked."""
+    data = config.data
+    table = read_parquet(file, _columns(config))
+    clients = _text(table[data.client], file, data.client)
+    keep = pc.is_in(clients, wanted)
+    rows = np.flatnonzero(keep.to_numpy(zero_copy_only=False))
+    table, clients = table.filter(keep), clients.filter(keep)
+    out = {CLIENT: clients, _ROW: pa.array(rows), _FILE: pa.array(np.full(len(rows), index))}
+    where = _Where(file, clients, rows)
+    out[RECORD] = where.whole(_text(table[data.record], file, data.record), data.record, "record id")
+    if data.subject is not None:
+        out[SUBJECT] = where.whole(_text(table[data.subject], file, data.subject), data.subject, "subject")
+    if data.time is not None:
+        out[TIME] = where.whole(_moments(table[data.time], file, data.time), data.time, "time")
+    if _slice_column(config):
+        out[SLICE] = where.whole(_text(table[config.slice_by], file, config.slice_by), config.slice_by, "slice")
+    if data.task == "regression":
+        out[TARGET] = where.within(_numbers(table[data.target], file, data.target), data.target, config)
+    else:
+        labels = where.whole(_text(table[data.target], file, data.target), data.target, "target")
+        out[TARGET] = where.known(labels, data.target, data.classes)
+    for name in _numeric(config):
+        out[name] = where.within(_numbers(table[name], file, name), name, config)
+    return pa.table(out)
+
+
+def _numeric(config: Config) -> list[str]:
+    """The numeric columns that a shard keeps: features of the file, and what lags look at."""
+    data = config.data
+    wanted = [name for name in data.features if name not in data.lags]
+    wanted += [lag.column for lag in data.lags.values()]
+    return list(dict.fromkeys(wanted))
+
+
+def _columns(config: Config) -> list[str]:
+    data = config.data
+    named = [data.client, data.record, data.subject, data.time, data.target, *_numeric(config)]
+    if _slice_column(config):
+        named.append(config.slice_by)
+    return list(dict.fromkeys(name for name in named if name is not None))
+
+
+def _slice_column(config: Config) -> bool:
+    return config.slice_by not in (*CALENDAR, "subject", config.data.record)
+
+
+@dataclass(frozen=True, slots=True)
+class _Where:
+    """Knows which row of which client an index is, so that an error can say it."""
+
+    file: str
+    clients: pa.ChunkedArray
+    rows: np.ndarray
+
+    def place(self, bad: np.ndarray) -> str:
+        first = int(np.flatnonzero(bad)[0])
+        more = f" (and {int(bad.sum()) - 1} more)" if bad.sum() > 1 else ""
+        return f'client "{self.clients[first]}", row {int(self.rows[first])}{more}'
+
+    def whole(self, column: pa.ChunkedArray, name: str, meaning: str) -> pa.ChunkedArray:
+        if column.null_count:
+            bad = column.is_null().to_numpy(zero_copy_only=False)
+            raise DataError(f'{self.file}: column "{name}" ({meaning}) is null at {self.place(bad)}')
+        return column
+
+    def known(self, labels: pa.ChunkedArray, name: str, classes: list[str] | None) -> pa.ChunkedArray:
+        if classes is None:
+            return labels
+        bad = ~pc.is_in(labels, pa.array(classes, pa.string())).to_numpy(zero_copy_only=False)
+        if bad.any():
+            label = labels[int(np.flatnonzero(bad)[0])]
+            raise DataError(
+                f'{self.file}: target "{name}" is "{label}" at {self.place(bad)}; data.classes declares only '
+                f"{', '.join(classes)}"
+            )
+        return labels
+
+    def within(self, column: pa.ChunkedArray, name: str, config: Config) -> pa.Array:
+        values = column.to_numpy(zero_copy_only=False) if column.null_count == 0 else None
+        if values is None:
+            bad = column.is_null().to_numpy(zero_copy_only=False)
+            raise DataError(f'{self.file}: column "{name}" is null at {self.place(bad)}; frmu fills nothing in')
+        bad = ~np.isfinite(values)
+        if bad.any():
+            raise DataError(f'{self.file}: column "{name}" must be finite, got {values[bad][0]} at {self.place(bad)}')
+        if name in config.data.ranges:
+            low, high = config.data.ranges[name]
+            bad = (values < low) | (values > high)
+            if bad.any():
+                raise DataError(
+                    f'{self.file}: column "{name}" must be within its declared range [{low:g}, {high:g}], got '
+                    f"{values[bad][0]:g} at {self.place(bad)}; widen data.ranges.{name} or mend the record"
+                )
+        return pa.array(values)
+
+
+def _no_duplicates(table: pa.Table, client: str, files: list[str]) -> None:
+    ids = table[RECORD].to_numpy(zero_copy_only=False)
+    order = np.argsort(ids, kind="stable")
+    same = ids[order][1:] == ids[order][:-1]
+    if same.any():
+        at = int(np.flatnonzero(same)[0])
+        places = [(files[table[_FILE][int(i)].as_py()], table[_ROW][int(i)].as_py()) for i in order[at : at + 2]]
+        raise DataError(
+            f'{places[1][0]}: duplicate record id "{ids[order[at]]}" of client "{client}" at row {places[1][1]}; it '
+            f"stands first at row {places[0][1]} of {places[0][0]} ({int(same.sum())} in all). A request by record "
+            "id must mean one record"
+        )
+
+
+def _no_nulls(column: pa.ChunkedArray, file: str, name: str, meaning: str) -> None:
+    if column.null_count:
+        bad = column.is_null().to_numpy(zero_copy_only=False)
+        raise DataError(f'{file}: column "{name}" ({meaning}) is null at row {int(np.flatnonzero(bad)[0])}')
+
+
+def _text(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
+    """Any kind of label as text; 7.0, which is how many tools save an integer with gaps, is "7"."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.cast(kind.value_type)
+        kind = column.type
+    if pa.types.is_floating(kind):
+        values = column.cast(pa.float64())
+        if pc.all(pc.or_kleene(pc.equal(pc.floor(values), values), pc.is_null(values))).as_py() is not False:
+            column = values.cast(pa.int64())
+    try:
+        return column.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise DataError(f'{file}: column "{name}" must be text or a number, got {kind}') from None
+
+
+def _numbers(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
+    kind = column.type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind)):
+        raise DataError(f'{file}: column "{name}" must be a number, got {kind}')
+    if pa.types.is_boolean(kind):
+        column = column.cast(pa.int8())
+    return column.cast(pa.float64(), safe=False)
+
+
+def _moments(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
+    """Timestamps as naive UTC microseconds."""
+    if not (pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)):
+        raise DataError(f'{file}: column "{name}" (time) must be a timestamp or a date, got {column.type}')
+    if pa.types.is_timestamp(column.type) and column.type.tz is not None:
+        column = column.cast(pa.timestamp(column.type.unit, "UTC")).cast(pa.timestamp(column.type.unit))
+    return column.cast(pa.timestamp("us"), safe=False)

@@ -1,0 +1,81 @@
+"""Every error frmu raises on purpose, as one tree.
+
+    FrmuError                     exit code 2 on the command line
+    +- ConfigError                the config file: unknown key, wrong type, impossible combination
+    +- DataError                  the records: missing column, null, duplicate id, value out of its range
+    +- RequestError               an erase request that cannot be taken: unknown subject, no such column
+    +- LedgerError                the ledger: broken chain, another version, a wrong key
+    +- PolicyError                a policy file: another feature version, truncated
+    +- StoreError                 the working folder: in use, not writable, a checkpoint of another config
+    +- FederationError            a client or the server did not answer
+    +- TrackingError              the MLflow tracking server cannot be reached
+
+A message says what is wrong, where (file, client, row, key) and which knob to turn. Each error is built from
+its message alone, so it survives pickling on its way back from a Ray actor.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "FederationError",
+    "FrmuError",
+    "LedgerError",
+    "PolicyError",
+    "RequestError",
+    "StoreError",
+    "TrackingError",
+    "near_miss",
+]
+
+
+class FrmuError(Exception):
+    """What frmu raises when the world, not its code, is at fault."""
+
+
+class ConfigError(FrmuError):
+    """The config is not valid."""
+
+
+class DataError(FrmuError):
+    """The records are not what the config says they are."""
+
+
+class RequestError(FrmuError):
+    """An erase request cannot be taken as it stands."""
+
+
+class LedgerError(FrmuError):
+    """The ledger is not whole, or is not ours."""
+
+
+class PolicyError(FrmuError):
+    """A policy file cannot be used."""
+
+
+class StoreError(FrmuError):
+    """The working folder cannot be used."""
+
+
+class FederationError(FrmuError):
+    """A client or the server did not answer."""
+
+
+class TrackingError(FrmuError):
+    """The tracking server cannot be reached."""
+
+
+def near_miss(name: str, known: Iterable[str]) -> str:
+    """A clause that names the known word nearest to a mistyped one, or nothing.
+
+    >>> near_miss("rigde", ["ridge", "seed"])
+    '; did you mean "ridge"?'
+    >>> near_miss("colour", ["ridge", "seed"])
+    ''
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f'; did you mean "{close[0]}"?' if close else ""

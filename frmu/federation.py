@@ -1,0 +1,98 @@
+"""The one seam: work goes out to clients, replies come back, tasks go to the server.
+
+Methods, verifiers and the RL environment are written against `Federation` and never import ray. There are two
+implementations, in process and on Ray (`frmu.runtime`), and both give the same state bit for bit, because what
+computes is the same `Host` and `Server`, and replies are folded in the order of client names.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle  # noqa: S403 - to count bytes; nothing is ever loaded
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+__all__ = ["Answer", "Federation", "Payload", "Reply", "Task", "Traffic", "Work", "in_order"]
+
+Payload = Mapping[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a client makes of a work: a small record of scalars, and arrays meant for the server."""
+
+    client: str
+    record: Mapping[str, Any]
+    payload: Payload | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that leave the client: the record as JSON and the arrays."""
+        arrays = sum(array.nbytes for array in self.payload.values()) if self.payload else 0
+        return len(json.dumps(self.record, default=str)) + arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer as the driver sees it: the record, and a handle to the arrays that only the server opens."""
+
+    client: str
+    record: Mapping[str, Any]
+    payload: Any = field(repr=False)
+    nbytes: int
+
+
+class Work(Protocol):
+    """Something that a client does over its own records; frozen, and free of hidden state."""
+
+    def prepare(self, clients: Sequence[Any]) -> None:
+        """Once for all clients of one host, before `perform`: shared reading, say."""
+
+    def perform(self, client: Any) -> Answer:
+        """Answer for one client."""
+
+
+class Task(Protocol):
+    """Something that the server does with the arrays of replies."""
+
+    def perform(self, server: Any, payloads: Mapping[str, Payload]) -> Any:
+        """The result that goes back to the driver."""
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes between the sites and the centre, counted by content, alike in process and on Ray."""
+
+    up: int = 0
+    down: int = 0
+
+    def sent(self, work: Work, clients: int) -> None:
+        """Count a work that went out to some clients."""
+        self.down += len(pickle.dumps(work)) * clients
+
+
+class Federation(Protocol):
+    """Clients and a server, wherever they run."""
+
+    clients: tuple[str, ...]
+    traffic: Traffic
+
+    def run(self, work: Work, on: Iterable[str] | None = None) -> Iterator[Reply]:
+        """Let clients (all by default) do a work; replies come in the order of arrival.
+
+        Raises `FederationError` when a client does not answer, and whatever error of ours a client raised.
+        """
+
+    def serve(self, task: Task, replies: Iterable[Reply] = ()) -> Any:
+        """Let the server do a task with the arrays of some replies."""
+
+    def close(self) -> None:
+        """Let go of clients and server."""
+
+
+def in_order(replies: Iterable[Reply]) -> list[Reply]:
+    """Replies in the order of client names: the one order in which they are folded."""
+    return sorted(replies, key=lambda reply: reply.client)

@@ -1,0 +1,144 @@
+"""The policy network, in numpy: masked self-attention over the slices of a client.
+
+Slices are a set, so the network is permutation-equivariant: rows in, three logits a row out (forget, attenuate,
+keep), and one value from attention pooling. The torch twin that RLlib trains is `policy.module`; both read the
+same file. (Vaswani et al., "Attention is all you need", NeurIPS 2017; pre-norm blocks.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from frmu.errors import PolicyError
+from frmu.influence.observation import FEATURES, VERSION
+from frmu.types import Float
+
+__all__ = ["BLOCKS", "WIDTH", "Network", "current_policy", "read_policy", "shapes", "shipped", "write_policy"]
+
+WIDTH, BLOCKS = 32, 2
+_EPSILON = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Weights by name, as float64, their digest, and what the policy was trained on.
+
+    `lineage` has `clients` (names of this federation's clients whose records it saw), `parent` (a digest) and
+    free notes such as seeds.
+    """
+
+    weights: Mapping[str, Float] = field(repr=False)
+    digest: str
+    lineage: Mapping[str, Any]
+
+    def __call__(self, rows: Float) -> tuple[Float, float, Float]:
+        """Logits (K, 3), the value, and the pooling attention (K,), for observation rows (K, features)."""
+        w = self.weights
+        x = rows @ w["embed.weight"].T + w["embed.bias"]
+        for block in range(BLOCKS):
+            x = x + self._attend(x, f"blocks.{block}.")
+            x = x + self._mix(x, f"blocks.{block}.")
+        x = self._norm(x, "norm")
+        logits = x @ w["head.weight"].T + w["head.bias"]
+        pool = _softmax((x @ w["pool.weight"].T + w["pool.bias"])[:, 0])
+        value = float((pool @ x) @ w["value.weight"][0] + w["value.bias"][0])
+        return logits, value, pool
+
+    def _attend(self, x: Float, block: str) -> Float:
+        w = self.weights
+        y = self._norm(x, f"{block}norm1")
+        query, key, value = np.split(y @ w[f"{block}qkv.weight"].T + w[f"{block}qkv.bias"], 3, axis=1)
+        attention = _softmax(query @ key.T / np.sqrt(query.shape[1]))
+        return attention @ value @ w[f"{block}out.weight"].T + w[f"{block}out.bias"]
+
+    def _mix(self, x: Float, block: str) -> Float:
+        w = self.weights
+        y = self._norm(x, f"{block}norm2")
+        y = np.maximum(y @ w[f"{block}up.weight"].T + w[f"{block}up.bias"], 0.0)
+        return y @ w[f"{block}down.weight"].T + w[f"{block}down.bias"]
+
+    def _norm(self, x: Float, name: str) -> Float:
+        centred = x - x.mean(axis=1, keepdims=True)
+        scale = np.sqrt((centred * centred).mean(axis=1, keepdims=True) + _EPSILON)
+        return centred / scale * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+
+
+def _softmax(x: Float) -> Float:
+    exponents = np.exp(x - x.max(axis=-1, keepdims=True))
+    return np.asarray(exponents / exponents.sum(axis=-1, keepdims=True), dtype=np.float64)
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    """The name and shape of every weight."""
+    linear = {"embed": (WIDTH, len(FEATURES)), "head": (3, WIDTH), "pool": (1, WIDTH), "value": (1, WIDTH)}
+    norms = ["norm"]
+    for block in (f"blocks.{number}." for number in range(BLOCKS)):
+        linear |= {f"{block}qkv": (3 * WIDTH, WIDTH), f"{block}out": (WIDTH, WIDTH)}
+        linear |= {f"{block}up": (2 * WIDTH, WIDTH), f"{block}down": (WIDTH, 2 * WIDTH)}
+        norms += [f"{block}norm1", f"{block}norm2"]
+    weights: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in linear.items()}
+    biases: dict[str, tuple[int, ...]] = {f"{name}.bias": (shape[0],) for name, shape in linear.items()}
+    scales: dict[str, tuple[int, ...]] = {f"{name}.{part}": (WIDTH,) for name in norms for part in ("weight", "bias")}
+    return weights | biases | scales
+
+
+def read_policy(path: Path) -> Network:
+    """Load a policy file; raises `PolicyError` if it is broken or was made for other features."""
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in sorted(file.keys())}  # noqa: SIM118 - not a dict
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise PolicyError(f"{path}: no such policy file; leave policy.file out to use the shipped one") from None
+    except (SafetensorError, OSError) as error:
+        raise PolicyError(f"{path}: not a whole safetensors file: {error}") from None
+    version = metadata.get("features")
+    if version != str(VERSION):
+        raise PolicyError(
+            f"{path}: made for observation version {version}, this frmu computes version {VERSION}; train it again "
+            "with `frmu policy train`"
+        )
+    if {name: weight.shape for name, weight in weights.items()} != shapes():
+        raise PolicyError(f"{path}: its weights are not those of the policy network")
+    return Network(
+        weights={name: weight.astype(np.float64) for name, weight in weights.items()},
+        digest=hashlib.sha256(raw).hexdigest(),
+        lineage=json.loads(metadata.get("lineage", "{}")),
+    )
+
+
+def write_policy(weights: Mapping[str, Any], lineage: Mapping[str, Any], path: Path) -> Network:
+    """Save weights (float32 arrays by name) and lineage, atomically, and read them back."""
+    metadata = {"features": str(VERSION), "lineage": json.dumps(lineage, sort_keys=True)}
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(save({name: np.ascontiguousarray(weights[name]) for name in sorted(weights)}, metadata=metadata))
+    partial.replace(path)
+    return read_policy(path)
+
+
+def current_policy(file: Path | None, folder: Path, retired: frozenset[str]) -> Network:
+    """The policy in force: the file that is named, else the newest trained here, else the shipped one.
+
+    One that learned from records that have been erased since is retired, and passed over.
+    """
+    mine = sorted(folder.glob("*.safetensors"), reverse=True) if folder.is_dir() else []
+    for path in [file, *mine] if file is not None else mine:
+        network = read_policy(path)
+        if network.digest not in retired:
+            return network
+    return read_policy(shipped())
+
+
+def shipped() -> Path:
+    """The policy that comes with the package."""
+    return Path(__file__).parent / "shipped.safetensors"

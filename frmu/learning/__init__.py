@@ -1,0 +1,1 @@
+"""The analytic model: frozen encoders, additive statistics, one exact solve."""

@@ -1,0 +1,40 @@
+"""The head: one Cholesky solve in float64.
+
+W = (H + ridge diag(H) + floor I)^-1 B. The ridge is a share of the diagonal, so that nothing has to be
+standardised with data; the bias is not shrunk; the floor is a constant that keeps H positive definite when a
+feature never fires or no record is left.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.linalg.lapack import dposv
+
+from frmu.errors import FrmuError
+from frmu.types import Float
+
+__all__ = ["solve"]
+
+FLOOR = 1e-6
+
+
+def solve(H: Float, B: Float, ridge: float) -> Float:
+    """The ridge head (d, outputs) of weighted sums H (d, d) and B (d, outputs); the last feature is the bias.
+
+    >>> W = solve(np.diag([1.0, 4.0]), np.array([[1.0], [8.0]]), ridge=1e-9)
+    >>> [round(float(w), 3) for w in W[:, 0]]
+    [1.0, 2.0]
+    """
+    A = H.copy()
+    diagonal = np.einsum("ii->i", A)
+    shrink = ridge * diagonal + FLOOR
+    shrink[-1] = FLOOR
+    diagonal += shrink
+    # A is symmetric, so its C order read as Fortran's is itself: no copy is made.
+    _, W, info = dposv(A.T, np.asfortranarray(B), lower=0, overwrite_a=1)
+    if info != 0:
+        raise FrmuError(
+            f"the sums of {len(H)} features are not positive definite in float64; raise model.ridge above "
+            f"{ridge:g}, or declare data.ranges for features of very different size"
+        )
+    return np.ascontiguousarray(W)

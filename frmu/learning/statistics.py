@@ -1,0 +1,88 @@
+"""From encoded records to additive statistics, and from statistics to losses.
+
+Every product here runs on one thread over the rows of one slice, so its bits depend on those rows alone:
+not on the rows of other slices, not on where it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
+
+from frmu.types import Float, Statistics
+
+__all__ = ["loss", "numerics", "one_thread", "pack", "statistics_of", "targets", "unpack"]
+
+
+def targets(y: NDArray[Any], outputs: Sequence[str]) -> Float:
+    """Targets as a matrix: one column for a regression, else one a class in {-1, +1}, (n, outputs).
+
+    >>> targets(np.array(["b", "a"]), ["a", "b"])
+    array([[-1.,  1.],
+           [ 1., -1.]])
+    """
+    if y.dtype.kind == "f":
+        return np.asarray(y, dtype=np.float64).reshape(-1, 1)
+    return np.where(y[:, None] == np.array(outputs)[None, :], 1.0, -1.0)
+
+
+def statistics_of(phi: Float, Y: Float) -> Statistics:
+    """The statistics of encoded records phi, (n, d), and their targets Y, (n, outputs)."""
+    return Statistics(len(phi), phi.T @ phi, phi.T @ Y, float(np.sum(Y * Y)))
+
+
+def loss(W: Float, s: Statistics) -> float:
+    """Mean squared error of the head W, (d, outputs), over the records behind s, in O(d^2); 0 for none.
+
+    >>> s = statistics_of(np.array([[1.0], [1.0]]), np.array([[1.0], [3.0]]))
+    >>> loss(np.array([[2.0]]), s)
+    1.0
+    """
+    if s.n == 0:
+        return 0.0
+    return max(0.0, float(np.sum(W * (s.G @ W - 2.0 * s.b)) + s.c) / s.n)
+
+
+def pack(G: Float) -> Float:
+    """The upper triangle of a symmetric matrix, (d (d + 1) / 2,): half the bytes on the wire."""
+    return G[np.triu_indices(len(G))]
+
+
+def unpack(packed: Float, d: int) -> Float:
+    """The inverse of `pack`, (d, d).
+
+    >>> unpack(pack(np.array([[1.0, 2.0], [2.0, 5.0]])), 2)
+    array([[1., 2.],
+           [2., 5.]])
+    """
+    G = np.zeros((d, d))
+    G[np.triu_indices(d)] = packed
+    return G + np.triu(G, 1).T
+
+
+@cache
+def _pools() -> ThreadpoolController:
+    import scipy.linalg  # noqa: F401 - its own BLAS must be loaded to be limited
+
+    return ThreadpoolController()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run products on one thread: the order of a sum, and so its last bit, depends on the number of threads."""
+    with _pools().limit(limits=1):
+        yield
+
+
+def numerics() -> dict[str, str]:
+    """What two states must share for their digests to be comparable: libraries, instruction set."""
+    import scipy
+
+    blas = sorted({f"{pool.get('internal_api')} {pool.get('version')} {pool.get('architecture')}" for pool in _pools().info()})
+    return {"numpy": np.__version__, "scipy": scipy.__version__, "blas": "; ".join(blas), "threads": "1"}

@@ -1,0 +1,1 @@
+"""The system of record: requests, a hash-chained ledger, receipts."""

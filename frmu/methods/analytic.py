@@ -1,0 +1,77 @@
+"""The exact method: additive slice statistics under influences and attention, and one solve.
+
+A round is two trips: clients send the sums of their records; given the federation's total they choose influences
+for their slices and send the weighted sums where those differ; the server weighs clients and solves. Erasure is
+the same round over the records that remain, where only the clients that lost some sum again. (Analytic federated learning: He et al., "AFL", CVPR 2025; slices: Bourtoule et al.,
+"Machine unlearning", S&P 2021.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from frmu.aggregation.server import Aggregate, Drop, Folded, Held, Total
+from frmu.client.work import Adopt, Choose, Describe, Packed, Sum
+from frmu.config import Config
+from frmu.federation import Federation, in_order
+from frmu.influence.network import Network
+from frmu.learning.encoders import width
+from frmu.methods.method import Method, Round
+from frmu.types import State, Statistics
+
+__all__ = ["analytic", "outputs_of", "total_of"]
+
+
+def analytic(config: Config) -> Method:
+    """Build the exact method for a config."""
+    fingerprint = config.fingerprint()
+
+    def init() -> State:
+        return State(fingerprint, "", (), (), np.zeros((width(config), 0)))
+
+    def apply(federation: Federation, state: State, network: Network | None) -> Round:
+        return _round(config, fingerprint, federation, network)
+
+    def erase(federation: Federation, state: State, network: Network | None, clients: tuple[str, ...]) -> Round:
+        federation.serve(Drop(clients))
+        return _round(config, fingerprint, federation, network)
+
+    return Method("analytic", True, init, apply, erase)
+
+
+def outputs_of(config: Config, classes: set[str]) -> tuple[str, ...]:
+    """The names of the outputs: the target of a regression; the classes, as declared or as held, otherwise."""
+    if config.data.task == "regression":
+        return (config.data.target,)
+    return tuple(config.data.classes or sorted(classes)) or ("",)
+
+
+def _round(config: Config, fingerprint: str, federation: Federation, network: Network | None) -> Round:
+    used = network if config.policy.selector == "policy" else None
+    policy = used.digest if used is not None else ""
+    held = [reply for reply in in_order(federation.run(Describe())) if reply.record["rows"]]
+    names = tuple(reply.client for reply in held)
+    outputs = outputs_of(config, {label for reply in held for label in reply.record["classes"]})
+    if used is not None:
+        new = [reply.client for reply in held if reply.record["policy"] != policy]
+        list(federation.run(Adopt(used), on=new))
+    total, missing = total_of(config, fingerprint, federation, names, outputs)
+    replies = in_order(federation.run(Choose(outputs, Packed.of(total)), on=names))
+    records = {reply.client: reply.record for reply in replies}
+    changed = [reply for reply in replies if reply.payload is not None]
+    folded: Folded = federation.serve(Aggregate(records, config, policy, outputs), changed)
+    refits = sum(record["refits"] for record in records.values())
+    return Round(folded.state, folded.keep, folded.scores, records, missing, refits)
+
+
+def total_of(
+    config: Config, fingerprint: str, federation: Federation, names: tuple[str, ...], outputs: tuple[str, ...]
+) -> tuple[Statistics, tuple[str, ...]]:
+    """The federation's sums at full influence, and which clients had to compute for it."""
+    spec = hashlib.sha256("\n".join([fingerprint, *outputs]).encode()).hexdigest()
+    there = set(federation.serve(Held(spec)))
+    missing = tuple(name for name in names if name not in there)
+    sums = in_order(federation.run(Sum(outputs), on=missing))
+    return federation.serve(Total(names, width(config), len(outputs)), sums), missing

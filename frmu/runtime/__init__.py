@@ -1,0 +1,1 @@
+"""Where a federation runs: in process, or on Ray actors. The only room that knows ray."""

@@ -1,0 +1,96 @@
+"""The working folder: shards, checkpoint, policies, key, and the lock that keeps two jobs from meeting there.
+
+    <folder>/shards/<client>.parquet     the clients' own copies of their records
+             state.safetensors           the checkpoint
+             policies/<n>-<digest>.safetensors
+             ledger.db  mlflow.db  mlartifacts/
+             key                         the secret behind every keyed hash; mode 0600
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from frmu.config import Config
+from frmu.errors import StoreError
+
+__all__ = ["Store"]
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Paths under the working folder."""
+
+    folder: Path
+
+    @staticmethod
+    def of(config: Config) -> Store:
+        """The store of a config; the folder is made if it is not there."""
+        try:
+            (config.folder / "shards").mkdir(parents=True, exist_ok=True)
+            (config.folder / "policies").mkdir(exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{config.folder}: cannot be written: {error.strerror}; set store.folder") from None
+        return Store(config.folder)
+
+    @staticmethod
+    def existing(config: Config) -> Store:
+        """The store of a config that was trained before, or a `StoreError`."""
+        store = Store(config.folder)
+        if not store.state.exists():
+            raise StoreError(f"{config.folder}: nothing trained here yet; run `frmu train {config.file.name}` first")
+        return store
+
+    @property
+    def shards(self) -> Path:
+        """The folder of the clients' shards."""
+        return self.folder / "shards"
+
+    @property
+    def state(self) -> Path:
+        """The checkpoint."""
+        return self.folder / "state.safetensors"
+
+    @property
+    def policies(self) -> Path:
+        """The folder of policies trained here."""
+        return self.folder / "policies"
+
+    def ledger_url(self, config: Config) -> str:
+        """Where the ledger is: as declared, else SQLite in the folder."""
+        return config.store.ledger or f"sqlite:///{self.folder / 'ledger.db'}"
+
+    def tracking_uri(self, config: Config) -> str:
+        """Where MLflow is: as declared, else SQLite in the folder."""
+        return config.store.tracking or f"sqlite:///{self.folder / 'mlflow.db'}"
+
+    def key(self) -> bytes:
+        """The secret of this store; made on first use, readable by its owner alone."""
+        path = self.folder / "key"
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            key = path.read_bytes()
+            if len(key) != 32:
+                raise StoreError(f"{path}: not a key of 32 bytes; restore it from a backup") from None
+            return key
+        with os.fdopen(descriptor, "wb") as file:
+            key = secrets.token_bytes(32)
+            file.write(key)
+        return key
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the store for a job that changes it; another one gets a `StoreError` at once."""
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StoreError(f"{self.folder}: another job is at work in this folder; wait for it to end") from None
+            yield

@@ -1,0 +1,153 @@
+"""Runs, metrics, receipts and pictures in MLflow. The only room that knows mlflow.
+
+Without a server the store is SQLite in the working folder. Metrics go in batches: one call costs what a
+hundred cost. Scalars, receipts and pictures go in; sums and rows never do.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from frmu.errors import TrackingError
+
+__all__ = ["Run", "Tracker", "public"]
+
+_BATCH = 1000  # MLflow takes so many metrics a call
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+
+
+class Run:
+    """One MLflow run, open until its context ends."""
+
+    def __init__(self, client: Any, experiment: str, run_id: str) -> None:
+        self._client = client
+        self._experiment = experiment
+        self.id = run_id
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log parameters; a value longer than MLflow takes is cut."""
+        from mlflow.entities import Param
+
+        with _reaching():
+            self._client.log_batch(self.id, params=[Param(key, str(value)[:6000]) for key, value in values.items()])
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics at a step, in batches."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        entries = [Metric(_name(key), float(value), now, step) for key, value in values.items()]
+        with _reaching():
+            for at in range(0, len(entries), _BATCH):
+                self._client.log_batch(self.id, metrics=entries[at : at + _BATCH])
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        from mlflow.entities import RunTag
+
+        with _reaching():
+            self._client.log_batch(self.id, tags=[RunTag(key, value) for key, value in values.items()])
+
+    def json(self, value: Any, name: str) -> None:
+        """Keep a JSON document as an artifact."""
+        with _reaching():
+            self._client.log_text(self.id, json.dumps(value, indent=2, default=str), name)
+
+    def picture(self, path: Path) -> None:
+        """Keep a picture as an artifact."""
+        with _reaching():
+            self._client.log_artifact(self.id, str(path))
+
+    @contextmanager
+    def child(self, name: str) -> Iterator[Run]:
+        """A run nested in this one."""
+        with _open_run(self._client, self._experiment, name, {"mlflow.parentRunId": self.id}) as run:
+            yield run
+
+
+class Tracker:
+    """A connection to a tracking store; opening it proves that the store answers."""
+
+    def __init__(self, uri: str, experiment: str, artifacts: Path) -> None:
+        for name, value in _SETTINGS.items():
+            os.environ.setdefault(name, value)
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        logging.getLogger("alembic").setLevel(logging.ERROR)
+        with _reaching(uri):
+            from mlflow import MlflowClient
+
+            logging.getLogger("mlflow").setLevel(logging.ERROR)
+            self._client = MlflowClient(tracking_uri=uri)
+            found = self._client.get_experiment_by_name(experiment)
+            if found is None:
+                place = artifacts.as_uri() if uri.startswith("sqlite:") else None
+                self._experiment = self._client.create_experiment(experiment, artifact_location=place)
+            elif found.lifecycle_stage == "deleted":
+                raise TrackingError(f'the MLflow experiment "{experiment}" was deleted; set store.experiment')
+            else:
+                self._experiment = found.experiment_id
+        self.uri = uri
+
+    @contextmanager
+    def run(self, name: str) -> Iterator[Run]:
+        """A run at the top; it ends as FAILED where an error passes through."""
+        with _open_run(self._client, self._experiment, name, {}) as run:
+            yield run
+
+
+@contextmanager
+def _open_run(client: Any, experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
+    with _reaching():
+        run = client.create_run(experiment, run_name=name, tags=dict(tags))
+    try:
+        yield Run(client, experiment, run.info.run_id)
+    except BaseException:
+        with suppress(Exception):  # the error under way is the one to tell
+            client.set_terminated(run.info.run_id, status="FAILED")
+        raise
+    with _reaching():
+        client.set_terminated(run.info.run_id)
+
+
+@contextmanager
+def _reaching(uri: str = "") -> Iterator[None]:
+    """Turn what MLflow raises into an error that names the knob."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        where = f" {public(uri)}" if uri else ""
+        raise TrackingError(f"the tracking store{where} does not answer: {public(reason)}; check store.tracking") from None
+
+
+def public(uri: str) -> str:
+    """A URI without its password.
+
+    >>> public("https://ada:secret@runs.example/x")
+    'https://***@runs.example/x'
+    """
+    return re.sub(r"//[^@/\s]*@", "//***@", uri)
+
+
+def _name(key: str) -> str:
+    """A metric name that MLflow takes.
+
+    >>> _name("influence/NIA (South)+W40")
+    'influence/NIA _South__W40'
+    """
+    return "".join(ch if ch.isalnum() or ch in "_-. /:" else "_" for ch in key)

@@ -1,0 +1,180 @@
+"""The records that travel between the rooms of the house.
+
+All are frozen. Arrays in them are float64 and C-ordered unless said otherwise; `d` is the length of an encoded
+record, `outputs` the number of targets (1 for a regression, one a class otherwise), `K` the slices of a client.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["ClientState", "Float", "Selection", "State", "Statistics", "digest_of"]
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What a set of records contributes to a ridge head: sums, so that sets add.
+
+    `n` records, `G` = sum phi phi^T (d, d), `b` = sum phi y^T (d, outputs), `c` = sum |y|^2.
+    """
+
+    n: int
+    G: Float
+    b: Float
+    c: float
+
+    def __add__(self, other: Statistics) -> Statistics:
+        return Statistics(self.n + other.n, self.G + other.G, self.b + other.b, self.c + other.c)
+
+    def scaled(self, weight: float) -> Statistics:
+        """The same sums under an influence or an attention; `n` stays a count."""
+        return Statistics(self.n, weight * self.G, weight * self.b, weight * self.c)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return int(self.G.nbytes + self.b.nbytes) + 16
+
+    @staticmethod
+    def zero(d: int, outputs: int) -> Statistics:
+        """The statistics of no record."""
+        return Statistics(0, np.zeros((d, d)), np.zeros((d, outputs)), 0.0)
+
+    @staticmethod
+    def total(parts: Iterable[Statistics], d: int, outputs: int) -> Statistics:
+        """The sum, added in the order given: the caller fixes it, so that the bits are fixed.
+
+        >>> one = Statistics(1, np.eye(2), np.ones((2, 1)), 1.0)
+        >>> Statistics.total([one, one], 2, 1).c
+        2.0
+        """
+        total = Statistics.zero(d, outputs)
+        for part in parts:
+            total = total + part
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class ClientState:
+    """One client's place in a state: records per slice, influence per slice, attention."""
+
+    name: str
+    records: int
+    attention: float
+    influence: Mapping[str, float]
+    chosen_by: str = "keep"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the federation has learned: a pure function of the records, the config and the policy file.
+
+    `W` is the head, (d, outputs). The digest covers everything here, and nothing else steers a state, so two
+    federations with equal digests are the same federation.
+    """
+
+    config: str
+    policy: str
+    outputs: tuple[str, ...]
+    clients: tuple[ClientState, ...]
+    W: Float = field(repr=False)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the bits of the head and of every weight that made it."""
+        return digest_of(self.header(), self.W)
+
+    def header(self) -> dict[str, Any]:
+        """Everything but the head, as plain JSON types; floats keep all their bits."""
+        return {
+            "config": self.config,
+            "policy": self.policy,
+            "outputs": list(self.outputs),
+            "clients": [
+                {
+                    "name": client.name,
+                    "records": client.records,
+                    "attention": float(client.attention).hex(),
+                    "influence": {key: float(value).hex() for key, value in client.influence.items()},
+                    "chosen_by": client.chosen_by,
+                }
+                for client in self.clients
+            ],
+        }
+
+    @staticmethod
+    def from_header(header: Mapping[str, Any], W: Float) -> State:
+        """The inverse of `header`."""
+        clients = tuple(
+            ClientState(
+                entry["name"],
+                entry["records"],
+                float.fromhex(entry["attention"]),
+                {key: float.fromhex(value) for key, value in entry["influence"].items()},
+                entry["chosen_by"],
+            )
+            for entry in header["clients"]
+        )
+        return State(header["config"], header["policy"], tuple(header["outputs"]), clients, W)
+
+
+def digest_of(header: Mapping[str, Any], *arrays: Float) -> str:
+    """SHA-256 of a JSON header followed by the bytes of arrays.
+
+    >>> digest_of({"a": 1}, np.zeros(2)) == digest_of({"a": 1}, np.zeros(2))
+    True
+    >>> digest_of({"a": 1}, np.zeros(2)) == digest_of({"a": 1}, np.zeros((2, 1)))
+    False
+    """
+    sha = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for array in arrays:
+        sha.update(str((array.dtype.str, array.shape)).encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which records an erase request means; `client` narrows any kind to one client.
+
+    `records` are record ids, `subject` a person, `between` a time window [from, to) in naive UTC. A selection
+    with only a client means all its records.
+    """
+
+    kind: Literal["records", "subject", "client", "between"]
+    client: str | None = None
+    records: tuple[str, ...] = ()
+    subject: str | None = None
+    between: tuple[dt.datetime, dt.datetime] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        window = [moment.isoformat() for moment in self.between] if self.between else None
+        return {
+            "kind": self.kind,
+            "client": self.client,
+            "records": list(self.records),
+            "subject": self.subject,
+            "between": window,
+        }
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any]) -> Selection:
+        """The inverse of `to_json`.
+
+        >>> Selection.from_json(Selection("subject", subject="ada").to_json()).subject
+        'ada'
+        """
+        window = raw["between"]
+        between = (dt.datetime.fromisoformat(window[0]), dt.datetime.fromisoformat(window[1])) if window else None
+        return Selection(raw["kind"], raw["client"], tuple(raw["records"]), raw["subject"], between)

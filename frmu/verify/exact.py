@@ -1,0 +1,78 @@
+"""Level 5: the state's digest equals that of a federation that never had the records.
+
+The second federation is new: its own clients and server, in process, over the shards as they lie on disk. What
+a stale cache, a drift, a wrong order or a record left behind would change is the digest.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from frmu.client.work import Scan
+from frmu.config import Config
+from frmu.data.shard import clients_in
+from frmu.errors import FrmuError
+from frmu.federation import Federation
+from frmu.influence.network import Network
+from frmu.learning.statistics import numerics
+from frmu.methods.method import Method
+from frmu.runtime.local import LocalFederation
+from frmu.types import State
+
+__all__ = ["ExactVerdict", "left_behind", "rebuild", "verify_exact"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExactVerdict:
+    """Digests of the state under test and of the rebuilt one; records with a tombstone that are still there."""
+
+    digest: str
+    rebuilt: str
+    left: int
+    scanned: int
+    numerics: dict[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Both must hold."""
+        return self.left == 0 and self.digest == self.rebuilt
+
+
+def rebuild(config: Config, method: Method, network: Network | None, shards: Path) -> State:
+    """Train a second federation, from nothing, on the shards in a folder."""
+    with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
+        (Path(folder) / "shards").symlink_to(shards.absolute())
+        federation = LocalFederation(config, clients_in(shards), Path(folder))
+        return method.apply(federation, method.init(), network).state
+
+
+def left_behind(federation: Federation, tombstones: dict[str, frozenset[str]], key: bytes) -> tuple[int, int]:
+    """Records with a tombstone that are still in a shard, and records scanned; read from disk anew."""
+    replies = list(federation.run(Scan(tombstones, key)))
+    return sum(reply.record["left"] for reply in replies), sum(reply.record["rows"] for reply in replies)
+
+
+def verify_exact(
+    config: Config,
+    method: Method,
+    network: Network | None,
+    shards: Path,
+    state: State,
+    tombstones: dict[str, frozenset[str]],
+    key: bytes,
+) -> ExactVerdict:
+    """Hold a state against a rebuilt federation, and the shards against the tombstones.
+
+    Raises `FrmuError` where the state was made with another config or policy: that is no question of erasure.
+    """
+    if state.config != config.fingerprint():
+        raise FrmuError("the state was trained with another config; run `frmu train` before `frmu verify`")
+    rebuilt = rebuild(config, method, network, shards)
+    if state.policy != rebuilt.policy:
+        raise FrmuError("the state was made with another policy file; run `frmu train` before `frmu verify`")
+    with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
+        (Path(folder) / "shards").symlink_to(shards.absolute())
+        left, scanned = left_behind(LocalFederation(config, clients_in(shards), Path(folder)), tombstones, key)
+    return ExactVerdict(state.digest, rebuilt.digest, left, scanned, numerics())
