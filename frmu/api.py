@@ -182,7 +182,7 @@ class Experiment:
 
         `start` is "current" (go on from the policy in force) or "scratch".
         """
-        from frmu.policy.learn import train_policy
+        from frmu.policy.learn import board_of, train_policy
 
         if self.address == "local":
             raise RequestError("a policy is trained by RLlib on Ray; leave out --address local")
@@ -191,8 +191,9 @@ class Experiment:
         parent = self.network() if start == "current" else None
         with self.tracker.run("policy") as run, self._ray():
             learned = train_policy(
-                self.config, federation, parent, iterations, on_iteration=lambda n, metrics: run.metrics(metrics, n)
-            )
+                self.config.policy, [board_of(self.config, federation)], parent, iterations,
+                on_iteration=lambda number, metrics: run.metrics(metrics, number),
+            )  # fmt: skip
             names = {client.name for client in state.clients}
             inherited = parent.lineage.get("clients", []) if parent is not None else []
             lineage = {
@@ -207,8 +208,9 @@ class Experiment:
                 "parent": lineage["parent"],
                 "iterations": learned.iterations,
                 "env_steps": learned.env_steps,
-                "reward_first": learned.history[0]["reward"],
-                "reward_last": learned.history[-1]["reward"],
+                "gain_first": learned.history[0]["gain"],
+                "gain_last": learned.history[-1]["gain"],
+                "td_error": learned.history[-1]["td_error"],
                 "seconds": round(learned.seconds, 3),
                 "run_id": run.id,
             }

@@ -44,11 +44,11 @@ class Run:
             self._client.log_batch(self.id, params=[Param(key, str(value)[:6000]) for key, value in values.items()])
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics at a step, in batches."""
+        """Log metrics at a step, in batches; one that is not a number says nothing and is left out."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        entries = [Metric(_name(key), float(value), now, step) for key, value in values.items()]
+        entries = [Metric(_name(key), float(value), now, step) for key, value in values.items() if value == value]
         with _reaching():
             for at in range(0, len(entries), _BATCH):
                 self._client.log_batch(self.id, metrics=entries[at : at + _BATCH])

@@ -154,7 +154,11 @@ class Host:
 
     def answer(self, work: Work, names: Sequence[str]) -> list[Answer]:
         """Let some of the clients do a work, in the order of their names."""
-        clients = [self._clients[name] for name in sorted(names)]
         with one_thread():
+            clients = self.clients(names)
             work.prepare(clients)
             return [work.perform(client) for client in clients]
+
+    def clients(self, names: Sequence[str]) -> list[Client]:
+        """Some of the clients, in the order of their names."""
+        return [self._clients[name] for name in sorted(names)]

@@ -303,11 +303,16 @@ def _buried(client: Client, key: bytes, buried: frozenset[str]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One step of an episode at one client: the episode's seed, the influences to refit with, the step's share."""
+    """One step of an episode at one client.
+
+    `seed` names the task, `influence` what to refit with (None: keep all), `step` the share of steps taken, `look`
+    whether observation rows are wanted as well.
+    """
 
     seed: int
     influence: tuple[float, ...] | None
     step: float
+    look: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,23 +338,24 @@ class Play(_Each):
         if rehearsal is None:
             if len(client.rehearsals) >= REHEARSALS:
                 client.rehearsals.pop(next(iter(client.rehearsals)))
-            rehearsal = client.rehearsals[move.seed] = self._rehearse(client, move.seed)
+            rehearsal = client.rehearsals[move.seed] = self.rehearse(client, move.seed)
         kind, hit, task, keep = rehearsal
         influence = np.ones(len(task)) if move.influence is None else np.array(move.influence)
         return {
             "kind": kind,
             "keys": task.keys,
             "hit": [key in hit for key in task.keys],
-            "rows": observe(task, influence, move.step),
+            "rows": observe(task, influence, move.step) if move.look else None,
             "loss": loss(refit(task, influence), task.later),
             "keep": keep,
         }
 
-    def _rehearse(self, client: Client, seed: int) -> Rehearsal:
-        """A task of the client with some slices disturbed, drawn from the seed alone."""
+    def rehearse(self, client: Client, seed: int) -> Rehearsal:
+        """A task over some newest slices of the client, a few of them disturbed, drawn from the seed alone."""
         rng = np.random.Generator(np.random.PCG64(seed))
         slices = client.slices("fit", self.outputs)
         keys = sorted(slices)[-self.most :]
+        keys = keys[-int(rng.integers(min(4, len(keys)), len(keys) + 1)) :]
         kind, hit = draw(keys, rng)
         chosen = dict(slices)
         groups = client.groups(0)

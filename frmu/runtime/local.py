@@ -20,7 +20,7 @@ class LocalFederation:
     def __init__(self, config: Config, clients: Sequence[str], folder: Path) -> None:
         self.clients = tuple(sorted(clients))
         self.traffic = Traffic()
-        self._host = Host(config, self.clients, folder / "shards")
+        self.host = Host(config, self.clients, folder / "shards")
         self._server = Server(folder)
 
     def run(self, work: Work, on: Iterable[str] | None = None) -> Iterator[Reply]:
@@ -29,7 +29,7 @@ class LocalFederation:
         if not names:
             return
         self.traffic.sent(work, len(names))
-        for answer in self._host.answer(work, names):
+        for answer in self.host.answer(work, names):
             self.traffic.up += answer.nbytes
             yield Reply(answer.client, answer.record, answer.payload, answer.nbytes)
 

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ def cluster(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _silence()
     folder = None if named else tempfile.mkdtemp(prefix="frmu-")
     try:
         _connect(named, folder)
@@ -61,6 +62,15 @@ def cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _silence() -> None:
+    """Keep Ray's remarks (many actors on few cores are meant here) out of standard output, which is for results."""
+    with suppress(ImportError, AttributeError):
+        from ray._private.ray_logging import global_worker_stdstream_dispatcher
+
+        global_worker_stdstream_dispatcher.handlers.clear()
+        global_worker_stdstream_dispatcher.add_handler("frmu", lambda data: _log.debug("%s", data))
 
 
 def _connect(named: str | None, folder: str | None) -> None:

@@ -1,0 +1,63 @@
+"""PPO's learner, and the attention scores that its TD errors update.
+
+FRAMU's line 11 adds |TD error| to the score of every point. Surprise alone keeps what is stale or noisy, so
+here the sign counts: a step that went better than expected raises the scores of the slices it kept and lowers
+those it forgot, each by its share in the value's attention. Steps on disturbed slices teach the policy and do
+not touch the scores, which are of the records as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.core.columns import Columns
+from ray.rllib.evaluation.postprocessing import Postprocessing
+
+from frmu.influence.observation import FEATURES
+
+__all__ = ["SliceLearner", "TemporalDifference"]
+
+_SIGN = torch.tensor([-1.0, -0.5, 1.0])  # forget, attenuate, keep
+
+
+class TemporalDifference(ConnectorV2):  # type: ignore[misc]
+    """Reads the TD errors of a batch and logs what they add to each slice's score."""
+
+    def __call__(self, *, rl_module: Any, batch: dict[str, Any], metrics: Any = None, **_: Any) -> dict[str, Any]:
+        """Leave the batch as it is."""
+        for name, part in batch.items():
+            module = rl_module[name].unwrapped()
+            with torch.no_grad():
+                _, value, pool = module.look(part[Columns.OBS])
+                error = part[Postprocessing.VALUE_TARGETS] - value
+                updates = _updates(part[Columns.OBS], part[Columns.ACTIONS], error, pool)
+            if metrics is not None:
+                metrics.log_value((name, "td_error"), float(error.abs().mean()), window=1)
+                for update in updates:
+                    metrics.log_value((name, "score_updates"), update, reduce="item_series")
+        return batch
+
+
+def _updates(observation: Any, actions: Any, error: Any, pool: Any) -> list[np.ndarray[Any, Any]]:
+    """One array a client that was met undisturbed: its number, its steps, then the mean update of each slice."""
+    slices = observation[:, :-1, len(FEATURES)].sum(dim=1, keepdim=True)
+    share = pool * slices * _SIGN[actions.long()] * error[:, None]  # (steps, most)
+    client, real = observation[:, -1, 0].long(), observation[:, -1, 1] > 0.5
+    updates = []
+    for number in torch.unique(client[real]):
+        rows = share[real & (client == number)]
+        updates.append(np.concatenate([[float(number), float(len(rows))], rows.mean(dim=0).numpy()]))
+    return updates
+
+
+class SliceLearner(PPOTorchLearner):  # type: ignore[misc]
+    """PPO that reports its TD errors."""
+
+    def build(self) -> None:
+        """Append the reader behind the advantage estimation; RLlib calls this."""
+        super().build()
+        self._learner_connector.append(TemporalDifference())
