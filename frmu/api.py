@@ -1,16 +1,15 @@
 """What a job, a notebook or the command line calls: one experiment, its federation, its ledger, its runs.
 
-    with Experiment(load("homes.toml")) as experiment:
-        experiment.train()
-        experiment.drain()
+with Experiment(load("homes.toml")) as experiment:
+    experiment.train()
+    experiment.drain()
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -164,12 +163,16 @@ class Experiment:
         for client in done.state.clients:
             metrics[f"attention/{client.name}"] = client.attention
             metrics |= {f"influence/{client.name}/{key}": value for key, value in client.influence.items()}
+            for key, seen in done.records[client.name]["slices"].items():
+                metrics[f"gain/{client.name}/{key}"] = seen["features"][FEATURES.index("gain")]
         run.metrics(metrics)
         run.json(explain(done), "slices.json")
         run.json(dict(summary), "summary.json")
         self._picture(run, done.state)
 
     def _picture(self, run: Run, state: State) -> None:
+        if not state.clients:
+            return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "influence.png"
             draw_influence(state, path)
@@ -263,7 +266,10 @@ class Experiment:
         retired = self._retire(touched)
         done = self.method.erase(federation, state, self.network(), touched)
         self.ledger.advance(ids, "refitted", {"state": done.state.digest})
-        seconds, traffic = time.perf_counter() - began, federation.traffic.up + federation.traffic.down - traffic
+        seconds, traffic = (
+            time.perf_counter() - began,
+            federation.traffic.up + federation.traffic.down - traffic,
+        )
         verdict = verify_exact(
             self.config, self.method, self.network(), self.store.shards, done.state,
             self.ledger.tombstones(federation.clients), self.key,
@@ -369,12 +375,8 @@ class Experiment:
         state = self.state()
         clients = clients_in(self.store.shards)
         everyone = sorted({*clients, *(client for entry in receipts.values() for client in entry["removed"])})
-        tombstones = (
-            self.ledger.tombstones(everyone) if receipt is None else self.ledger.buried_by(receipt, everyone)
-        )
-        verdict = verify_exact(
-            self.config, self.method, self.network(), self.store.shards, state, tombstones, self.key
-        )
+        tombstones = self.ledger.tombstones(everyone) if receipt is None else self.ledger.buried_by(receipt, everyone)
+        verdict = verify_exact(self.config, self.method, self.network(), self.store.shards, state, tombstones, self.key)
         return {
             "receipt": receipt,
             "verified": verdict.passed,
@@ -409,8 +411,7 @@ def erase(config: Config, selection: Selection, reason: str = "", due_days: int 
     """
     _check_columns(config, selection)
     with ledger_of(config) as ledger:
-        store = Store(config.folder)
-        found = _search(config, store, selection)
+        found = _search(config, Store(config.folder), selection, ledger)
         request = ledger.receive(selection, reason, due_days)
     return {
         "request": request.id,
@@ -432,8 +433,11 @@ def _check_columns(config: Config, selection: Selection) -> None:
             raise RequestError("a time window must be FROM TO with FROM before TO (TO itself is not in it)")
 
 
-def _search(config: Config, store: Store, selection: Selection) -> dict[str, int]:
-    """How many records each client holds of what a request means; somebody must hold some."""
+def _search(config: Config, store: Store, selection: Selection, ledger: Ledger) -> dict[str, int]:
+    """How many records each client holds of what a request means; somebody must hold some.
+
+    A list of record ids may name some that have been erased before.
+    """
     clients = clients_in(store.shards)
     if selection.client is not None and selection.client not in clients:
         raise RequestError(f'no client "{selection.client}" holds a shard{near_miss(selection.client, clients)}')
@@ -443,13 +447,28 @@ def _search(config: Config, store: Store, selection: Selection) -> dict[str, int
         for reply in in_order(federation.run(Locate({"": selection}, _SEARCH)))
         if reply.record["found"]
     }
-    if missing := [name for name in selection.records if not any(_hit(name, hits))]:
+    gone = _erased_before(selection, ledger, store.key(), clients)
+    if missing := [name for name in selection.records if name not in gone and not any(_hit(name, hits))]:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise RequestError(f"no client holds the record ids {shown}; nothing was requested")
     if not hits:
         what = f'subject "{selection.subject}"' if selection.kind == "subject" else "what was asked for"
         raise RequestError(f"no client holds a record of {what}; nothing was requested")
     return {client: len(names) for client, names in hits.items()}
+
+
+def _erased_before(selection: Selection, ledger: Ledger, key: bytes, clients: Sequence[str]) -> set[str]:
+    """Those of the record ids asked for that have a tombstone."""
+    if not selection.records:
+        return set()
+    once = {client for receipt in ledger.receipts() for client in receipt["removed"]}
+    buried = ledger.tombstones({*clients, *once})
+    return {
+        record
+        for record in selection.records
+        for client, names in buried.items()
+        if tombstone(key, client, record) in names
+    }
 
 
 def _hit(record: str, hits: Mapping[str, Sequence[str]]) -> Iterator[bool]:

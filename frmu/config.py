@@ -191,11 +191,11 @@ class Policy(_Table):
 
 
 class Attention(_Table):
-    """`[attention]`: how the server weighs clients."""
+    """`[attention]`: how the server weighs clients; `cut` and `temperature` are in fair shares, 1 / clients."""
 
     rule: Literal["counterfactual", "size"] = "counterfactual"
-    cut: float = Field(default=0.02, ge=0)
-    temperature: float = Field(default=0.02, gt=0)
+    cut: float = Field(default=0.5, ge=0)
+    temperature: float = Field(default=0.5, gt=0)
 
 
 class Placement(_Table):
@@ -342,13 +342,12 @@ def _explain(error: ValidationError) -> str:
 
 def _keys(where: list[str]) -> list[str]:
     """The keys that a table takes, for the near miss."""
-    model: Any = Config
+    model: type[BaseModel] = Config
     for part in where:
-        field = model.model_fields.get(part) if isinstance(model, type) else None
-        if field is None:
+        field = model.model_fields.get(part)
+        kinds = (field.annotation, *get_args(field.annotation)) if field is not None else ()
+        tables = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not tables:
             return []
-        kinds = [field.annotation, *get_args(field.annotation)]
-        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-    if not isinstance(model, type):
-        return []
+        model = tables[0]
     return [name for name in model.model_fields if name != "file"]

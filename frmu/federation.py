@@ -8,7 +8,7 @@ computes is the same `Host` and `Server`, and replies are folded in the order of
 from __future__ import annotations
 
 import json
-import pickle  # noqa: S403 - to count bytes; nothing is ever loaded
+import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol

@@ -1,10 +1,10 @@
 """The working folder: shards, checkpoint, policies, key, and the lock that keeps two jobs from meeting there.
 
-    <folder>/shards/<client>.parquet     the clients' own copies of their records
-             state.safetensors           the checkpoint
-             policies/<n>-<digest>.safetensors
-             ledger.db  mlflow.db  mlartifacts/
-             key                         the secret behind every keyed hash; mode 0600
+<folder>/shards/<client>.parquet     the clients' own copies of their records
+         state.safetensors           the checkpoint
+         policies/<n>-<digest>.safetensors
+         ledger.db  mlflow.db  mlartifacts/
+         key                         the secret behind every keyed hash; mode 0600
 """
 
 from __future__ import annotations

@@ -31,9 +31,8 @@ _SETTINGS = {
 class Run:
     """One MLflow run, open until its context ends."""
 
-    def __init__(self, client: Any, experiment: str, run_id: str) -> None:
+    def __init__(self, client: Any, run_id: str) -> None:
         self._client = client
-        self._experiment = experiment
         self.id = run_id
 
     def params(self, values: Mapping[str, Any]) -> None:
@@ -70,12 +69,6 @@ class Run:
         with _reaching():
             self._client.log_artifact(self.id, str(path))
 
-    @contextmanager
-    def child(self, name: str) -> Iterator[Run]:
-        """A run nested in this one."""
-        with _open_run(self._client, self._experiment, name, {"mlflow.parentRunId": self.id}) as run:
-            yield run
-
 
 class Tracker:
     """A connection to a tracking store; opening it proves that the store answers."""
@@ -99,12 +92,18 @@ class Tracker:
             else:
                 self._experiment = found.experiment_id
         self.uri = uri
+        self._open: list[str] = []
 
     @contextmanager
     def run(self, name: str) -> Iterator[Run]:
-        """A run at the top; it ends as FAILED where an error passes through."""
-        with _open_run(self._client, self._experiment, name, {}) as run:
-            yield run
+        """A run, nested in the one that is open, if any; it ends as FAILED where an error passes through."""
+        tags = {"mlflow.parentRunId": self._open[-1]} if self._open else {}
+        with _open_run(self._client, self._experiment, name, tags) as run:
+            self._open.append(run.id)
+            try:
+                yield run
+            finally:
+                self._open.pop()
 
 
 @contextmanager
@@ -112,7 +111,7 @@ def _open_run(client: Any, experiment: str, name: str, tags: Mapping[str, str]) 
     with _reaching():
         run = client.create_run(experiment, run_name=name, tags=dict(tags))
     try:
-        yield Run(client, experiment, run.info.run_id)
+        yield Run(client, run.info.run_id)
     except BaseException:
         with suppress(Exception):  # the error under way is the one to tell
             client.set_terminated(run.info.run_id, status="FAILED")
@@ -132,7 +131,9 @@ def _reaching(uri: str = "") -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         where = f" {public(uri)}" if uri else ""
-        raise TrackingError(f"the tracking store{where} does not answer: {public(reason)}; check store.tracking") from None
+        raise TrackingError(
+            f"the tracking store{where} does not answer: {public(reason)}; check store.tracking"
+        ) from None
 
 
 def public(uri: str) -> str:

@@ -29,7 +29,8 @@ def counterfactual(fits: Sequence[Statistics], validations: Sequence[Statistics]
     voters = [validation for validation in validations if validation.n > 0]
     if not voters or len(fits) < 2:
         return np.zeros(len(fits))
-    H, B = sum(fit.G for fit in fits), sum(fit.b for fit in fits)
+    total = Statistics.total(fits, *fits[0].b.shape)
+    H, B = total.G, total.b
     heads = [solve(H, B, ridge)] + [solve(H - fit.G, B - fit.b, ridge) for fit in fits]
     losses = np.stack([_losses(heads, voter) for voter in voters])  # (voters, 1 + clients)
     change = losses[:, 1:] / (losses[:, :1] + _TINY) - 1.0
@@ -38,7 +39,7 @@ def counterfactual(fits: Sequence[Statistics], validations: Sequence[Statistics]
 
 def _losses(heads: Sequence[Float], s: Statistics) -> Float:
     """The loss of many heads on one set of records, in one product, (heads,)."""
-    d, outputs = heads[0].shape
+    outputs = heads[0].shape[1]
     W = np.concatenate(heads, axis=1)  # (d, heads * outputs)
     terms = np.sum(W * (s.G @ W - 2.0 * np.tile(s.b, len(heads))), axis=0)
     return np.maximum(terms.reshape(len(heads), outputs).sum(axis=1) + s.c, 0.0) / s.n
@@ -47,8 +48,11 @@ def _losses(heads: Sequence[Float], s: Statistics) -> Float:
 def attend(scores: Float, cut: float, temperature: float) -> Float:
     """Attention weights (clients,), mean 1: full for a score above -cut, falling exponentially below.
 
-    >>> attend(np.array([0.5, 0.0, -10.0]), cut=0.02, temperature=0.02).round(6).tolist()
+    Both are in units of a client's fair share, 1 / clients: the more clients there are, the less any one of them
+    can do, for better or worse.
+
+    >>> attend(np.array([0.5, 0.0, -10.0]), cut=0.5, temperature=0.5).round(6).tolist()
     [1.5, 1.5, 0.0]
     """
-    raw = np.exp(np.minimum(0.0, scores + cut) / temperature)
+    raw = np.exp(np.minimum(0.0, scores * len(scores) + cut) / temperature)
     return np.asarray(raw / raw.mean(), dtype=np.float64)

@@ -19,7 +19,11 @@ _FORMAT = "frmu-state/1"
 
 def save_state(state: State, path: Path) -> None:
     """Write a state and its digest; after a crash the old file or the new one is there, whole."""
-    metadata = {"format": _FORMAT, "digest": state.digest, "header": json.dumps(state.header(), sort_keys=True)}
+    metadata = {
+        "format": _FORMAT,
+        "digest": state.digest,
+        "header": json.dumps(state.header(), sort_keys=True),
+    }
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         file.write(save({"W": state.W}, metadata=metadata))

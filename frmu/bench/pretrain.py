@@ -8,6 +8,7 @@ periods of 20 weeks that act as sites - and measures on the parking federation, 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,51 +34,59 @@ SEEN = ("air", "bikes", "power")
 UNSEEN = "parking"
 
 
-def pretrain(
-    out: Path, cache: Path, work: Path, iterations: int, seed: int, tell: Callable[[str], None]
-) -> dict[str, Any]:
+def pretrain(out: Path, cache: Path, iterations: int, seed: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """Train from scratch on the seen sets, write the policy to `out`, and measure it on the unseen one."""
     from frmu.policy.learn import board_of, train_policy
     from frmu.runtime.remote import RayFederation, cluster
 
     policy = Policy(iterations=iterations, seed=seed, samples=960)
     with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="frmu-")))
         stack.enter_context(cluster(None))
         boards = []
         for name in SEEN:
             config = load(cached(name, cache) / "config.toml")
-            config = config.model_copy(update={"placement": config.placement.model_copy(update={"clients_per_actor": 12})})
+            config = config.model_copy(
+                update={"placement": config.placement.model_copy(update={"clients_per_actor": 12})}
+            )
             federation = RayFederation(config, survey(config).clients, work / name)
             stack.callback(federation.close)
             _fill(federation)
             boards.append(board_of(config, federation))
         learned = train_policy(
-            policy, boards, None, on_iteration=lambda n, m: tell(f"{n:4d} gain {100 * m['gain']:6.2f} % entropy {m['entropy']:.2f}")
+            policy,
+            boards,
+            None,
+            on_iteration=lambda n, m: tell(f"{n:4d} gain {100 * m['gain']:6.2f} % entropy {m['entropy']:.2f}"),
         )
     lineage = {"clients": [], "parent": None, "sets": list(SEEN), "seed": seed, "iterations": iterations}
     network = write_policy(learned.weights, lineage, out)
-    tables = {name: evaluate(load(cached(name, cache) / "config.toml"), network, work / name) for name in (UNSEEN, *SEEN)}
-    return {"policy": network.digest, "seconds": learned.seconds, "env_steps": learned.env_steps, "tables": tables}
+    tables = {name: evaluate(load(cached(name, cache) / "config.toml"), network) for name in (UNSEEN, *SEEN)}
+    return {
+        "policy": network.digest,
+        "seconds": learned.seconds,
+        "env_steps": learned.env_steps,
+        "tables": tables,
+    }
 
 
-def evaluate(config: Config, network: Network, folder: Path, tasks: int = 300) -> dict[str, dict[str, float]]:
-    """Selectors on tasks of every client: mean, standard error and worst change of later RMSE against keeping all, %."""
-    federation = LocalFederation(config, survey(config).clients, folder)
-    _fill(federation)
-    with one_thread():
-        names = federation.clients
-        total, _ = total_of(config, config.fingerprint(), federation, names, (config.data.target,))
-        play = Play({}, (config.data.target,), Packed.of(total), 64)
+def evaluate(config: Config, network: Network, tasks: int = 300) -> dict[str, dict[str, float]]:
+    """Selectors on tasks of every client: mean, standard error and worst drop of later RMSE against keeping all, %."""
+    with tempfile.TemporaryDirectory(prefix="frmu-") as folder, one_thread():
+        federation = LocalFederation(config, survey(config).clients, Path(folder))
+        _fill(federation)
+        outputs = (config.data.target,)
+        total, _ = total_of(config, config.fingerprint(), federation, federation.clients, outputs)
+        play = Play({}, outputs, Packed.of(total), 64)
+        usable = [client for client in federation.host.clients(federation.clients) if _teaches(client)]
         rows: dict[str, list[float]] = {}
-        usable = [c for c in federation.host.clients(names) if _teaches(c)]
         for number in range(tasks):
-            client = usable[number % len(usable)]
-            kind, hit, task, keep = play.rehearse(client, 1_000_000 + number)
+            kind, hit, task, keep = play.rehearse(usable[number % len(usable)], 1_000_000 + number)
             for selector, influence in _selected(config, task, hit, network).items():
                 change = 100.0 * (1.0 - np.sqrt(loss(refit(task, influence), task.later) / keep))
-                rows.setdefault(selector, []).append(change)
-                rows.setdefault(f"{selector}, {'undisturbed' if kind == 'none' else 'disturbed'}", []).append(change)
-    return {name: _summary(changes) for name, changes in rows.items()}
+                for name in (selector, f"{selector}, {'undisturbed' if kind == 'none' else 'disturbed'}"):
+                    rows.setdefault(name, []).append(change)
+    return {name: _summary(changes) for name, changes in sorted(rows.items())}
 
 
 def _teaches(client: Any) -> bool:
@@ -88,7 +97,7 @@ def _selected(config: Config, task: Task, hit: frozenset[str], network: Network)
     keep = np.ones(len(task))
     seen = observe(task, keep, 0.0)
     policy = config.policy
-    selected = {name: influence for name, influence in rules(seen).items()}
+    selected = rules(seen)
     selected["best rule, guarded"] = decide(task, None, "rules", policy.margin, 1).influence
     selected["policy"] = follow(network, task, seen, 1)
     selected["policy and rules, guarded"] = decide(task, network, "policy", policy.margin, 1).influence

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from frmu.bench.parking import CALENDAR, CALENDAR_RANGES, CONFIG
 from frmu.errors import DataError
 
 __all__ = ["DATA_SETS", "DataSet", "cached"]
@@ -77,16 +78,16 @@ def _member(name: str) -> bytes:
 
 
 def _csv(name: str, **options: object) -> pd.DataFrame:
-    return pd.read_csv(io.BytesIO(_member(name)), **options)  # type: ignore[call-overload, no-any-return]
+    return pd.read_csv(io.BytesIO(_member(name)), **options)
 
 
 def _calendar(table: pd.DataFrame, time: pd.Series) -> pd.DataFrame:
     """Hour of day and day of week as points on a circle, and whether it is a weekend."""
     hour = 2 * np.pi * (time.dt.hour + time.dt.minute / 60) / 24
-    day = 2 * np.pi * time.dt.dayofweek / 7
+    day = 2 * np.pi * time.dt.day_of_week / 7
     return table.assign(
         hour_sin=np.sin(hour), hour_cos=np.cos(hour), day_sin=np.sin(day), day_cos=np.cos(day),
-        weekend=(time.dt.dayofweek >= 5).astype(float),
+        weekend=(time.dt.day_of_week >= 5).astype(float),
     )  # fmt: skip
 
 
@@ -94,10 +95,11 @@ def _periods(table: pd.DataFrame, time: pd.Series, weeks: int, prefix: str) -> p
     """Cut one long series into periods on a common relative calendar: each period is a client."""
     length = pd.Timedelta(weeks=weeks)
     first = time.min().normalize()
-    first += pd.Timedelta(days=(7 - first.dayofweek) % 7)
+    first += pd.Timedelta(days=(7 - first.day_of_week) % 7)
     number = (time - first) // length
     table = table.assign(
-        client=[f"{prefix}-{n:02d}" for n in number], ts=(EPOCH + (time - first) % length).astype("datetime64[us]")
+        client=[f"{prefix}-{n:02d}" for n in number],
+        ts=(EPOCH + (time - first) % length).astype("datetime64[us]"),
     )
     table = table[(time >= first) & (number < number.max())]
     table = table.assign(record=[f"{c}@{t:%j-%H%M}" for c, t in zip(table["client"], table["ts"], strict=True)])
@@ -105,12 +107,16 @@ def _periods(table: pd.DataFrame, time: pd.Series, weeks: int, prefix: str) -> p
 
 
 def _parking() -> pd.DataFrame:
-    raw = _csv("hourly/hourly_parking.csv", parse_dates=["LastUpdated"]).sort_values(["SystemCodeNumber", "LastUpdated"])
+    raw = _csv("hourly/hourly_parking.csv", parse_dates=["LastUpdated"]).sort_values(
+        ["SystemCodeNumber", "LastUpdated"]
+    )
     raw = raw.drop_duplicates(["SystemCodeNumber", "LastUpdated"], keep="last")
     time = raw["LastUpdated"].dt.round("30min")
     table = pd.DataFrame(
         {
-            "record": [f"{s}@{t:%m-%dT%H:%M:%S}" for s, t in zip(raw["SystemCodeNumber"], raw["LastUpdated"], strict=True)],
+            "record": [
+                f"{s}@{t:%m-%dT%H:%M:%S}" for s, t in zip(raw["SystemCodeNumber"], raw["LastUpdated"], strict=True)
+            ],
             "site": raw["SystemCodeNumber"],
             "ts": time.astype("datetime64[us]"),
             "capacity": np.log10(raw["Capacity"]),
@@ -174,14 +180,6 @@ def _retail() -> pd.DataFrame:
     return _calendar(table, raw["InvoiceDate"])
 
 
-_CALENDAR_COLUMNS = 'calendar = ["hour_sin", "hour_cos", "day_sin", "day_cos", "weekend"]'
-_CALENDAR_RANGES = """hour_sin = [-1.0, 1.0]
-hour_cos = [-1.0, 1.0]
-day_sin = [-1.0, 1.0]
-day_cos = [-1.0, 1.0]
-weekend = [0.0, 1.0]"""
-
-
 def _relative(target: str, features: dict[str, tuple[float, float]], target_range: tuple[float, float]) -> str:
     """The config of a series cut into periods of 20 weeks: 12 to fit, then 3, 3 and 2."""
     ranges = "\n".join(f"{name} = [{low}, {high}]" for name, (low, high) in features.items())
@@ -195,14 +193,14 @@ target = "{target}"
 task = "regression"
 
 [data.modalities]
-{_CALENDAR_COLUMNS}
+{CALENDAR}
 weather = [{", ".join(f'"{name}"' for name in [*features, "yesterday"])}]
 
 [data.lags]
 yesterday = {{ column = "{target}", back = "1d" }}
 
 [data.ranges]
-{_CALENDAR_RANGES}
+{CALENDAR_RANGES}
 {ranges}
 {target} = [{target_range[0]}, {target_range[1]}]
 
@@ -219,40 +217,6 @@ features = 32
 """
 
 
-PARKING = f"""
-[data]
-path = "parking.parquet"
-client = "site"
-record = "record"
-time = "ts"
-target = "rate"
-task = "regression"
-
-[data.modalities]
-{_CALENDAR_COLUMNS}
-place = ["capacity", "yesterday", "last_week"]
-
-[data.lags]
-yesterday = {{ column = "rate", back = "1d" }}
-last_week = {{ column = "rate", back = "7d" }}
-
-[data.ranges]
-{_CALENDAR_RANGES}
-capacity = [2.0, 4.0]
-rate = [-0.2, 1.2]
-
-[slices]
-by = "week"
-
-[split]
-validation_from = 2016-11-21
-later_from = 2016-11-28
-test_from = 2016-12-05
-
-[model]
-features = 32
-"""
-
 RETAIL = f"""
 [data]
 path = "data.parquet"
@@ -264,11 +228,11 @@ target = "quantity"
 task = "regression"
 
 [data.modalities]
-{_CALENDAR_COLUMNS}
+{CALENDAR}
 money = ["price"]
 
 [data.ranges]
-{_CALENDAR_RANGES}
+{CALENDAR_RANGES}
 price = [0.0, 10.0]
 
 [slices]
@@ -284,17 +248,23 @@ features = 32
 """
 
 DATA_SETS = {
-    "parking": DataSet(_parking, PARKING),
+    "parking": DataSet(_parking, CONFIG.replace("parking.parquet", "data.parquet")),
     "air": DataSet(
         _air,
         _relative(
             "pm",
-            {"dew": (-60.0, 40.0), "temperature": (-30.0, 50.0), "pressure": (950.0, 1080.0), "wind": (0.0, 8.0)},
+            {
+                "dew": (-60.0, 40.0),
+                "temperature": (-30.0, 50.0),
+                "pressure": (950.0, 1080.0),
+                "wind": (0.0, 8.0),
+            },
             (0.0, 8.0),
         ),
     ),
     "bikes": DataSet(
-        _bikes, _relative("trips", {"low": (-30.0, 40.0), "high": (-20.0, 50.0), "rain": (0.0, 8.0)}, (0.0, 10.0))
+        _bikes,
+        _relative("trips", {"low": (-30.0, 40.0), "high": (-20.0, 50.0), "rain": (0.0, 8.0)}, (0.0, 10.0)),
     ),
     "power": DataSet(_power, _relative("load", {"reactive": (0.0, 2.0), "voltage": (200.0, 260.0)}, (0.0, 4.0))),
     "retail": DataSet(_retail, RETAIL),

@@ -28,8 +28,8 @@ from frmu.learning.statistics import loss, pack, targets, unpack
 from frmu.types import Float, Selection, Statistics
 
 __all__ = [
-    "Adopt", "Choose", "Commit", "Describe", "Discard", "Import", "Locate", "Measure", "Move", "Packed", "Play", "Purge",
-    "Scan", "Sum",
+    "Adopt", "Choose", "Commit", "Describe", "Discard", "Import", "Locate", "Measure", "Move", "Packed", "Play",
+    "Purge", "Scan", "Sum",
 ]  # fmt: skip
 
 REHEARSALS = 64  # tasks a client keeps in memory while a policy trains
@@ -189,7 +189,13 @@ class Choose(_Each):
         slices = client.slices("fit", self.outputs)
         record: dict[str, Any] = {"rows": len(client.shard)}
         if not slices:
-            nothing: dict[str, Any] = {"influence": {}, "chosen_by": "keep", "losses": {}, "slices": {}, "refits": 0}
+            nothing: dict[str, Any] = {
+                "influence": {},
+                "chosen_by": "keep",
+                "losses": {},
+                "slices": {},
+                "refits": 0,
+            }
             return Answer(client.name, record | nothing)
         task = client.task(slices, self.total.open(), self.outputs)
         policy = client.config.policy

@@ -176,10 +176,7 @@ def _slices(table: pa.Table, ids: NDArray[Any], config: Config) -> NDArray[Any]:
     by = config.slice_by
     if by in CALENDAR:
         return _calendar(_times(table), by)
-    if by == "subject":
-        labels = _texts(table, SUBJECT)
-    else:
-        labels = ids if by == config.data.record else _texts(table, SLICE)
+    labels = ids if by == config.data.record else _texts(table, SUBJECT if by == "subject" else SLICE)
     buckets = config.slices.buckets
     width = len(str(buckets - 1))
     return np.array([f"{by}-{_hash(label, by) % buckets:0{width}d}" for label in labels], dtype=str)

@@ -75,7 +75,9 @@ def read_parquet(file: str | Path, columns: Sequence[str] | None = None) -> pa.T
             known = parquet.schema_arrow.names
             for column in columns or ():
                 if column not in known:
-                    raise DataError(f'{file}: no column "{column}"{near_miss(column, known)} It has: {", ".join(known)}')
+                    raise DataError(
+                        f'{file}: no column "{column}"{near_miss(column, known)} It has: {", ".join(known)}'
+                    )
             return parquet.read(columns=None if columns is None else list(columns))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -89,7 +91,7 @@ def _files(config: Config) -> list[str]:
     elif source.is_file():
         files = [str(source)]
     else:
-        files = sorted(glob.glob(config.source, recursive=True))
+        files = sorted(glob.glob(config.source, recursive=True))  # noqa: PTH207 - absolute patterns too
     if not files:
         raise DataError(f"{config.source}: no Parquet file there; data.path is a file, a folder or a glob")
     return files
@@ -230,7 +232,12 @@ def _text(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
 
 def _numbers(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
     kind = column.type
-    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind)):
+    if not (
+        pa.types.is_floating(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_decimal(kind)
+    ):
         raise DataError(f'{file}: column "{name}" must be a number, got {kind}')
     if pa.types.is_boolean(kind):
         column = column.cast(pa.int8())

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -30,46 +31,50 @@ _EPSILON = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Weights by name, as float64, their digest, and what the policy was trained on.
+    """Weights by name, float32 as they lie in the file, their digest, and what the policy was trained on.
 
     `lineage` has `clients` (names of this federation's clients whose records it saw), `parent` (a digest) and
     free notes such as seeds.
     """
 
-    weights: Mapping[str, Float] = field(repr=False)
+    weights: Mapping[str, NDArray[np.float32]] = field(repr=False)
     digest: str
     lineage: Mapping[str, Any]
 
     def __call__(self, rows: Float) -> tuple[Float, float, Float]:
         """Logits (K, 3), the value, and the pooling attention (K,), for observation rows (K, features)."""
-        w = self.weights
+        w = {name: weight.astype(np.float64) for name, weight in self.weights.items()}
         x = rows @ w["embed.weight"].T + w["embed.bias"]
         for block in range(BLOCKS):
-            x = x + self._attend(x, f"blocks.{block}.")
-            x = x + self._mix(x, f"blocks.{block}.")
-        x = self._norm(x, "norm")
+            x = x + _attend(w, x, f"blocks.{block}.")
+            x = x + _mix(w, x, f"blocks.{block}.")
+        x = _norm(w, x, "norm")
         logits = x @ w["head.weight"].T + w["head.bias"]
         pool = _softmax((x @ w["pool.weight"].T + w["pool.bias"])[:, 0])
         value = float((pool @ x) @ w["value.weight"][0] + w["value.bias"][0])
         return logits, value, pool
 
-    def _attend(self, x: Float, block: str) -> Float:
-        w = self.weights
-        y = self._norm(x, f"{block}norm1")
-        query, key, value = np.split(y @ w[f"{block}qkv.weight"].T + w[f"{block}qkv.bias"], 3, axis=1)
-        attention = _softmax(query @ key.T / np.sqrt(query.shape[1]))
-        return attention @ value @ w[f"{block}out.weight"].T + w[f"{block}out.bias"]
 
-    def _mix(self, x: Float, block: str) -> Float:
-        w = self.weights
-        y = self._norm(x, f"{block}norm2")
-        y = np.maximum(y @ w[f"{block}up.weight"].T + w[f"{block}up.bias"], 0.0)
-        return y @ w[f"{block}down.weight"].T + w[f"{block}down.bias"]
+Weights = Mapping[str, Float]
 
-    def _norm(self, x: Float, name: str) -> Float:
-        centred = x - x.mean(axis=1, keepdims=True)
-        scale = np.sqrt((centred * centred).mean(axis=1, keepdims=True) + _EPSILON)
-        return centred / scale * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+
+def _attend(w: Weights, x: Float, block: str) -> Float:
+    y = _norm(w, x, f"{block}norm1")
+    query, key, value = np.split(y @ w[f"{block}qkv.weight"].T + w[f"{block}qkv.bias"], 3, axis=1)
+    attention = _softmax(query @ key.T / np.sqrt(query.shape[1]))
+    return attention @ value @ w[f"{block}out.weight"].T + w[f"{block}out.bias"]
+
+
+def _mix(w: Weights, x: Float, block: str) -> Float:
+    y = _norm(w, x, f"{block}norm2")
+    y = np.maximum(y @ w[f"{block}up.weight"].T + w[f"{block}up.bias"], 0.0)
+    return y @ w[f"{block}down.weight"].T + w[f"{block}down.bias"]
+
+
+def _norm(w: Weights, x: Float, name: str) -> Float:
+    centred = x - x.mean(axis=1, keepdims=True)
+    scale = np.sqrt((centred * centred).mean(axis=1, keepdims=True) + _EPSILON)
+    return centred / scale * w[f"{name}.weight"] + w[f"{name}.bias"]
 
 
 def _softmax(x: Float) -> Float:
@@ -96,7 +101,7 @@ def read_policy(path: Path) -> Network:
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in sorted(file.keys())}  # noqa: SIM118 - not a dict
+            weights = {name: file.get_tensor(name) for name in sorted(file.keys())}
         raw = path.read_bytes()
     except FileNotFoundError:
         raise PolicyError(f"{path}: no such policy file; leave policy.file out to use the shipped one") from None
@@ -111,7 +116,7 @@ def read_policy(path: Path) -> Network:
     if {name: weight.shape for name, weight in weights.items()} != shapes():
         raise PolicyError(f"{path}: its weights are not those of the policy network")
     return Network(
-        weights={name: weight.astype(np.float64) for name, weight in weights.items()},
+        weights={name: weight.astype(np.float32) for name, weight in weights.items()},
         digest=hashlib.sha256(raw).hexdigest(),
         lineage=json.loads(metadata.get("lineage", "{}")),
     )
@@ -121,7 +126,9 @@ def write_policy(weights: Mapping[str, Any], lineage: Mapping[str, Any], path: P
     """Save weights (float32 arrays by name) and lineage, atomically, and read them back."""
     metadata = {"features": str(VERSION), "lineage": json.dumps(lineage, sort_keys=True)}
     partial = path.with_suffix(".partial")
-    partial.write_bytes(save({name: np.ascontiguousarray(weights[name]) for name in sorted(weights)}, metadata=metadata))
+    partial.write_bytes(
+        save({name: np.ascontiguousarray(weights[name]) for name in sorted(weights)}, metadata=metadata)
+    )
     partial.replace(path)
     return read_policy(path)
 

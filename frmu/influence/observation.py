@@ -48,7 +48,16 @@ def observe(task: Task, influence: Float, step: float) -> Float:
         solo[s] = np.log((loss(solve(one.G, one.b, task.ridge), task.validation) + _TINY) / now)
         cosine[s] = _cosine(one.G @ W - one.b, slope)
     size = np.log(task.n / task.n.mean())
-    columns = [task.age, size, residual - np.median(residual), gain, solo, cosine, influence, np.full(len(task), step)]
+    columns = [
+        task.age,
+        size,
+        residual - np.median(residual),
+        gain,
+        solo,
+        cosine,
+        influence,
+        np.full(len(task), step),
+    ]
     return np.clip(np.stack(columns, axis=1), -3.0, 3.0)
 
 

@@ -3,9 +3,10 @@
 With slice statistics in hand a refit is one solve and a loss is a product, so "what if this slice were gone"
 has an exact answer in a fraction of a millisecond, not an estimate. A slice is judged as it will be used: in a
 head fitted together with the rest of the federation, on the client's own validation records. Judged in a
-head of the client's own it looks more harmful than it is, and clean slices are forgotten. (Leave-one-out as influence: Koh and
-Liang, "Understanding black-box predictions via influence functions", ICML 2017, here without the
-approximation, because the head is linear.)
+head of the client's own it looks more harmful than it is, and clean slices are forgotten.
+
+(Leave-one-out as influence: Koh and Liang, "Understanding black-box predictions via influence functions", ICML
+2017, here without the approximation, because the head is linear.)
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ FORGET, ATTENUATE, KEEP = range(3)
 class Task:
     """K slices in the order of their keys; `G` (K, d, d), `b` (K, d, outputs), `n`, `c` and `age` (K,).
 
-    `rest` holds the sums of all other clients. `validation` judges in production; `later`, a stretch after it, is seen by the reward alone.
+    `rest` holds the sums of all other clients. `validation` judges in production; `later`, a stretch after it, is
+    seen by the reward alone.
     """
 
     keys: tuple[str, ...]

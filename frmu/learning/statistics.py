@@ -84,5 +84,7 @@ def numerics() -> dict[str, str]:
     """What two states must share for their digests to be comparable: libraries, instruction set."""
     import scipy
 
-    blas = sorted({f"{pool.get('internal_api')} {pool.get('version')} {pool.get('architecture')}" for pool in _pools().info()})
+    blas = sorted(
+        {f"{pool.get('internal_api')} {pool.get('version')} {pool.get('architecture')}" for pool in _pools().info()}
+    )
     return {"numpy": np.__version__, "scipy": scipy.__version__, "blas": "; ".join(blas), "threads": "1"}

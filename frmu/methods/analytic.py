@@ -2,7 +2,9 @@
 
 A round is two trips: clients send the sums of their records; given the federation's total they choose influences
 for their slices and send the weighted sums where those differ; the server weighs clients and solves. Erasure is
-the same round over the records that remain, where only the clients that lost some sum again. (Analytic federated learning: He et al., "AFL", CVPR 2025; slices: Bourtoule et al.,
+the same round over the records that remain, where only the clients that lost some sum again.
+
+(Analytic federated learning: He et al., "AFL", CVPR 2025; slices: Bourtoule et al.,
 "Machine unlearning", S&P 2021.)
 """
 

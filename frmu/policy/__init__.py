@@ -1,1 +1,1 @@
-"""Learning what to forget: the RL environment over client actors, and RLlib. The only room that knows rllib and torch."""
+"""Learning what to forget: the RL environment over client actors, and RLlib. Only this room knows rllib and torch."""

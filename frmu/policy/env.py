@@ -55,7 +55,7 @@ class Board:
 
 @dataclass(slots=True)
 class _Game:
-    """A task under way: whose (a number over all boards), which seed, the step, and per copy the influences and the last later loss."""
+    """A task under way: whose (a number over all boards), its seed, the step; per copy influences and last loss."""
 
     client: int
     seed: int
@@ -129,9 +129,7 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
 
     def _deal(self) -> NDArray[np.float32]:
         """New tasks; one look at each."""
-        drawn = [
-            (int(self._rng.integers(len(self._clients))), int(self._rng.integers(2**31))) for _ in self._groups()
-        ]
+        drawn = [(int(self._rng.integers(len(self._clients))), int(self._rng.integers(2**31))) for _ in self._groups()]
         looks = self._ask([(client, Move(seed, None, 0.0, True)) for client, seed in drawn])
         self._games, rows = [], []
         for (client, seed), look, group in zip(drawn, looks, self._groups(), strict=True):
@@ -171,8 +169,8 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         """One trip to the clients that are concerned; answers in the order of the moves."""
         where: dict[int, dict[str, list[int]]] = {}
         for at, (client, _) in enumerate(moves):
-            board, name = self._clients[client]
-            where.setdefault(board, {}).setdefault(name, []).append(at)
+            number, name = self._clients[client]
+            where.setdefault(number, {}).setdefault(name, []).append(at)
         answers: list[dict[str, Any]] = [{}] * len(moves)
         for number, by_client in where.items():
             board = self.boards[number]

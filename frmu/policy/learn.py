@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,7 +107,13 @@ def _ppo(policy: Policy, boards: Sequence[Board], most: int) -> Any:
 
     observation, action = spaces(most)
     register_env("frmu-slices", _environment)
-    settings = {"boards": boards, "most": most, "steps": policy.steps, "price": policy.price, "seed": policy.seed}
+    settings = {
+        "boards": boards,
+        "most": most,
+        "steps": policy.steps,
+        "price": policy.price,
+        "seed": policy.seed,
+    }
     return (
         PPOConfig()
         .environment(
@@ -125,8 +132,8 @@ def _ppo(policy: Policy, boards: Sequence[Board], most: int) -> Any:
         .rl_module(rl_module_spec=RLModuleSpec(module_class=SliceModule))
         .training(
             learner_class=SliceLearner, gamma=0.0, lambda_=1.0, lr=1e-3, train_batch_size_per_learner=policy.samples,
-            minibatch_size=min(128, policy.samples), num_epochs=6, entropy_coeff=0.003, vf_loss_coeff=0.5, clip_param=0.2,
-            grad_clip=1.0, use_kl_loss=False,
+            minibatch_size=min(128, policy.samples), num_epochs=6, entropy_coeff=0.003, vf_loss_coeff=0.5,
+            clip_param=0.2, grad_clip=1.0, use_kl_loss=False,
         )
         .debugging(seed=policy.seed, log_level="ERROR")
     )  # fmt: skip
@@ -173,18 +180,17 @@ def _get_weights(algorithm: Any) -> dict[str, NDArray[np.float32]]:
 
 
 def _set_weights(algorithm: Any, parent: Network) -> None:
-    weights = {f"network.{name}": weight.astype(np.float32) for name, weight in parent.weights.items()}
+    weights = {f"network.{name}": weight for name, weight in parent.weights.items()}
     group = algorithm.learner_group
     group.set_weights({"default_policy": weights})
     algorithm.env_runner_group.sync_weights(from_worker_or_learner_group=group, inference_only=True)
 
 
-class _quiet(warnings.catch_warnings):  # type: ignore[type-arg]  # noqa: N801
+@contextmanager
+def _quiet() -> Iterator[None]:
     """RLlib's deprecation warnings and banners are not for the user of frmu."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        logging.getLogger("ray.rllib").setLevel(logging.ERROR)
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        for name in ("ray", "ray.rllib", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield

@@ -24,7 +24,7 @@ __all__ = ["SliceLearner", "TemporalDifference"]
 _SIGN = torch.tensor([-1.0, -0.5, 1.0])  # forget, attenuate, keep
 
 
-class TemporalDifference(ConnectorV2):  # type: ignore[misc]
+class TemporalDifference(ConnectorV2):
     """Reads the TD errors of a batch and logs what they add to each slice's score."""
 
     def __call__(self, *, rl_module: Any, batch: dict[str, Any], metrics: Any = None, **_: Any) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def _updates(observation: Any, actions: Any, error: Any, pool: Any) -> list[np.n
     return updates
 
 
-class SliceLearner(PPOTorchLearner):  # type: ignore[misc]
+class SliceLearner(PPOTorchLearner):
     """PPO that reports its TD errors."""
 
     def build(self) -> None:

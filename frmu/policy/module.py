@@ -43,7 +43,11 @@ class SliceNetwork(nn.Module):
         self.embed = nn.Linear(len(FEATURES), WIDTH)
         self.blocks = nn.ModuleList(_Block() for _ in range(BLOCKS))
         self.norm = nn.LayerNorm(WIDTH)
-        self.head, self.pool, self.value = nn.Linear(WIDTH, len(LEVELS)), nn.Linear(WIDTH, 1), nn.Linear(WIDTH, 1)
+        self.head, self.pool, self.value = (
+            nn.Linear(WIDTH, len(LEVELS)),
+            nn.Linear(WIDTH, 1),
+            nn.Linear(WIDTH, 1),
+        )
         with torch.no_grad():  # an untrained policy mostly keeps
             self.head.weight *= 0.1
             self.head.bias[KEEP] += 1.5
@@ -59,7 +63,7 @@ class SliceNetwork(nn.Module):
         return self.head(x), value, pool
 
 
-class SliceModule(TorchRLModule, ValueFunctionAPI):  # type: ignore[misc]
+class SliceModule(TorchRLModule, ValueFunctionAPI):
     """`SliceNetwork` over the observations of `SliceEnv`, for PPO."""
 
     def setup(self) -> None:

@@ -17,6 +17,5 @@ def hosts_for(clients: Sequence[str], per_actor: int | Literal["auto"]) -> list[
     >>> hosts_for(["a", "b", "c"], 2)
     [('a', 'b'), ('c',)]
     """
-    if per_actor == "auto":
-        per_actor = max(1, math.ceil(len(clients) / ALONE))
-    return [tuple(clients[at : at + per_actor]) for at in range(0, len(clients), per_actor)]
+    number = max(1, math.ceil(len(clients) / ALONE)) if per_actor == "auto" else per_actor
+    return [tuple(clients[at : at + number]) for at in range(0, len(clients), number)]

@@ -76,7 +76,11 @@ def _silence() -> None:
 def _connect(named: str | None, folder: str | None) -> None:
     import ray
 
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
+    quiet: dict[str, Any] = {
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+        "configure_logging": False,
+    }
     try:
         if named:
             ray.init(address=named, **quiet)
@@ -85,8 +89,8 @@ def _connect(named: str | None, folder: str | None) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FederationError(
-            f"no Ray cluster at {named or 'a private address'}: {reason}. Check the address, and that RAY_AUTH_MODE and "
-            "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) are those of the cluster"
+            f"no Ray cluster at {named or 'a private address'}: {reason}. Check the address, and that RAY_AUTH_MODE "
+            "and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) are those of the cluster"
         ) from None
 
 
@@ -161,7 +165,7 @@ class RayFederation:
         shared = ray.put(work)
         pending = {}
         for names, host in self._hosts.items():
-            if here := [name for name in names if name in wanted]:
+            if here := tuple(name for name in names if name in wanted):
                 pending[host.answer.remote(shared, here)] = here
         while pending:
             done, _ = ray.wait(list(pending), num_returns=1, timeout=self._timeout)

@@ -1,0 +1,113 @@
+"""A small federation of homes that every test can afford."""
+
+from __future__ import annotations
+
+import datetime as dt
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from frmu.config import Config, load
+
+CONFIG = """
+[data]
+path = "homes.parquet"
+client = "home"
+record = "record"
+subject = "person"
+time = "ts"
+target = "load"
+task = "regression"
+
+[data.modalities]
+calendar = ["hour_sin", "hour_cos"]
+weather = ["temperature", "humidity", "yesterday"]
+
+[data.lags]
+yesterday = { column = "load", back = "1d" }
+
+[data.ranges]
+temperature = [-20.0, 45.0]
+humidity = [0, 100]
+load = [-5.0, 20.0]
+
+[slices]
+by = "month"
+
+[split]
+validation_from = 2025-05-01
+later_from = 2025-06-01
+test_from = 2025-07-01
+
+[model]
+features = 8
+"""
+
+
+TRACKING = f"sqlite:///{tempfile.mkdtemp(prefix='frmu-tests-')}/mlflow.db"
+
+
+def homes(clients: int = 4, days: int = 212, seed: int = 0) -> pd.DataFrame:
+    """Two records a day and home, from January to July; five persons live in several homes."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for number in range(clients):
+        ts = pd.date_range("2025-01-01", periods=days * 2, freq="12h")
+        angle = 2 * np.pi * ts.hour / 24
+        temperature = 10 + 10 * np.sin(2 * np.pi * ts.day_of_year / 365) + rng.normal(0, 2, len(ts))
+        humidity = rng.uniform(20, 90, len(ts))
+        load_ = 3 + np.sin(angle) - 0.1 * temperature + 0.01 * humidity + rng.normal(0, 0.3, len(ts))
+        frames.append(
+            pd.DataFrame(
+                {
+                    "record": [f"h{number}-{i}" for i in range(len(ts))],
+                    "home": f"home {number}",
+                    "person": [f"p{i}" for i in rng.integers(0, 5, len(ts))],
+                    "ts": ts.astype("datetime64[us]"),
+                    "hour_sin": np.sin(angle),
+                    "hour_cos": np.cos(angle),
+                    "temperature": temperature,
+                    "humidity": humidity,
+                    "load": load_,
+                    "band": np.where(load_ > 3, "high", "low"),
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def put(folder: Path, table: pd.DataFrame, text: str = CONFIG) -> Config:
+    """Write a data set and its config, and load it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(folder / "homes.parquet", index=False)
+    # One tracking database for all tests: MLflow takes over a second to lay the tables of a new one.
+    (folder / "homes.toml").write_text(f'{text}\n[store]\ntracking = "{TRACKING}"\nexperiment = "{folder}"\n')
+    return load(folder / "homes.toml")
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    return homes()
+
+
+@pytest.fixture
+def config(tmp_path: Path, table: pd.DataFrame) -> Config:
+    return put(tmp_path / "homes", table)
+
+
+@pytest.fixture
+def broken(tmp_path: Path, table: pd.DataFrame) -> Callable[..., Config]:
+    """A config over records that something was done to."""
+
+    def make(change: Callable[[pd.DataFrame], pd.DataFrame | None], text: str = CONFIG) -> Config:
+        changed = change(table)
+        return put(tmp_path / "broken", table if changed is None else changed, text)
+
+    return make
+
+
+WINDOW = (dt.datetime(2025, 2, 10), dt.datetime(2025, 2, 20))

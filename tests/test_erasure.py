@@ -1,0 +1,212 @@
+"""The law: erased is never had. Whatever is asked, in whatever order, in one batch or many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import CONFIG, WINDOW, homes, put
+
+from frmu import api
+from frmu.config import Config
+from frmu.errors import RequestError, StoreError
+from frmu.types import Selection
+
+SELECTIONS: dict[str, tuple[Selection, Callable[[pd.DataFrame], pd.Series]]] = {
+    "subject": (Selection("subject", subject="p3"), lambda t: t.person == "p3"),
+    "records": (
+        Selection("records", records=("h0-0", "h2-17", "h2-300")),
+        lambda t: t.record.isin(["h0-0", "h2-17", "h2-300"]),
+    ),
+    "client": (Selection("client", client="home 1"), lambda t: t.home == "home 1"),
+    "between": (Selection("between", between=WINDOW), lambda t: (t.ts >= WINDOW[0]) & (t.ts < WINDOW[1])),
+    "between at one": (
+        Selection("between", client="home 2", between=WINDOW),
+        lambda t: (t.home == "home 2") & (t.ts >= WINDOW[0]) & (t.ts < WINDOW[1]),
+    ),
+}
+CLASSIFICATION = (
+    CONFIG.replace('target = "load"', 'target = "band"')
+    .replace('"regression"', '"classification"')
+    .replace("load = [-5.0, 20.0]", "")
+)
+BY_PERSON = CONFIG.replace('by = "month"', 'by = "subject"\nbuckets = 4')
+BY_HASH = CONFIG.split("[split]")[0] + "[model]\nfeatures = 8\n"
+
+
+def train(config: Config) -> dict:
+    with api.Experiment(config, "local") as experiment:
+        return experiment.train()
+
+
+def drain(config: Config) -> dict:
+    with api.Experiment(config, "local") as experiment:
+        return experiment.drain()
+
+
+@pytest.mark.parametrize(
+    "text", [CONFIG, CLASSIFICATION, BY_PERSON, BY_HASH], ids=["month", "classes", "person", "hash"]
+)
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_erased_is_never_had(tmp_path: Path, table: pd.DataFrame, name: str, text: str) -> None:
+    selection, gone = SELECTIONS[name]
+    config = put(tmp_path / "all", table, text)
+    before = train(config)
+    request = api.erase(config, selection)
+    assert request["records"] == int(gone(table).sum())
+    drained = drain(config)
+    never = train(put(tmp_path / "never", table[~gone(table)], text))
+    assert drained["state_digest"] == never["state_digest"] != before["state_digest"]
+    assert [r["level"] for r in drained["receipts"]] == ["L5"]
+    assert sum(drained["receipts"][0]["removed"].values()) == int(gone(table).sum())
+
+
+@pytest.mark.parametrize("order", [["subject", "client", "records"], ["records", "subject", "client"]])
+@pytest.mark.parametrize("batched", [True, False])
+def test_order_and_batches_do_not_matter(tmp_path: Path, table: pd.DataFrame, order: list[str], batched: bool) -> None:
+    config = put(tmp_path / "all", table)
+    train(config)
+    drained = {}
+    for name in order:
+        api.erase(config, SELECTIONS[name][0])
+        if not batched:
+            drained = drain(config)
+    if batched:
+        drained = drain(config)
+    gone = pd.concat([SELECTIONS[name][1](table) for name in order], axis=1).any(axis=1)
+    never = train(put(tmp_path / "never", table[~gone]))
+    assert drained["state_digest"] == never["state_digest"]
+
+
+def test_the_order_of_the_file_does_not_matter(tmp_path: Path, table: pd.DataFrame) -> None:
+    shuffled = table.sample(frac=1.0, random_state=1)
+    assert train(put(tmp_path / "a", table))["state_digest"] == train(put(tmp_path / "b", shuffled))["state_digest"]
+
+
+def test_a_folder_of_files_is_one_data_set(tmp_path: Path, table: pd.DataFrame) -> None:
+    one = train(put(tmp_path / "one", table))
+    config = put(tmp_path / "many", table, CONFIG.replace("homes.parquet", "parts"))
+    (tmp_path / "many" / "parts").mkdir()
+    for home, part in table.groupby("home"):
+        part.to_parquet(tmp_path / "many" / "parts" / f"{home}.parquet")
+    assert train(config)["state_digest"] == one["state_digest"]
+
+
+def test_erased_records_are_refused_when_they_come_back(config: Config) -> None:
+    train(config)
+    api.erase(config, Selection("subject", subject="p1"))
+    drained = drain(config)
+    again = train(config)  # the source still holds them
+    assert again["refused"] == sum(drained["receipts"][0]["removed"].values()) > 0
+    assert again["state_digest"] == drained["state_digest"]
+
+
+def test_an_erased_value_leaves_the_lags_of_its_neighbours(tmp_path: Path, table: pd.DataFrame) -> None:
+    poisoned = table.copy()
+    poisoned.loc[poisoned.record == "h0-100", "load"] = 19.0
+    digests = []
+    for name, data in {"true": table, "poisoned": poisoned}.items():
+        config = put(tmp_path / name, data)
+        train(config)
+        api.erase(config, Selection("records", records=("h0-100",)))
+        digests.append(drain(config)["state_digest"])
+    assert digests[0] == digests[1]
+
+
+def test_everything_can_go(config: Config, table: pd.DataFrame) -> None:
+    train(config)
+    for home in sorted(set(table.home)):
+        api.erase(config, Selection("client", client=home))
+    drained = drain(config)
+    assert drained["verified"]
+    assert not list((config.folder / "shards").iterdir())
+    with pytest.raises(StoreError, match="every record there has been erased"):
+        train(config)
+
+
+def test_nothing_of_the_erased_is_left_in_the_folder(config: Config, table: pd.DataFrame) -> None:
+    train(config)
+    api.erase(config, Selection("subject", subject="p2"))
+    drain(config)
+    with api.Experiment(config, "local") as experiment:
+        lines = json.dumps([line.body for line in experiment.ledger.lines()])
+    assert '"p2"' not in lines
+    for shard in (config.folder / "shards").iterdir():
+        assert "p2" not in set(pd.read_parquet(shard)["#subject"])
+    assert b'"p2"' not in (config.folder / "ledger.db").read_bytes()
+
+
+def test_an_empty_queue_drains_to_nothing(config: Config) -> None:
+    digest = train(config)["state_digest"]
+    assert drain(config) == {"receipts": [], "state_digest": digest, "pending": 0}
+
+
+@pytest.mark.parametrize("stage", ["purged", "refitted", "verified", "closed"])
+def test_a_crash_between_two_stages_is_resumed(
+    config: Config, table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    from frmu.ledger.ledger import Ledger
+
+    train(config)
+    api.erase(config, Selection("subject", subject="p3"))
+    original, close = Ledger.advance, Ledger.close_requests
+
+    def crash(self: Ledger, requests: object, reached: str, body: object) -> None:
+        if reached == stage:
+            raise KeyboardInterrupt
+        original(self, requests, reached, body)  # type: ignore[arg-type]
+
+    def crash_closing(self: Ledger, receipts: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Ledger, "advance", crash)
+    if stage == "closed":
+        monkeypatch.setattr(Ledger, "close_requests", crash_closing)
+    with pytest.raises(KeyboardInterrupt):
+        drain(config)
+    monkeypatch.setattr(Ledger, "advance", original)
+    monkeypatch.setattr(Ledger, "close_requests", close)
+    drained = drain(config)
+    gone = table.person == "p3"
+    assert drained["receipts"][0]["removed"] == table[gone].groupby("home").size().to_dict()
+    assert drained["state_digest"] == train(put(tmp_path / "never", table[~gone]))["state_digest"]
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        (Selection("subject", subject="nobody"), 'subject "nobody"'),
+        (Selection("client", client="home 9"), 'no client "home 9".*did you mean "home'),
+        (Selection("records", records=("h0-0", "h9-9")), "record ids h9-9;"),
+        (Selection("between", between=(WINDOW[1], WINDOW[0])), "FROM before TO"),
+    ],
+)
+def test_a_request_for_what_nobody_holds_is_refused(config: Config, selection: Selection, message: str) -> None:
+    train(config)
+    with pytest.raises(RequestError, match=message):
+        api.erase(config, selection)
+    assert api.status(config)["pending"] == []
+
+
+def test_another_job_in_the_same_folder_is_told(config: Config) -> None:
+    with api.Experiment(config, "local"), pytest.raises(StoreError, match="another job"):
+        train(config)
+
+
+def test_a_request_may_come_while_a_job_runs(config: Config) -> None:
+    train(config)
+    with api.Experiment(config, "local") as experiment:
+        api.erase(config, Selection("subject", subject="p0"))
+        assert [receipt["level"] for receipt in experiment.drain()["receipts"]] == ["L5"]
+
+
+def test_a_new_client_joins_and_an_old_one_leaves(tmp_path: Path) -> None:
+    five = homes(5)
+    config = put(tmp_path / "grown", five[five.home != "home 4"])
+    train(config)
+    config = put(tmp_path / "grown", five[five.home != "home 0"])
+    never = put(tmp_path / "never", five[five.home != "home 0"])
+    assert train(config)["state_digest"] == train(never)["state_digest"]
