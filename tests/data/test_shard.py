@@ -1,0 +1,77 @@
+"""A shard is the same whatever the order of its source, and each derived value follows from its own rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import CONFIG, put
+
+from frmu.config import Config
+from frmu.data.shard import SPLITS, Shard, clients_in, path_of, write
+from frmu.data.source import gather
+
+
+@pytest.fixture
+def shard(config: Config) -> Shard:
+    return Shard.of(gather(config, ["home 0"])["home 0"], config)
+
+
+def test_rows_stand_by_record_id(shard: Shard) -> None:
+    assert list(shard.ids) == sorted(shard.ids)
+
+
+def test_scaling_rests_on_declared_ranges(shard: Shard, table: pd.DataFrame) -> None:
+    own = table[table.home == "home 0"].sort_values("record")
+    expected = 2 * (own.humidity.to_numpy() - 0) / 100 - 1
+    assert np.array_equal(shard.modalities["weather"][:, 1], expected)
+
+
+def test_a_lag_is_the_value_one_day_back_or_marked_missing(shard: Shard, table: pd.DataFrame) -> None:
+    own = table[table.home == "home 0"].set_index("ts")
+    by_record = {row.record: moment for moment, row in own.iterrows()}
+    for name, lagged, there in zip(shard.ids, *shard.modalities["weather"][:, 2:].T, strict=True):
+        before = by_record[name] - pd.Timedelta(days=1)
+        if before in own.index:
+            assert there == 1.0
+            assert lagged == 2 * (own.load[before] + 5.0) / 25.0 - 1
+        else:
+            assert (lagged, there) == (0.0, 0.0)
+
+
+def test_splits_follow_the_declared_dates(shard: Shard, table: pd.DataFrame) -> None:
+    moments = table.set_index("record").ts
+    for name, code in zip(shard.ids, shard.split, strict=True):
+        borders = [pd.Timestamp(day) for day in ("2025-05-01", "2025-06-01", "2025-07-01")]
+        assert SPLITS[code] == SPLITS[sum(moments[name] >= border for border in borders)]
+
+
+def test_a_split_by_hash_does_not_depend_on_other_rows(tmp_path: Path, table: pd.DataFrame) -> None:
+    text = CONFIG.split("[split]")[0]
+    whole, half = (
+        Shard.of(gather(put(tmp_path / name, t, text), ["home 0"])["home 0"], put(tmp_path / name, t, text))
+        for name, t in {"whole": table, "half": table.iloc[::2]}.items()
+    )
+    split = dict(zip(whole.ids, whole.split, strict=True))
+    assert all(split[name] == code for name, code in zip(half.ids, half.split, strict=True))
+    shares = np.bincount(whole.split, minlength=4) / len(whole)
+    assert np.allclose(shares, [0.5, 0.15, 0.15, 0.2], atol=0.07)
+
+
+def test_times_with_a_zone_are_taken_as_utc(tmp_path: Path, table: pd.DataFrame) -> None:
+    zoned = table.assign(ts=table.ts.dt.tz_localize("UTC").dt.tz_convert("America/New_York"))
+    one, other = (
+        Shard.of(gather(put(tmp_path / name, t), ["home 0"])["home 0"], put(tmp_path / name, t))
+        for name, t in {"naive": table, "zoned": zoned}.items()
+    )
+    assert list(one.slices) == list(other.slices)
+
+
+@pytest.mark.parametrize("client", ["a/b", "..", "ü %", "x" * 60])
+def test_any_name_is_a_file_in_the_folder(tmp_path: Path, shard: Shard, client: str) -> None:
+    folder = tmp_path / "shards"
+    write(shard.table, path_of(folder, client))
+    assert [file.parent for file in folder.iterdir()] == [folder]
+    assert clients_in(folder) == (client,)

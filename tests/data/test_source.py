@@ -1,0 +1,89 @@
+"""Records are what the config says, or the error names file, client, column and row; nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import CONFIG
+
+from frmu import api
+from frmu.config import Config
+from frmu.errors import DataError
+
+Change = Callable[[pd.DataFrame], pd.DataFrame | None]
+
+
+def at(row: int, column: str, value: object) -> Change:
+    def change(table: pd.DataFrame) -> pd.DataFrame:
+        copy = table.astype({column: object}) if value is None else table.copy()
+        copy.loc[row, column] = value
+        return copy
+
+    return change
+
+
+def twice(table: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([table, table.iloc[[5]]], ignore_index=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(columns="humidity"), 'no column "humidity"'),
+        (lambda t: t.rename(columns={"home": "hom"}), 'no column "home"; did you mean "hom"'),
+        (lambda t: t.assign(humidity=t.humidity.astype(str)), 'column "humidity" must be a number, got'),
+        (lambda t: t.assign(ts=t.ts.astype(str)), r'column "ts" \(time\) must be a timestamp'),
+        (at(7, "humidity", None), 'column "humidity" is null at client "home 0", row 7'),
+        (at(430, "load", np.inf), 'column "load" must be finite, got inf at client "home 1", row 430'),
+        (at(3, "humidity", 101.0), r'"humidity" must be within its declared range \[0, 100\], got 101 .*row 3'),
+        (at(9, "person", None), r'column "person" \(subject\) is null at client "home 0", row 9'),
+        (at(9, "record", None), r'column "record" \(record id\) is null'),
+        (at(9, "home", None), r'column "home" \(client\) is null at row 9'),
+        (twice, 'duplicate record id "h0-5" of client "home 0" at row 1696; it stands first at row 5'),
+        (lambda t: t.iloc[:0], "empty shard"),
+    ],
+)
+def test_bad_records_are_named(broken: Callable[..., Config], change: Change, message: str) -> None:
+    config = broken(change)
+    with pytest.raises(DataError, match=message), api.Experiment(config, "local") as experiment:
+        experiment.train()
+    assert not list((config.folder / "shards").iterdir())
+    assert not (config.folder / "state.safetensors").exists()
+
+
+def test_a_truncated_file_is_named(config: Config) -> None:
+    path = config.file.parent / "homes.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with (
+        pytest.raises(DataError, match="homes.parquet: not a whole Parquet file"),
+        api.Experiment(config, "local") as experiment,
+    ):
+        experiment.train()
+
+
+def test_a_bad_import_leaves_the_trained_state_alone(config: Config, table: pd.DataFrame) -> None:
+    with api.Experiment(config, "local") as experiment:
+        digest = experiment.train()["state_digest"]
+    table.assign(humidity=999.0).to_parquet(config.file.parent / "homes.parquet")
+    with pytest.raises(DataError), api.Experiment(config, "local") as experiment:
+        experiment.train()
+    with api.Experiment(config, "local") as experiment:
+        assert experiment.verify()["state_digest"] == digest
+        assert experiment.verify()["verified"]
+
+
+def test_only_the_columns_that_are_named_enter_a_shard(config: Config) -> None:
+    with api.Experiment(config, "local") as experiment:
+        experiment.train()
+    shard = next((config.folder / "shards").glob("*.parquet"))
+    assert "band" not in pd.read_parquet(shard).columns
+
+
+def test_an_undeclared_class_is_named(broken: Callable[..., Config]) -> None:
+    text = CONFIG.replace('"load"\ntask = "regression"', '"band"\ntask = "classification"\nclasses = ["high"]')
+    config = broken(lambda t: None, text)
+    with pytest.raises(DataError, match='target "band" is "low" at client'), api.Experiment(config, "local") as e:
+        e.train()

@@ -1,0 +1,128 @@
+"""The environment: real clients, in process, and the same answers on every replay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import homes, put
+
+from frmu.client.work import Commit, Import
+from frmu.influence.network import Network, read_policy, shipped
+from frmu.influence.observation import FEATURES
+from frmu.policy.env import CHAIN, MASK, Board, SliceEnv
+from frmu.policy.learn import board_of
+from frmu.policy.module import SliceNetwork
+from frmu.runtime.local import LocalFederation
+
+MOST = 4
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
+    folder = tmp_path_factory.mktemp("env")
+    table = homes(3)
+    config = put(folder, table)
+    federation = LocalFederation(config, sorted(set(table.home)), folder)
+    list(federation.run(Import({}, b"k")))
+    list(federation.run(Commit(True)))
+    return board_of(config, federation)[0]
+
+
+def env(board: Board, **options: int) -> SliceEnv:
+    return SliceEnv([board], MOST, **{"num_envs": 24, "seed": 3} | options)  # type: ignore[arg-type]
+
+
+def test_what_it_gives_is_in_its_spaces(board: Board) -> None:
+    e = env(board)
+    observation, _ = e.reset(seed=1)
+    for _ in range(CHAIN + 3):
+        assert e.observation_space.contains(observation)
+        observation, reward, terminated, truncated, _ = e.step(e.action_space.sample())
+        assert np.isfinite(reward).all()
+        assert reward.shape == terminated.shape == truncated.shape == (24,)
+
+
+def test_a_seed_replays(board: Board) -> None:
+    def play() -> list[np.ndarray]:
+        e, rng = env(board), np.random.default_rng(0)
+        seen = [e.reset(seed=5)[0]]
+        for _ in range(4):
+            observation, reward, *_ = e.step(rng.integers(0, 3, (24, MOST)))
+            seen += [observation, reward]
+        return seen
+
+    assert all(np.array_equal(a, b) for a, b in zip(play(), play(), strict=True))
+
+
+def test_an_episode_ends_for_all_and_begins_anew(board: Board) -> None:
+    e = env(board)
+    e.reset(seed=0)
+    ends = [e.step(np.full((24, MOST), 2))[2] for _ in range(CHAIN + 2)]
+    assert [end.all() for end in ends] == [False] * (CHAIN - 1) + [True] + [False] * 2
+    assert not ends[0].any()
+
+
+def test_equal_actions_earn_equal_rewards(board: Board) -> None:
+    e = env(board)
+    e.reset(seed=0)
+    _, reward, *_ = e.step(np.full((24, MOST), 2))
+    assert np.allclose(reward, 0.0)
+
+
+def test_forgetting_what_was_shuffled_earns_more(board: Board) -> None:
+    """Somewhere among many tasks, the copy that forgets the disturbed slices beats the one that keeps all."""
+    e = env(board, num_envs=2)
+    wins = []
+    for seed in range(30):
+        e.reset(seed=seed)
+        game = e._games[0]
+        client, name = game.client, e.boards[0].clients[game.client]
+        hit = np.array(_hit(e, name, game.seed))
+        if not hit.any() or hit.all():
+            continue
+        actions = np.full((2, MOST), 2)
+        actions[0, : len(hit)] = np.where(hit, 0, 2)
+        _, reward, *_ = e.step(actions)
+        wins.append(reward[0] > reward[1])
+        assert client < 3
+    assert np.mean(wins) > 0.6
+
+
+def _hit(e: SliceEnv, name: str, seed: int) -> list[bool]:
+    from frmu.client.work import Move, Play
+
+    board = e.boards[0]
+    play = Play({name: (Move(seed, None, 0.0, True),)}, board.outputs, board.total, MOST)
+    return next(iter(board.federation.run(play, on=[name]))).record["steps"][0]["hit"]
+
+
+def test_the_last_row_is_for_the_account_alone(board: Board) -> None:
+    observation, _ = env(board).reset(seed=0)
+    assert observation.shape == (24, MOST + 1, len(FEATURES) + 1)
+    assert not observation[:, -1, MASK].any()
+
+
+@pytest.fixture(scope="module")
+def twins() -> tuple[Network, SliceNetwork]:
+    network = read_policy(Path(shipped()))
+    twin = SliceNetwork()
+    twin.load_state_dict({name: torch.tensor(weight) for name, weight in network.weights.items()})
+    return network, twin.double()
+
+
+@pytest.mark.parametrize("slices", [1, 3, 9])
+def test_numpy_and_torch_compute_the_same_policy(twins: tuple[Network, SliceNetwork], slices: int) -> None:
+    network, twin = twins
+    rows = np.random.default_rng(slices).normal(size=(slices, len(FEATURES)))
+    padded = torch.zeros(1, 12, len(FEATURES), dtype=torch.float64)
+    padded[0, :slices] = torch.tensor(rows)
+    mask = torch.arange(12)[None] < slices
+    with torch.no_grad():
+        logits, value, pool = twin(padded, mask)
+    ours = network(rows)
+    assert np.allclose(ours[0], logits[0, :slices].numpy(), atol=1e-6)
+    assert np.isclose(ours[1], float(value[0]), atol=1e-6)
+    assert np.allclose(ours[2], pool[0, :slices].numpy(), atol=1e-6)
