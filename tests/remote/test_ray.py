@@ -1,0 +1,125 @@
+"""The federation on real Ray: the same bits as in process, errors that survive the trip, a policy that learns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import CONFIG, put
+
+from frmu import api
+from frmu.config import Config
+from frmu.errors import DataError, FederationError
+from frmu.types import Selection
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_is_up() -> Iterator[None]:
+    from frmu.runtime.remote import cluster
+
+    with cluster(None):
+        yield
+
+
+def packed(folder: Path, table: pd.DataFrame, per_actor: int | str) -> Config:
+    value = f'"{per_actor}"' if isinstance(per_actor, str) else per_actor
+    return put(folder, table, f"{CONFIG}\n[placement]\nclients_per_actor = {value}\n")
+
+
+def life(config: Config, address: str | None) -> list[object]:
+    """Train, erase twice, drain: every digest and every count of bytes on the way."""
+    with api.Experiment(config, address) as experiment:
+        trained = experiment.train()
+        api.erase(config, Selection("subject", subject="p2"))
+        api.erase(config, Selection("client", client="home 3"))
+        drained = experiment.drain()
+    assert drained["verified"]
+    return [trained["state_digest"], trained["bytes_up"], drained["state_digest"], drained["bytes"]]
+
+
+def test_the_same_bits_in_process_and_on_ray(tmp_path: Path, table: pd.DataFrame) -> None:
+    local = life(packed(tmp_path / "local", table, 1), "local")
+    assert life(packed(tmp_path / "each", table, 1), None) == local
+    assert life(packed(tmp_path / "three", table, 3), None) == local
+
+
+def test_an_error_of_a_client_arrives_as_it_was(tmp_path: Path, table: pd.DataFrame) -> None:
+    config = packed(tmp_path / "bad", table.assign(humidity=500.0), 2)
+    with pytest.raises(DataError, match=r'"humidity" must be within'), api.Experiment(config) as experiment:
+        experiment.train()
+    assert not list((config.folder / "shards").iterdir())
+
+
+def test_arrays_pass_from_clients_to_the_server_as_refs(tmp_path: Path, table: pd.DataFrame) -> None:
+    import ray
+
+    from frmu.client.work import Sum
+
+    config = packed(tmp_path / "refs", table, 2)
+    with api.Experiment(config) as experiment:
+        experiment.train()
+        replies = list(experiment.federation(["home 0"]).run(Sum(("load",))))
+        assert len(replies) == 4
+        assert all(isinstance(reply.payload, ray.ObjectRef) for reply in replies)
+
+
+def test_a_client_that_died_is_named(tmp_path: Path, table: pd.DataFrame) -> None:
+    import ray
+
+    from frmu.client.work import Describe
+
+    config = packed(tmp_path / "dead", table, 2)
+    with api.Experiment(config) as experiment:
+        experiment.train()
+        federation = experiment.federation(["home 0"])
+        ray.kill(federation._hosts["home 0", "home 1"], no_restart=True)  # type: ignore[attr-defined]
+        with pytest.raises(FederationError, match="clients home 0, home 1 did not answer"):
+            list(federation.run(Describe()))
+
+
+@pytest.mark.parametrize("runners", [0, 1])
+def test_rllib_trains_on_the_client_actors(tmp_path: Path, table: pd.DataFrame, runners: int) -> None:
+    text = f"{CONFIG}\n[policy]\nsamples = 96\nenv_runners = {runners}\n"
+    config = put(tmp_path / "policy", table, text)
+    with api.Experiment(config) as experiment:
+        shipped = experiment.train()
+        learned = experiment.learn(iterations=2)
+        trained = experiment.train()
+        assert learned["policy"] == trained["policy"] != shipped["policy"] == learned["parent"]
+        assert learned["env_steps"] >= 192
+        assert learned["td_error"] > 0
+        for scores in learned["scores"].values():
+            assert sum(scores.values()) / len(scores) == pytest.approx(1.0)
+        assert any(len(set(scores.values())) > 1 for scores in learned["scores"].values())
+        api.erase(config, Selection("records", records=("h0-0",)))
+        drained = experiment.drain()
+        never = put(tmp_path / "never", table[table.record != "h0-0"], text)
+    # A policy that learned from an erased record goes with it: the shipped one decides again.
+    assert drained["receipts"][0]["evidence"]["policies_retired"] == [learned["policy"]]
+    assert not list((config.folder / "policies").iterdir())
+    with api.Experiment(never, "local") as experiment:
+        assert experiment.train()["state_digest"] == drained["state_digest"]
+
+
+def test_runs_of_a_job_are_in_mlflow(tmp_path: Path, table: pd.DataFrame) -> None:
+    from mlflow import MlflowClient
+
+    config = put(tmp_path / "runs", table)
+    with api.Experiment(config, "local") as experiment, experiment.tracker.run("all") as parent:
+        trained = experiment.train()
+        api.erase(config, Selection("subject", subject="p2"))
+        drained = experiment.drain()
+        client = MlflowClient(experiment.tracker.uri)
+    for result in (trained, drained):
+        run = client.get_run(result["run_id"])
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["mlflow.parentRunId"] == parent.id
+        assert run.data.tags["frmu.state_digest"] == result["state_digest"]
+        assert run.data.metrics["test_rmse"] == result["metrics"]["test_rmse"]
+    names = {artifact.path for artifact in client.list_artifacts(drained["run_id"])}
+    assert names == {"receipts.json", "slices.json", "influence.png"}
+    assert "influence/home 0/2025-01" in client.get_run(trained["run_id"]).data.metrics
+    assert json.loads(json.dumps(drained))["receipts"]

@@ -1,0 +1,121 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+from conftest import put
+
+from frmu.cli import main
+from frmu.config import Config, load
+
+
+def frmu(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def last(result: Result) -> dict:
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output.strip().splitlines()[-1])
+
+
+def test_a_day_at_the_desk(config: Config, tmp_path: Path) -> None:
+    trained = last(frmu("train", config.file, "--address", "local", "--json"))
+    assert trained.keys() >= {
+        "state_digest", "metrics", "rounds", "seconds", "bytes_up", "bytes_down", "clients", "run_id",
+    }  # fmt: skip
+    ids = tmp_path / "ids.txt"
+    ids.write_text("h0-1\nh1-2\n\n")
+    assert last(frmu("erase", config.file, "--records", ids, "--json"))["records"] == 2
+    assert last(frmu("erase", config.file, "--subject", "p1", "--reason", "asked", "--due", "3", "--json"))["request"]
+    window = ("--between", "2025-02-01", "2025-02-03", "--client", "home 3")
+    assert last(frmu("erase", config.file, *window, "--json"))["records"] == 4
+    status = last(frmu("status", config.file, "--json"))
+    assert [entry["days_left"] for entry in status["pending"]] == [29, 2, 29]
+    drained = last(frmu("drain", config.file, "--address", "local", "--json"))
+    for receipt in drained["receipts"]:
+        assert receipt.keys() >= {"request", "level", "verified", "state_digest", "seconds", "bytes"}
+        assert receipt["level"] == "L5"
+    verified = last(frmu("verify", config.file, "--receipt", drained["receipts"][0]["request"], "--json"))
+    assert verified["verified"]
+    assert last(frmu("ledger", "check", config.file, "--json"))["whole"]
+    assert len(json.loads(frmu("ledger", "show", config.file, "--json").output)) == verified["ledger_lines"]
+    assert last(frmu("policy", "show", config.file, "--json"))["policy_learned_here_from"] == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("train", "--address", "local"), ("status",), ("policy", "show"), ("ledger", "show"), ("ledger", "check")],
+)
+def test_the_same_for_people(config: Config, command: tuple[str, ...]) -> None:
+    assert frmu("train", config.file, "--address", "local").exit_code == 0
+    result = frmu(*command, config.file)
+    assert result.exit_code == 0
+    assert result.output.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("erase", "CONFIG"), "say what to erase"),
+        (("erase", "CONFIG", "--subject", "p1", "--between", "2025-01-01", "2025-01-02"), "one of --subject"),
+        (("erase", "CONFIG", "--subject", "nobody"), 'subject "nobody"'),
+        (("erase", "CONFIG", "--between", "soon", "2025-01-02"), '"soon" is not a time'),
+        (("erase", "CONFIG", "--records", "/nowhere"), "cannot be read"),
+        (("verify", "CONFIG", "--receipt", "r99"), 'no receipt "r99"'),
+        (("policy", "train", "CONFIG", "--address", "local"), "RLlib on Ray"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(config: Config, arguments: tuple[str, ...], message: str) -> None:
+    assert frmu("train", config.file, "--address", "local").exit_code == 0
+    result = frmu(*(str(config.file) if a == "CONFIG" else a for a in arguments))
+    assert result.exit_code == 2
+    assert message in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+def test_an_error_is_json_too(config: Config) -> None:
+    result = frmu("status", config.file, "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["kind"] == "StoreError"
+
+
+def test_an_unreachable_tracking_server_stops_before_anything_is_written(tmp_path: Path, table: pd.DataFrame) -> None:
+    config = put(tmp_path / "away", table)
+    text = config.file.read_text().split("[store]")[0]
+    config.file.write_text(text + '[store]\ntracking = "http://ada:secret@127.0.0.1:9"\n')
+    result = frmu("train", config.file, "--address", "local")
+    assert result.exit_code == 2
+    assert "store.tracking" in result.output
+    assert "secret" not in result.output
+    assert not list((config.folder / "shards").iterdir())
+
+
+def test_init_proposes_a_config_that_trains(config: Config, tmp_path: Path) -> None:
+    source = config.file.parent / "homes.parquet"
+    out = tmp_path / "proposed.toml"
+    proposed = last(frmu("init", source, "-o", out, "--target", "load", "--json"))
+    assert proposed["roles"] == {
+        "client": "home", "record": "record", "subject": "person", "time": "ts", "target": "load",
+    }  # fmt: skip
+    assert load(out).slice_by == "week"
+    assert last(frmu("train", out, "--address", "local", "--json"))["clients"] == 4
+    assert frmu("init", source, "-o", out).exit_code == 2
+
+
+def test_init_says_what_it_cannot_tell(config: Config, tmp_path: Path) -> None:
+    result = frmu("init", config.file.parent / "homes.parquet", "-o", tmp_path / "p.toml")
+    assert result.exit_code == 2
+    assert "--target COLUMN" in result.output
+
+
+def test_help_and_imports_are_light() -> None:
+    """What makes `frmu --help` slow is what it imports."""
+    code = "import sys, frmu.cli; print([m for m in ('ray', 'torch', 'mlflow', 'numpy', 'pyarrow') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

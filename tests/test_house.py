@@ -1,0 +1,52 @@
+"""The house keeps its own rules where a linter cannot."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import frmu
+from frmu import errors
+
+MODULES = [info.name for info in pkgutil.walk_packages(frmu.__path__, "frmu.")]
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", [name for name in errors.__all__ if name.endswith("Error")])
+def test_an_error_survives_pickling_and_stands_in_the_tree(name: str) -> None:
+    error = getattr(errors, name)("what; where; knob")
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again)) == (type(error), str(error))
+    assert name in (errors.__doc__ or "")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_says_what_it_is_and_what_it_gives(name: str) -> None:
+    module = importlib.import_module(name)
+    assert (module.__doc__ or "").strip()
+    for public in getattr(module, "__all__", []):
+        value = getattr(module, public)
+        if callable(value) and getattr(value, "__module__", "").startswith("frmu"):
+            assert (value.__doc__ or "").strip(), f"{name}.{public}"
+
+
+def test_importing_frmu_loads_no_heavy_neighbour() -> None:
+    code = "import sys, frmu, frmu.api; print([m for m in ('ray', 'torch', 'mlflow', 'gymnasium') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+
+
+def test_there_is_no_room_without_a_name() -> None:
+    nameless = {"utils", "core", "common", "base", "helpers", "misc"}
+    assert not [path for path in (ROOT / "frmu").rglob("*.py") if path.stem in nameless]
+
+
+def test_no_module_is_a_hall() -> None:
+    long = {str(path): n for path in (ROOT / "frmu").rglob("*.py") if (n := len(path.read_text().splitlines())) > 650}
+    assert not long
