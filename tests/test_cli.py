@@ -117,5 +117,9 @@ def test_init_says_what_it_cannot_tell(config: Config, tmp_path: Path) -> None:
 
 def test_help_and_imports_are_light() -> None:
     """What makes `frmu --help` slow is what it imports."""
-    code = "import sys, frmu.cli; print([m for m in ('ray', 'torch', 'mlflow', 'numpy', 'pyarrow') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, frmu.cli; print([m for m in ('ray', 'torch', 'mlflow', 'numpy', 'pyarrow') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

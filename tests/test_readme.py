@@ -1,0 +1,79 @@
+"""What the README tells a new user to type works as it stands there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from frmu.config import load
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BIN = Path(sys.executable).parent
+
+
+def block(language: str) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", README, re.S)
+    assert found
+    return found[1]
+
+
+def test_your_own_data(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", block("python")], cwd=tmp_path, check=True, timeout=60)
+    for line in block("sh").splitlines():
+        name, *arguments = shlex.split(line)
+        run = subprocess.run(
+            [BIN / name, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert run.returncode == 0, f"{line}\n{run.stdout}{run.stderr}"
+        assert not run.stderr, f"{line}\n{run.stderr}"
+        if arguments[0] == "verify":
+            assert "VERIFIED: level L5" in run.stdout
+        if arguments[0] == "drain":
+            assert run.stdout.count("L5") == 2
+
+
+def test_the_config_by_hand_is_a_config(tmp_path: Path) -> None:
+    (tmp_path / "homes.toml").write_text(block("toml"))
+    assert load(tmp_path / "homes.toml").slice_by == "month"
+
+
+@pytest.mark.parametrize("line", re.findall(r"^    (.*pip install.*)$", README, re.M))
+def test_the_two_commands_name_what_is_there(line: str) -> None:
+    assert (ROOT / "cluster" / "constraints.txt").exists()
+    assert "-c cluster/constraints.txt" in line
+    assert line.split()[-1].split("/")[-1] in {"demo", "pytest"}
+
+
+def test_every_command_that_is_named_exists() -> None:
+    from frmu.cli import main
+
+    for words in re.findall(r"`frmu ([a-z]+)", README):
+        assert words in main.commands
+
+
+def test_the_demo_proves_what_it_says(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [BIN / "frmu", "demo", "--dir", tmp_path / "demo", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert not run.stderr, run.stderr
+    summary = json.loads(run.stdout.strip().splitlines()[-1])
+    assert summary["proven"]
+    assert summary["state_digest"] == summary["never_had_digest"]
+    assert summary["clients"] >= 8
+    assert [receipt["level"] for receipt in summary["receipts"]] == ["L5"] * 3
+    assert summary["requests"] == {"made": 3, "honoured": 3, "pending": 0}
+    assert summary["policy"]["found"]["found"] == 2
+    assert summary["policy"]["env_steps"] > 0
+    assert "bit-identical to a federation that never had these records" in run.stdout
