@@ -7,7 +7,7 @@ remain, never subtracted, so a client that forgot is, to the last bit, a client 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from frmu.config import Config
 from frmu.data import shard as shards
 from frmu.data.shard import SPLITS, Shard
+from frmu.data.source import RECORD
 from frmu.federation import Answer, Work
 from frmu.influence.network import Network
 from frmu.influence.task import Task, task_of
@@ -24,7 +25,7 @@ from frmu.learning.encoders import Encoder, encode, encoders, width
 from frmu.learning.statistics import one_thread, statistics_of, targets
 from frmu.types import Float, Statistics
 
-__all__ = ["Client", "Host", "Rehearsal", "tombstone"]
+__all__ = ["Client", "Host", "Rehearsal", "tombstone", "tombstones"]
 
 Rehearsal = tuple[str, frozenset[str], Task, float]  # disturbance, slices hit, task, later loss of keeping all
 BLOCK = 32_768  # rows encoded at a time, so that a long slice does not fill the memory
@@ -36,8 +37,16 @@ def tombstone(key: bytes, client: str, record: str) -> str:
     >>> tombstone(b"k", "a", "bc") == tombstone(b"k", "ab", "c")
     False
     """
-    text = f"{len(client)}:{client}:{record}".encode()
-    return hashlib.blake2b(text, digest_size=16, key=hashlib.sha256(key).digest()).hexdigest()
+    return next(tombstones(key, client, [record]))
+
+
+def tombstones(key: bytes, client: str, records: Iterable[str]) -> Iterator[str]:
+    """The tombstones of many records of one client."""
+    keyed = hashlib.blake2b(f"{len(client)}:{client}:".encode(), digest_size=16, key=hashlib.sha256(key).digest())
+    for record in records:
+        one = keyed.copy()
+        one.update(record.encode())
+        yield one.hexdigest()
 
 
 class Client:
@@ -51,7 +60,8 @@ class Client:
         self._encoders = dict(by)
         self._shard: Shard | None = None
         self._statistics: dict[tuple[str, ...], dict[tuple[int, str], Statistics]] = {}
-        self._tombstones: tuple[bytes, NDArray[Any]] | None = None
+        self._tombstones: tuple[bytes, list[str]] | None = None
+        self._groups: dict[int, dict[str, NDArray[np.intp]]] = {}
         self.network: Network | None = None
         self.rehearsals: dict[int, Rehearsal] = {}
 
@@ -72,6 +82,7 @@ class Client:
         self._shard = None
         self._statistics.clear()
         self._tombstones = None
+        self._groups.clear()
         self.rehearsals.clear()
 
     def drop(self, rows: NDArray[np.bool_]) -> None:
@@ -89,18 +100,20 @@ class Client:
         for outputs, cache in kept.items():
             self._statistics[outputs] = {slot: part for slot, part in cache.items() if slot not in touched}
 
-    def tombstones(self, key: bytes) -> NDArray[Any]:
-        """The keyed hash of each record, (n,) str."""
+    def tombstones(self, key: bytes) -> list[str]:
+        """The keyed hash of each record, in the order of the rows."""
         if self._tombstones is None or self._tombstones[0] != key:
-            hashes = np.array([tombstone(key, self.name, str(name)) for name in self.shard.ids], dtype="U32")
-            self._tombstones = (key, hashes)
+            names = self.shard.table[RECORD].to_pylist()
+            self._tombstones = (key, list(tombstones(key, self.name, names)))
         return self._tombstones[1]
 
     def groups(self, split: int) -> dict[str, NDArray[np.intp]]:
         """The rows of each slice in one split, by key, in the order of the record ids."""
-        rows = np.flatnonzero(self.shard.split == split)
-        keys, inverse = np.unique(self.shard.slices[rows], return_inverse=True)
-        return {str(key): rows[inverse == number] for number, key in enumerate(keys)}
+        if split not in self._groups:
+            rows = np.flatnonzero(self.shard.split == split)
+            keys, inverse = np.unique(self.shard.slices[rows], return_inverse=True)
+            self._groups[split] = {str(key): rows[inverse == number] for number, key in enumerate(keys)}
+        return self._groups[split]
 
     def slices(self, split: str, outputs: tuple[str, ...]) -> dict[str, Statistics]:
         """The statistics of every slice in one split, by key."""

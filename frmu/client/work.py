@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from frmu.client.client import Client, Rehearsal, tombstone
+from frmu.client.client import Client, Rehearsal, tombstones
 from frmu.data import shard as shards
 from frmu.data.shard import SPLITS
 from frmu.data.source import RECORD, gather
@@ -65,7 +65,7 @@ class Import:
         client.incoming = None
         buried = self.tombstones.get(client.name, frozenset())
         if buried:
-            alive = [tombstone(self.key, client.name, name) not in buried for name in table[RECORD].to_pylist()]
+            alive = [name not in buried for name in tombstones(self.key, client.name, table[RECORD].to_pylist())]
             refused = len(alive) - sum(alive)
             table = table.filter(np.array(alive, dtype=bool)) if refused else table
         shards.write(table, _incoming(client.path))
@@ -265,7 +265,7 @@ class Locate(_Each):
                 slices, counts = np.unique(client.shard.slices[rows], return_counts=True)
                 found[request] = {
                     "slices": dict(zip(slices.tolist(), counts.tolist(), strict=True)),
-                    "tombstones": client.tombstones(self.key)[rows].tolist(),
+                    "tombstones": [client.tombstones(self.key)[row] for row in np.flatnonzero(rows)],
                 }
         return Answer(client.name, {"searched": len(client.shard) if client.held else 0, "found": found})
 
@@ -304,7 +304,7 @@ class Purge(_Each):
 
 
 def _buried(client: Client, key: bytes, buried: frozenset[str]) -> Any:
-    return np.isin(client.tombstones(key), np.array(sorted(buried), dtype="U32"))
+    return np.array([name in buried for name in client.tombstones(key)], dtype=bool)
 
 
 @dataclass(frozen=True, slots=True)

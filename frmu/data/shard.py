@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -97,9 +98,9 @@ class Shard:
     def matches(self, selection: Selection) -> NDArray[np.bool_]:
         """Which rows a selection means, (n,) bool; the client is the caller's affair."""
         if selection.kind == "records":
-            return np.isin(self.ids, np.array(selection.records, dtype=object).astype(str))
+            return _mask(pc.is_in(self.table[RECORD], pa.array(selection.records, pa.string())))
         if selection.kind == "subject":
-            return _texts(self.table, SUBJECT) == selection.subject
+            return _mask(pc.equal(self.table[SUBJECT], selection.subject))
         if selection.kind == "between" and selection.between is not None:
             first, last = (np.datetime64(moment, "us") for moment in selection.between)
             times = _times(self.table)
@@ -116,6 +117,10 @@ def ages(keys: list[str], config: Config) -> Float:
     if config.slice_by not in CALENDAR or len(keys) < 2:
         return np.zeros(len(keys))
     return np.linspace(1.0, 0.0, len(keys))
+
+
+def _mask(column: pa.ChunkedArray) -> NDArray[np.bool_]:
+    return np.asarray(column.to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def _texts(table: pa.Table, column: str) -> NDArray[Any]:

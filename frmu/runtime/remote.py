@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -44,17 +45,21 @@ def cluster(address: str | None) -> Iterator[None]:
     started. Within another `cluster`, or where the program has connected already, that connection is used.
     Raises `FederationError` where no cluster answers or it refuses the token.
     """
-    named = address or os.environ.get("RAY_ADDRESS")
-    if named is None:
-        os.environ.update({name: value for name, value in _PRIVATE.items() if name not in os.environ})
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    import ray
-
-    if ray.is_initialized():
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
         return
+    named = address or os.environ.get("RAY_ADDRESS")
+    before = dict(os.environ)
+    folder = None
+    if named is None:
+        os.environ.update({name: value for name, value in _PRIVATE.items() if name not in before})
+        if "RAY_AUTH_TOKEN_PATH" not in before:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        folder = tempfile.mkdtemp(prefix="frmu-")
+    import ray
+
+    _reread_token()
     _silence()
-    folder = None if named else tempfile.mkdtemp(prefix="frmu-")
     try:
         _connect(named, folder)
         yield
@@ -62,6 +67,17 @@ def cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+            for name in {*_PRIVATE, "RAY_AUTH_TOKEN"} - set(before):
+                os.environ.pop(name, None)
+
+
+def _reread_token() -> None:
+    """Make Ray look at the environment again: it reads mode and token once, when it is first imported."""
+    with suppress(ImportError, AttributeError):
+        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _silence() -> None:

@@ -58,7 +58,7 @@ def test_a_truncated_file_is_named(config: Config) -> None:
     path = config.file.parent / "homes.parquet"
     path.write_bytes(path.read_bytes()[:-100])
     with (
-        pytest.raises(DataError, match="homes.parquet: not a whole Parquet file"),
+        pytest.raises(DataError, match=r"homes\.parquet: not a whole Parquet file"),
         api.Experiment(config, "local") as experiment,
     ):
         experiment.train()
