@@ -37,6 +37,8 @@ def parse_duration(text: str) -> dt.timedelta:
     found = re.fullmatch(r"\s*(\d+)\s*(min|h|d|w)\s*", text)
     if not found or int(found[1]) == 0:
         raise ValueError(f'a duration must be a positive number and one of min, h, d, w (as "1d"), got "{text}"')
+    if len(found[1]) > 9:
+        raise ValueError(f'a duration must be of this world, got "{text}"')
     return dt.timedelta(seconds=int(found[1]) * _UNITS[found[2]])
 
 
@@ -164,7 +166,10 @@ class Split(_Table):
 def _naive(moment: dt.datetime | dt.date) -> dt.datetime:
     if not isinstance(moment, dt.datetime):
         return dt.datetime(moment.year, moment.month, moment.day)
-    return moment.astimezone(dt.UTC).replace(tzinfo=None) if moment.tzinfo else moment
+    try:
+        return moment.astimezone(dt.UTC).replace(tzinfo=None) if moment.tzinfo else moment
+    except OverflowError:
+        raise ValueError(f"{moment} is no time in UTC") from None
 
 
 class Model(_Table):
@@ -304,7 +309,9 @@ def load(path: str | Path) -> Config:
         raise ConfigError(f"{path}: no such config; `frmu init PARQUET -o {path}` proposes one") from None
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a folder, not a config file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{str(path)[:200]}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     return parse(raw, path)
 

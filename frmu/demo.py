@@ -219,7 +219,7 @@ def _tell_summary(summary: dict[str, Any], tell: Callable[[str], None]) -> None:
     tell("")
     tell(
         f"Utility     {utility['unit']}: {utility['nothing_forgotten']:.4f} with nothing forgotten, "
-        f"{utility['as_learned']:.4f} as learned, {utility['after_erasure']:.4f} after the erasures"
+        f"{utility['as_learned']:.4f} as learned; {utility['after_erasure']:.4f} after the erasures, on what remains"
     )
     tell(
         f"Operation   {erasure['seconds']:.2f} s and {erasure['bytes'] / 1e6:.2f} MB for the batch, "

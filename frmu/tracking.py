@@ -86,7 +86,8 @@ class Tracker:
             found = self._client.get_experiment_by_name(experiment)
             if found is None:
                 place = artifacts.as_uri() if uri.startswith("sqlite:") else None
-                self._experiment = self._client.create_experiment(experiment, artifact_location=place)
+                kind = {"mlflow.experimentKind": "custom_model_development"}  # the page opens on training runs
+                self._experiment = self._client.create_experiment(experiment, artifact_location=place, tags=kind)
             elif found.lifecycle_stage == "deleted":
                 raise TrackingError(f'the MLflow experiment "{experiment}" was deleted; set store.experiment')
             else:

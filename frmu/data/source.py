@@ -76,8 +76,10 @@ def read_parquet(file: str | Path, columns: Sequence[str] | None = None) -> pa.T
             for column in columns or ():
                 if column not in known:
                     raise DataError(
-                        f'{file}: no column "{column}"{near_miss(column, known)} It has: {", ".join(known)}'
+                        f'{file}: no column "{column}"{near_miss(column, known)} (the file has {", ".join(known)})'
                     )
+                if known.count(column) > 1:
+                    raise DataError(f'{file}: has {known.count(column)} columns named "{column}"; rename all but one')
             return parquet.read(columns=None if columns is None else list(columns))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -86,12 +88,15 @@ def read_parquet(file: str | Path, columns: Sequence[str] | None = None) -> pa.T
 
 def _files(config: Config) -> list[str]:
     source = Path(config.source)
-    if source.is_dir():
-        files = sorted(str(file) for file in source.rglob("*.parquet"))
-    elif source.is_file():
-        files = [str(source)]
-    else:
-        files = sorted(glob.glob(config.source, recursive=True))  # noqa: PTH207 - absolute patterns too
+    try:
+        if source.is_dir():
+            files = sorted(str(file) for file in source.rglob("*.parquet"))
+        elif source.is_file():
+            files = [str(source)]
+        else:
+            files = sorted(glob.glob(config.source, recursive=True))  # noqa: PTH207 - absolute patterns too
+    except OSError as error:
+        raise DataError(f"{config.source[:200]}: cannot be looked at: {error.strerror}") from None
     if not files:
         raise DataError(f"{config.source}: no Parquet file there; data.path is a file, a folder or a glob")
     return files
@@ -222,8 +227,12 @@ def _text(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
         kind = column.type
     if pa.types.is_floating(kind):
         values = column.cast(pa.float64())
-        if pc.all(pc.or_kleene(pc.equal(pc.floor(values), values), pc.is_null(values))).as_py() is not False:
-            column = values.cast(pa.int64())
+        if pc.any(pc.invert(pc.is_finite(values))).as_py():
+            raise DataError(f'{file}: column "{name}" has a value that is not finite; it is to name something')
+        # Value by value: what a record is called must not depend on the other records.
+        whole = pc.and_(pc.equal(pc.floor(values), values), pc.less(pc.abs(values), 2.0**53))
+        as_whole = pc.if_else(whole, values, 0.0).cast(pa.int64()).cast(pa.string())
+        return pc.if_else(whole, as_whole, values.cast(pa.string()))
     try:
         return column.cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

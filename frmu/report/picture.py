@@ -12,7 +12,7 @@ __all__ = ["draw_influence"]
 
 
 def draw_influence(state: State, path: Path) -> None:
-    """Write a PNG of every slice's influence; slices that a client does not hold stay white."""
+    """Write a PNG of every slice's influence; slices that a client does not hold (any more) stay white."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -29,7 +29,8 @@ def draw_influence(state: State, path: Path) -> None:
     axes.set_yticks(range(len(state.clients)), [f"{c.name}  (attention {c.attention:.2f})" for c in state.clients])
     shown = range(0, len(keys), max(1, len(keys) // 40))
     axes.set_xticks(list(shown), [keys[at] for at in shown], rotation=60, ha="right")
-    axes.set_title("Influence of each slice: 0 forgotten, 0.3 attenuated, 1 kept")
+    axes.set_title("Influence of each slice")
     axes.set_xlabel("slice")
-    figure.colorbar(image, ax=axes, shrink=0.8)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8)
+    bar.set_ticks([0.0, 0.3, 1.0], labels=["forgotten", "attenuated", "kept"])
     figure.savefig(path, dpi=110)

@@ -87,3 +87,29 @@ def test_an_undeclared_class_is_named(broken: Callable[..., Config]) -> None:
     config = broken(lambda t: None, text)
     with pytest.raises(DataError, match='target "band" is "low" at client'), api.Experiment(config, "local") as e:
         e.train()
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ([1.0, 2.5, 123456789012.0], ["1", "2.5", "123456789012"]),
+        ([1.0, 2.0], ["1", "2"]),
+        ([True, False], ["true", "false"]),
+        ([7, 8], ["7", "8"]),
+    ],
+)
+def test_what_a_record_is_called_depends_on_its_own_value(values: list[object], names: list[str]) -> None:
+    import pyarrow as pa
+
+    from frmu.data.source import _text
+
+    assert _text(pa.chunked_array([values]), "file", "column").to_pylist() == names
+
+
+def test_an_id_that_is_not_finite_is_named(broken: Callable[..., Config]) -> None:
+    config = broken(lambda t: t.assign(record=np.where(t.index == 3, np.inf, t.index.astype(float))))
+    with (
+        pytest.raises(DataError, match='"record" has a value that is not finite'),
+        api.Experiment(config, "local") as e,
+    ):
+        e.train()
