@@ -15,11 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from frmu.aggregation.checkpoint import load_state
 from frmu.client.client import tombstone
-from frmu.client.work import Commit, Discard, Import, Locate, Measure, Purge
+from frmu.client.work import Commit, Discard, Import, Locate, Purge
 from frmu.config import Config
 from frmu.data.shard import clients_in
 from frmu.data.source import survey
@@ -32,6 +30,7 @@ from frmu.ledger.receipt import Receipt
 from frmu.ledger.request import EraseRequest
 from frmu.methods.analytic import analytic
 from frmu.methods.method import Round
+from frmu.report.figures import explain, forgotten, measure
 from frmu.report.picture import draw_influence
 from frmu.runtime.local import LocalFederation
 from frmu.store import Store
@@ -504,63 +503,6 @@ def status(config: Config) -> dict[str, Any]:
         "folder": str(store.folder),
         "tracking": public(store.tracking_uri(config)),
     }
-
-
-# -- what is told of a round ----------------------------------------------------------------------------------
-
-
-def measure(federation: Federation, done: Round) -> dict[str, float]:
-    """Errors of the state's head, and of the head if nothing had been forgotten, averaged over records.
-
-    For a regression `<split>_rmse` and `<split>_mae` in units of the target; for a classification
-    `<split>_accuracy`; each again as `keep_<...>`.
-    """
-    heads = {"model": done.state.W, "keep": done.keep}
-    names = [client.name for client in done.state.clients]
-    sums: dict[tuple[str, str], dict[str, float]] = {}
-    for reply in in_order(federation.run(Measure(heads, done.state.outputs), on=names)):
-        for head, splits in reply.record.items():
-            for split, errors in splits.items():
-                total = sums.setdefault((head, split), dict.fromkeys(errors, 0.0))
-                for key, value in errors.items():
-                    total[key] += value
-    metrics: dict[str, float] = {}
-    for (head, split), total in sums.items():
-        if total["n"] == 0:
-            continue
-        name = split if head == "model" else f"keep_{split}"
-        if "correct" in total:
-            metrics[f"{name}_accuracy"] = total["correct"] / total["n"]
-        else:
-            metrics[f"{name}_rmse"] = float(np.sqrt(total["square"] / total["n"]))
-            metrics[f"{name}_mae"] = total["absolute"] / total["n"]
-    return metrics
-
-
-def forgotten(state: State) -> dict[str, dict[str, float]]:
-    """The slices whose influence is below one, by client."""
-    below = {c.name: {key: value for key, value in c.influence.items() if value < 1.0} for c in state.clients}
-    return {name: slices for name, slices in below.items() if slices}
-
-
-def explain(done: Round) -> dict[str, Any]:
-    """Why each slice counts as much as it does: aggregates, losses of every proposal, who was followed."""
-    explained = {}
-    for client in done.state.clients:
-        record = done.records[client.name]
-        slices = {
-            key: {"influence": client.influence[key], **dict(zip(FEATURES, seen["features"], strict=True))}
-            | {"records": seen["records"], "attention": seen["pool"]}
-            for key, seen in record["slices"].items()
-        }
-        explained[client.name] = {
-            "attention": client.attention,
-            "score": done.scores[client.name],
-            "chosen_by": client.chosen_by,
-            "validation_loss": dict(record["losses"]),
-            "slices": slices,
-        }
-    return explained
 
 
 def _flat(config: Config) -> dict[str, Any]:
