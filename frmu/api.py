@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,9 +19,9 @@ from frmu.aggregation.checkpoint import load_state
 from frmu.client.client import tombstone
 from frmu.client.work import Commit, Discard, Import, Locate, Purge
 from frmu.config import Config
-from frmu.data.shard import clients_in
+from frmu.data.shard import clients_in, sweep
 from frmu.data.source import survey
-from frmu.errors import FrmuError, RequestError, StoreError, near_miss
+from frmu.errors import FrmuError, LedgerError, RequestError, StoreError, near_miss
 from frmu.federation import Federation, in_order
 from frmu.influence.network import Network, current_policy, read_policy, write_policy
 from frmu.influence.observation import FEATURES
@@ -36,11 +36,10 @@ from frmu.runtime.local import LocalFederation
 from frmu.store import Store
 from frmu.tracking import Run, Tracker, public
 from frmu.types import Selection, State
-from frmu.verify.exact import verify_exact
+from frmu.verify.exact import ExactVerdict, verify_exact
 
 __all__ = ["Experiment", "erase", "ledger_of", "status"]
 
-_SEARCH = b"search"  # what a search is keyed with: its hashes are compared here and never kept
 _COVER = (
     "copies of the records outside frmu, the files that data.path points at among them",
     "scalars (metrics, counts) in MLflow runs from before this drain",
@@ -73,6 +72,12 @@ class Experiment:
             self.key = self.store.key()
             self.ledger = Ledger(self.store.ledger_url(self.config), self.key)
             stack.callback(self.ledger.close)
+            if not self.ledger.check() and self.store.state.exists():
+                raise LedgerError(
+                    f"{self.store.folder}: there is a state but no line of its ledger; restore the ledger"
+                )
+            sweep(self.store.shards)
+            sweep(self.store.policies)
             self.method = analytic(self.config)
             self._stack = stack.pop_all()
         return self
@@ -116,11 +121,11 @@ class Experiment:
 
     def _train(self, run: Run) -> dict[str, Any]:
         began = time.perf_counter()
+        network = self.network()  # a policy that cannot be read is told before anything is written
         source = survey(self.config)
         federation = self.federation(sorted({*source.clients, *clients_in(self.store.shards)}))
         before = (federation.traffic.up, federation.traffic.down)
         imported = self._import(federation, source.clients)
-        network = self.network()
         done = self.method.erase(federation, self.method.init(), network, federation.clients)
         seconds = time.perf_counter() - began
         summary = {
@@ -138,6 +143,7 @@ class Experiment:
             "run_id": run.id,
             "tracking": public(self.tracker.uri),
         }
+        self.ledger.note("trained", {"state": done.state.digest, "records": summary["records"]})
         self._log_round(run, done, summary)
         return summary
 
@@ -147,7 +153,8 @@ class Experiment:
         try:
             replies = list(federation.run(Import(tombstones, self.key), on=clients))
         except FrmuError:
-            list(federation.run(Commit(False), on=clients))
+            with suppress(FrmuError):  # the error under way is the one to tell
+                list(federation.run(Commit(False), on=clients))
             raise
         list(federation.run(Commit(True), on=clients))
         list(federation.run(Discard(), on=sorted(set(clients_in(self.store.shards)) - set(clients))))
@@ -254,65 +261,43 @@ class Experiment:
 
     def _drain(self, run: Run, state: State, pending: list[EraseRequest]) -> dict[str, Any]:
         began = time.perf_counter()
+        self.network()  # a policy that cannot be read is told before anything is purged
         federation = self.federation(sorted({*(c.name for c in state.clients), *clients_in(self.store.shards)}))
-        traffic = federation.traffic.up + federation.traffic.down
+        moved = federation.traffic.up + federation.traffic.down
         ids = [request.id for request in pending]
         plans, searched = self._plan(federation, pending)
         touched = tuple(sorted({client for plan in plans.values() for client in plan}))
-        buried = self.ledger.tombstones(touched)
-        replies = in_order(federation.run(Purge(buried, self.key), on=touched))
-        self.ledger.advance(ids, "purged", {"rows": {reply.client: reply.record["rows"] for reply in replies}})
-        retired = self._retire(touched)
+        self._purge(federation, ids, touched)
+        retired = self._retire(ids, touched)
         done = self.method.erase(federation, state, self.network(), touched)
         self.ledger.advance(ids, "refitted", {"state": done.state.digest})
-        seconds, traffic = (
-            time.perf_counter() - began,
-            federation.traffic.up + federation.traffic.down - traffic,
-        )
-        verdict = verify_exact(
-            self.config, self.method, self.network(), self.store.shards, done.state,
-            self.ledger.tombstones(federation.clients), self.key,
-        )  # fmt: skip
+        seconds = round(time.perf_counter() - began, 4)
+        moved = federation.traffic.up + federation.traffic.down - moved
+        verdict = self._verdict(done.state, self.ledger.tombstones(federation.clients))
         self.ledger.advance(ids, "verified", {"passed": verdict.passed, "rebuilt": verdict.rebuilt})
-        evidence = {
-            "digest": verdict.digest,
-            "digest_never_had": verdict.rebuilt,
-            "tombstoned_records_left": verdict.left,
-            "records_scanned": verdict.scanned,
-            "requests_in_batch": len(pending),
-            "policies_retired": retired,
-            "policy": done.state.policy,
-            "numerics": verdict.numerics,
+        shared = {
+            "level": verdict.level,
+            "verified": verdict.passed,
+            "state_digest": done.state.digest,
+            "before_digest": state.digest,
+            "seconds": seconds,
+            "bytes": moved,
+            "searched": searched,
+            "evidence": verdict.evidence()
+            | {"requests_in_batch": len(ids), "policies_retired": retired, "policy": done.state.policy},
+            "not_covered": _COVER,
+            "closed": self.ledger.now().isoformat(timespec="seconds"),
         }
-        receipts = [
-            Receipt(
-                request=request.id,
-                level="L5" if verdict.passed else "L1" if verdict.left == 0 else "L0",
-                verified=verdict.passed,
-                state_digest=done.state.digest,
-                before_digest=state.digest,
-                seconds=round(seconds, 4),
-                bytes=traffic,
-                removed=plans[request.id],
-                searched=searched,
-                evidence=evidence,
-                not_covered=_COVER,
-                reason=request.reason,
-                received=request.received.isoformat(timespec="seconds"),
-                due=request.due.isoformat(timespec="seconds"),
-                closed=self.ledger.now().isoformat(timespec="seconds"),
-            )
-            for request in pending
-        ]
+        receipts = [_receipt(request, plans[request.id], shared) for request in pending]
         if verdict.passed:
             self.ledger.close_requests(receipts)
         summary = {
             "receipts": [receipt.to_json() for receipt in receipts],
             "state_digest": done.state.digest,
             "verified": verdict.passed,
-            "seconds": round(seconds, 4),
+            "seconds": seconds,
             "verify_seconds": round(time.perf_counter() - began - seconds, 4),
-            "bytes": traffic,
+            "bytes": moved,
             "metrics": measure(federation, done),
             "pending": 0 if verdict.passed else len(pending),
             "run_id": run.id,
@@ -320,40 +305,49 @@ class Experiment:
         self._log_drain(run, done, summary)
         return summary
 
+    def _purge(self, federation: Federation, ids: list[str], touched: tuple[str, ...]) -> None:
+        """The clients that hold what was planned rewrite their shards without it."""
+        replies = in_order(federation.run(Purge(self.ledger.tombstones(touched), self.key), on=touched))
+        self.ledger.advance(ids, "purged", {"rows": {reply.client: reply.record["rows"] for reply in replies}})
+
+    def _verdict(self, state: State, tombstones: dict[str, frozenset[str]]) -> ExactVerdict:
+        return verify_exact(self.config, self.method, self.network(), self.store.shards, state, tombstones, self.key)
+
     def _plan(
         self, federation: Federation, pending: list[EraseRequest]
     ) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
         """Find what each request means, write the tombstones and the plan; by request, records by client.
 
-        A request that was planned before a crash keeps its plan: its records may be gone already.
+        What was found when the request was received, or before a crash, has its tombstones and counts as well: it
+        may be gone already.
         """
-        planned = {line.request: line for line in self.ledger.lines() if line.kind == "planned"}
-        fresh = {request.id: request.selection for request in pending if request.id not in planned}
-        replies = in_order(federation.run(Locate(fresh, self.key)))
-        searched = {reply.client: reply.record["searched"] for reply in replies}
-        found: dict[str, dict[str, list[str]]] = {request: {} for request in fresh}
+        replies = in_order(federation.run(Locate({request.id: request.selection for request in pending}, self.key)))
+        found: dict[str, dict[str, list[str]]] = {request.id: {} for request in pending}
         for reply in replies:
             for request, hit in reply.record["found"].items():
                 found[request][reply.client] = hit["tombstones"]
-        plans = {request: {client: len(names) for client, names in hits.items()} for request, hits in found.items()}
         self.ledger.bury(found)
-        for request, plan in plans.items():
-            self.ledger.advance([request], "planned", {"records": plan})
-        plans |= {request.id: dict(planned[request.id].body["records"]) for request in pending if request.id in planned}
-        return plans, searched
+        clients = {*federation.clients, *self.ledger.holders([request.id for request in pending])}
+        plans = {}
+        for request in found:
+            buried = self.ledger.tombstones(sorted(clients), request)
+            plans[request] = {client: len(names) for client, names in buried.items()}
+            self.ledger.plan(request, plans[request])
+        return plans, {reply.client: reply.record["searched"] for reply in replies}
 
-    def _retire(self, touched: tuple[str, ...]) -> list[str]:
-        """Delete and rule out every policy that learned at a client whose records are going."""
-        retired: list[str] = []
-        network = self.network()
-        while set(network.lineage.get("clients", [])) & set(touched) and network.digest not in retired:
-            self.ledger.note("retired", {"policy": network.digest})
-            retired.append(network.digest)
-            network = self.network()
-        for file in self.store.policies.glob("*.safetensors"):
-            if set(read_policy(file).lineage.get("clients", [])) & set(touched):
+    def _retire(self, ids: list[str], touched: tuple[str, ...]) -> list[str]:
+        """Rule out and delete every policy that learned at a client whose records are going."""
+        for file in sorted(self.store.policies.glob("*.safetensors")):
+            if self._tainted(network := read_policy(file), touched):
+                self.ledger.note("retired", {"policy": network.digest, "requests": ids})
                 file.unlink()
-        return retired
+        while self._tainted(network := self.network(), touched):  # one that policy.file names
+            self.ledger.note("retired", {"policy": network.digest, "requests": ids})
+        lines = [line for line in self.ledger.lines() if line.kind == "retired"]
+        return sorted({line.body["policy"] for line in lines if set(line.body["requests"]) & set(ids)})
+
+    def _tainted(self, network: Network, touched: tuple[str, ...]) -> bool:
+        return bool(set(network.lineage.get("clients", [])) & set(touched))
 
     def _log_drain(self, run: Run, done: Round, summary: Mapping[str, Any]) -> None:
         run.tags({"frmu.state_digest": done.state.digest, "frmu.verified": str(summary["verified"])})
@@ -368,24 +362,28 @@ class Experiment:
 
     def verify(self, receipt: str | None = None) -> dict[str, Any]:
         """Hold the state against a federation rebuilt from the shards, and the shards against the tombstones."""
+        lines = self.ledger.check()
         receipts = {entry["request"]: entry for entry in self.ledger.receipts()}
         if receipt is not None and receipt not in receipts:
             raise RequestError(f'no receipt "{receipt}"{near_miss(receipt, receipts)}')
         state = self.state()
-        clients = clients_in(self.store.shards)
-        everyone = sorted({*clients, *(client for entry in receipts.values() for client in entry["removed"])})
-        tombstones = self.ledger.tombstones(everyone) if receipt is None else self.ledger.buried_by(receipt, everyone)
-        verdict = verify_exact(self.config, self.method, self.network(), self.store.shards, state, tombstones, self.key)
-        return {
-            "receipt": receipt,
-            "verified": verdict.passed,
-            "level": "L5" if verdict.passed else "L1" if verdict.left == 0 else "L0",
-            "state_digest": verdict.digest,
-            "digest_never_had": verdict.rebuilt,
-            "tombstoned_records_left": verdict.left,
-            "records_scanned": verdict.scanned,
-            "ledger_lines": self.ledger.check(),
-        }
+        everyone = sorted({*clients_in(self.store.shards), *self.ledger.holders()})
+        tombstones = self.ledger.tombstones(everyone, receipt)
+        verdict = self._verdict(state, tombstones)
+        checked = {"receipt": receipt, "verified": verdict.passed, "level": verdict.level}
+        return checked | {"state_digest": state.digest, "ledger_lines": lines} | verdict.evidence()
+
+
+def _receipt(request: EraseRequest, removed: Mapping[str, int], shared: Mapping[str, Any]) -> Receipt:
+    """One request's receipt: what is its own, and what it shares with its batch."""
+    return Receipt(
+        request=request.id,
+        removed=removed,
+        reason=request.reason,
+        received=request.received.isoformat(timespec="seconds"),
+        due=request.due.isoformat(timespec="seconds"),
+        **shared,
+    )
 
 
 # -- without a federation -------------------------------------------------------------------------------------
@@ -410,13 +408,16 @@ def erase(config: Config, selection: Selection, reason: str = "", due_days: int 
     """
     _check_columns(config, selection)
     with ledger_of(config) as ledger:
-        found = _search(config, Store(config.folder), selection, ledger)
-        request = ledger.receive(selection, reason, due_days)
+        store = Store(config.folder)
+        found = _search(config, store, selection, ledger)
+        # From now on the records are refused, so that a new import before the drain cannot hide them from it.
+        counts = {client: len(names) for client, names in found.items()}
+        request = ledger.receive(selection, reason, due_days, found, counts)
     return {
         "request": request.id,
         "kind": selection.kind,
-        "records": sum(found.values()),
-        "clients": found,
+        "records": sum(counts.values()),
+        "clients": counts,
         "due": request.due.isoformat(timespec="seconds"),
         "stage": request.stage,
     }
@@ -432,36 +433,37 @@ def _check_columns(config: Config, selection: Selection) -> None:
             raise RequestError("a time window must be FROM TO with FROM before TO (TO itself is not in it)")
 
 
-def _search(config: Config, store: Store, selection: Selection, ledger: Ledger) -> dict[str, int]:
-    """How many records each client holds of what a request means; somebody must hold some.
+def _search(config: Config, store: Store, selection: Selection, ledger: Ledger) -> dict[str, list[str]]:
+    """The tombstones of what a request means, by client; somebody must hold something.
 
     A list of record ids may name some that have been erased before.
     """
     clients = clients_in(store.shards)
     if selection.client is not None and selection.client not in clients:
         raise RequestError(f'no client "{selection.client}" holds a shard{near_miss(selection.client, clients)}')
-    federation = LocalFederation(config, clients, store.folder)
+    federation, key = LocalFederation(config, clients, store.folder), store.key()
     hits = {
         reply.client: reply.record["found"][""]["tombstones"]
-        for reply in in_order(federation.run(Locate({"": selection}, _SEARCH)))
+        for reply in in_order(federation.run(Locate({"": selection}, key)))
         if reply.record["found"]
     }
-    gone = _erased_before(selection, ledger, store.key(), clients)
-    if missing := [name for name in selection.records if name not in gone and not any(_hit(name, hits))]:
+    gone = _erased_before(selection, ledger, key, clients)
+    if missing := [name for name in selection.records if name not in gone and not any(_hit(key, name, hits))]:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise RequestError(f"no client holds the record ids {shown}; nothing was requested")
+    if not hits and gone:
+        raise RequestError("every one of these records has been erased before; nothing was requested")
     if not hits:
         what = f'subject "{selection.subject}"' if selection.kind == "subject" else "what was asked for"
         raise RequestError(f"no client holds a record of {what}; nothing was requested")
-    return {client: len(names) for client, names in hits.items()}
+    return hits
 
 
 def _erased_before(selection: Selection, ledger: Ledger, key: bytes, clients: Sequence[str]) -> set[str]:
     """Those of the record ids asked for that have a tombstone."""
     if not selection.records:
         return set()
-    once = {client for receipt in ledger.receipts() for client in receipt["removed"]}
-    buried = ledger.tombstones({*clients, *once})
+    buried = ledger.tombstones({*clients, *ledger.holders()})
     return {
         record
         for record in selection.records
@@ -470,8 +472,8 @@ def _erased_before(selection: Selection, ledger: Ledger, key: bytes, clients: Se
     }
 
 
-def _hit(record: str, hits: Mapping[str, Sequence[str]]) -> Iterator[bool]:
-    return (tombstone(_SEARCH, client, record) in names for client, names in hits.items())
+def _hit(key: bytes, record: str, hits: Mapping[str, Sequence[str]]) -> Iterator[bool]:
+    return (tombstone(key, client, record) in names for client, names in hits.items())
 
 
 def status(config: Config) -> dict[str, Any]:

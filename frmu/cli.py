@@ -18,7 +18,7 @@ from frmu.errors import FrmuError
 
 __all__ = ["main"]
 
-_config = click.argument("config", type=click.Path(dir_okay=False, path_type=Path))
+_config = click.argument("config", type=click.Path(path_type=Path))
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 _address = click.option(
     "--address",
@@ -44,7 +44,7 @@ def _command(group: click.Group, name: str | None = None) -> Callable[[Callable[
         def guarded(**options: Any) -> None:
             try:
                 code = function(**options)
-            except FrmuError as error:
+            except (FrmuError, OSError) as error:  # of OSError: a disk that is full, a folder that is read-only
                 if options.get("as_json"):
                     print(jsonlib.dumps({"error": str(error), "kind": type(error).__name__}))
                 click.echo(f"frmu: {error}", err=True)
@@ -87,6 +87,15 @@ def _load(config: Path) -> Any:
     from frmu.config import load
 
     return load(config)
+
+
+def _trained(config: Path) -> Any:
+    """The config of an experiment that was trained before; what was not is told, and no folder is made for it."""
+    from frmu.store import Store
+
+    loaded = _load(config)
+    Store.existing(loaded)
+    return loaded
 
 
 # -- demo, init, train ----------------------------------------------------------------------------------------
@@ -232,7 +241,7 @@ def _read_ids(file: Path) -> tuple[str, ...]:
     from frmu.errors import RequestError
 
     try:
-        ids = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+        ids = tuple(line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{file}: cannot be read as text: {error}") from None
     if not ids:
@@ -245,9 +254,9 @@ def _moment(text: str) -> dt.datetime:
 
     try:
         moment = dt.datetime.fromisoformat(text)
-    except ValueError:
+        return moment.astimezone(dt.UTC).replace(tzinfo=None) if moment.tzinfo else moment
+    except (ValueError, OverflowError):
         raise RequestError(f'"{text}" is not a time; write 2016-10-04 or 2016-10-04T08:30') from None
-    return moment.astimezone(dt.UTC).replace(tzinfo=None) if moment.tzinfo else moment
 
 
 @_command(main)
@@ -258,7 +267,7 @@ def drain(config: Path, address: str | None, as_json: bool) -> int:
     """Honour what is pending, in one batch, and print receipts."""
     from frmu.api import Experiment
 
-    with Experiment(_load(config), address) as experiment:
+    with Experiment(_trained(config), address) as experiment:
         result = experiment.drain()
     _show(as_json, result, _tell_drain)
     return 0 if all(receipt["verified"] for receipt in result["receipts"]) else 1
@@ -303,7 +312,7 @@ def verify(config: Path, receipt: str | None, address: str | None, as_json: bool
     """Prove the state again: against a federation rebuilt from what remains, and against the tombstones."""
     from frmu.api import Experiment
 
-    with Experiment(_load(config), address) as experiment:
+    with Experiment(_trained(config), address) as experiment:
         result = experiment.verify(receipt)
     _show(as_json, result, lambda r: _print(
         f"state                     {r['state_digest']}",
@@ -333,7 +342,7 @@ def policy_train(config: Path, iterations: int | None, scratch: bool, address: s
     """Train the policy on this federation with RLlib; the next `frmu train` applies it."""
     from frmu.api import Experiment
 
-    with Experiment(_load(config), address) as experiment:
+    with Experiment(_trained(config), address) as experiment:
         result = experiment.learn(iterations, "scratch" if scratch else "current")
     _show(as_json, result, lambda r: _print(
         f"policy {r['policy'][:16]} after {r['iterations']} iterations, {r['env_steps']:,} steps, {r['seconds']:.1f} s",
@@ -390,9 +399,9 @@ def ledger_show(config: Path, as_json: bool) -> None:
             }
             for x in book.lines()
         ]
-    _show(as_json, lines, lambda r: _table(
+    _show(as_json, {"lines": lines}, lambda r: _table(
         "Ledger", ["line", "time", "kind", "request", "digest"],
-        [[str(x["number"]), x["time"][:19], x["kind"], x["request"], x["digest"][:16]] for x in r],
+        [[str(x["number"]), x["time"][:19], x["kind"], x["request"], x["digest"][:16]] for x in r["lines"]],
     ))  # fmt: skip
 
 

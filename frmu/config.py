@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import math
 import re
 import tomllib
 from pathlib import Path
@@ -43,7 +44,7 @@ def parse_duration(text: str) -> dt.timedelta:
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Lag(_Table):
@@ -93,12 +94,21 @@ class Data(_Table):
             raise ValueError(f"a feature must belong to one modality, got it twice: {', '.join(twice)}")
         return modalities
 
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, classes: list[str] | None) -> list[str] | None:
+        if classes is not None and (len(classes) < 2 or len(set(classes)) < len(classes)):
+            raise ValueError(f"classes must be two or more, each once, got {classes}")
+        return classes
+
     @field_validator("ranges")
     @classmethod
     def _ordered(cls, ranges: dict[str, list[float]]) -> dict[str, list[float]]:
         for name, (low, high) in ranges.items():
-            if not low < high:
-                raise ValueError(f'range of "{name}" must be [low, high] with low < high, got [{low}, {high}]')
+            if not low < high or not math.isfinite(high - low):
+                raise ValueError(
+                    f'range of "{name}" must be [low, high] with low < high and a finite width, got [{low}, {high}]'
+                )
         return ranges
 
     @model_validator(mode="after")
@@ -112,7 +122,8 @@ class Data(_Table):
                 raise ValueError(f'lag "{name}" must be a feature of one of data.modalities{hint}')
             if lag.column in self.lags:
                 raise ValueError(f'lag "{name}" must look at a column of the file, got the lag "{lag.column}"')
-        known = {*features, self.target, *(lag.column for lag in self.lags.values())}
+        numeric_target = {self.target} if self.task == "regression" else set()
+        known = {*features, *numeric_target, *(lag.column for lag in self.lags.values())}
         for name in self.ranges:
             if name not in known:
                 raise ValueError(f'range of "{name}" names no feature{near_miss(name, known)}')
@@ -304,7 +315,7 @@ def load(path: str | Path) -> Config:
     """Read a config, or raise `ConfigError` with the key at fault and its near miss."""
     path = Path(path)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config; `frmu init PARQUET -o {path}` proposes one") from None
     except IsADirectoryError:
@@ -343,7 +354,7 @@ def _explain(error: ValidationError) -> str:
         return f"{key}: missing, and it has no default"
     message = problem["msg"].removeprefix("Value error, ")
     got = problem.get("input")
-    shown = f", got {got!r}" if isinstance(got, str | int | float | bool | list) else ""
+    shown = f", got {got!r}"[:80] if isinstance(got, str | int | float | bool | list) and "got" not in message else ""
     return f"{key}: {message}{shown}" if key else message
 
 

@@ -73,6 +73,10 @@ class Store:
     def key(self) -> bytes:
         """The secret of this store; made on first use, readable by its owner alone."""
         path = self.folder / "key"
+        if self.state.exists() and not path.exists():
+            raise StoreError(
+                f"{path}: the key is gone, and with it what keeps erased records out; restore it from a backup"
+            )
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:

@@ -78,6 +78,7 @@ class Tracker:
             os.environ.setdefault(name, value)
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.ERROR)
+        logging.getLogger("urllib3").setLevel(logging.ERROR)
         with _reaching(uri):
             from mlflow import MlflowClient
 
@@ -129,7 +130,7 @@ def _reaching(uri: str = "") -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         where = f" {public(uri)}" if uri else ""
         raise TrackingError(
@@ -151,5 +152,8 @@ def _name(key: str) -> str:
 
     >>> _name("influence/NIA (South)+W40")
     'influence/NIA _South__W40'
+    >>> _name("attention/../x")
+    'attention/_/x'
     """
-    return "".join(ch if ch.isalnum() or ch in "_-. /:" else "_" for ch in key)
+    plain = "".join(ch if ch.isalnum() or ch in "_-. /:" else "_" for ch in key)
+    return "/".join("_" if part.strip(".") == "" else part for part in plain.split("/"))

@@ -45,7 +45,7 @@ def test_a_day_at_the_desk(config: Config, tmp_path: Path) -> None:
     verified = last(frmu("verify", config.file, "--receipt", drained["receipts"][0]["request"], "--json"))
     assert verified["verified"]
     assert last(frmu("ledger", "check", config.file, "--json"))["whole"]
-    assert len(json.loads(frmu("ledger", "show", config.file, "--json").output)) == verified["ledger_lines"]
+    assert len(json.loads(frmu("ledger", "show", config.file, "--json").output)["lines"]) == verified["ledger_lines"]
     assert last(frmu("policy", "show", config.file, "--json"))["policy_learned_here_from"] == []
 
 

@@ -44,7 +44,10 @@ def load_state(path: Path) -> State | None:
         raise StoreError(f"{path}: not a whole checkpoint: {error}; remove it and train again") from None
     if metadata.get("format") != _FORMAT:
         raise StoreError(f"{path}: not a checkpoint of this frmu (format {metadata.get('format')}); train again")
-    state = State.from_header(json.loads(metadata["header"]), W)
-    if state.digest != metadata["digest"]:
+    try:
+        state = State.from_header(json.loads(metadata["header"]), W)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{path}: not a whole checkpoint: {error!r}; remove it and train again") from None
+    if state.digest != metadata.get("digest"):
         raise StoreError(f"{path}: the checkpoint does not match its digest; it was changed. Train again")
     return state

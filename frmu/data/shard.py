@@ -22,10 +22,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from frmu.config import CALENDAR, Config, parse_duration
-from frmu.data.source import RECORD, SLICE, SUBJECT, TARGET, TIME, read_parquet
+from frmu.data.source import RECORD, SLICE, SUBJECT, TARGET, TIME, columns_of, read_parquet
+from frmu.errors import StoreError
 from frmu.types import Float, Selection
 
-__all__ = ["SPLITS", "Shard", "ages", "clients_in", "path_of", "write"]
+__all__ = ["SPLITS", "Shard", "ages", "clients_in", "path_of", "strays", "sweep", "write"]
 
 SPLITS = ("fit", "validation", "later", "test")
 
@@ -42,6 +43,18 @@ def path_of(folder: Path, client: str) -> Path:
 def clients_in(folder: Path) -> tuple[str, ...]:
     """The clients that have a shard in a folder, in the order of their names."""
     return tuple(sorted(unquote(file.stem) for file in folder.glob("*.parquet")))
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a job that was killed left half-written; it may hold records. For the holder of the lock."""
+    for pattern in ("*.partial", "*.incoming"):
+        for file in folder.glob(pattern):
+            file.unlink()
+
+
+def strays(folder: Path) -> list[str]:
+    """Files among the shards that are none: nobody looks after what is in them."""
+    return sorted(file.name for file in folder.iterdir() if file.suffix != ".parquet")
 
 
 def write(table: pa.Table, path: Path) -> None:
@@ -77,7 +90,12 @@ class Shard:
     @staticmethod
     def read(path: Path, config: Config) -> Shard:
         """Memory-map a shard that `write` wrote."""
-        return Shard.of(read_parquet(path), config)
+        table = read_parquet(path)
+        if missing := [name for name in columns_of(config) if name not in table.column_names]:
+            raise StoreError(
+                f'{path}: holds no column "{missing[0]}": it is not a shard, or one of another config; run `frmu train`'
+            )
+        return Shard.of(table, config)
 
     @staticmethod
     def of(table: pa.Table, config: Config) -> Shard:

@@ -10,6 +10,7 @@ import glob
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +20,11 @@ import pyarrow.parquet as pq
 from frmu.config import CALENDAR, Config
 from frmu.errors import DataError, near_miss
 
-__all__ = ["Source", "gather", "read_parquet", "survey"]
+__all__ = ["Source", "columns_of", "gather", "read_parquet", "survey"]
 
 RECORD, CLIENT, SUBJECT, TIME, TARGET, SLICE = "#record", "#client", "#subject", "#time", "#target", "#slice"
 _ROW, _FILE = "#row", "#file"
+LONGEST = 200  # characters of a client's name in a file's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ def survey(config: Config) -> Source:
         if table.num_rows == 0:
             raise DataError(f"{file}: empty shard: the file has no row; remove it or fill it")
         names = _text(table[config.data.client], file, config.data.client)
-        _no_nulls(names, file, config.data.client, "client")
+        _client_names(names, file, config.data.client)
+        _slice_column_there(config, file)
         clients.update(pc.unique(names).to_pylist())
         rows += table.num_rows
     return Source(tuple(files), tuple(sorted(clients)), rows)
@@ -81,6 +84,8 @@ def read_parquet(file: str | Path, columns: Sequence[str] | None = None) -> pa.T
                 if known.count(column) > 1:
                     raise DataError(f'{file}: has {known.count(column)} columns named "{column}"; rename all but one')
             return parquet.read(columns=None if columns is None else list(columns))
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file") from None
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"{file}: not a whole Parquet file: {reason}") from None
@@ -90,7 +95,8 @@ def _files(config: Config) -> list[str]:
     source = Path(config.source)
     try:
         if source.is_dir():
-            files = sorted(str(file) for file in source.rglob("*.parquet"))
+            own = config.folder.resolve()  # frmu's own shards may lie below the data
+            files = sorted(str(file) for file in source.rglob("*.parquet") if own not in file.resolve().parents)
         elif source.is_file():
             files = [str(source)]
         else:
@@ -143,6 +149,15 @@ def _columns(config: Config) -> list[str]:
     if _slice_column(config):
         named.append(config.slice_by)
     return list(dict.fromkeys(name for name in named if name is not None))
+
+
+def columns_of(config: Config) -> list[str]:
+    """The columns of a shard."""
+    labels = [RECORD, TARGET]
+    labels += [SUBJECT] if config.data.subject is not None else []
+    labels += [TIME] if config.data.time is not None else []
+    labels += [SLICE] if _slice_column(config) else []
+    return [*labels, *_numeric(config)]
 
 
 def _slice_column(config: Config) -> bool:
@@ -213,10 +228,28 @@ def _no_duplicates(table: pa.Table, client: str, files: list[str]) -> None:
         )
 
 
-def _no_nulls(column: pa.ChunkedArray, file: str, name: str, meaning: str) -> None:
+def _client_names(column: pa.ChunkedArray, file: str, name: str) -> None:
+    """A client has a name, and one that a file can have."""
     if column.null_count:
         bad = column.is_null().to_numpy(zero_copy_only=False)
-        raise DataError(f'{file}: column "{name}" ({meaning}) is null at row {int(np.flatnonzero(bad)[0])}')
+        raise DataError(f'{file}: column "{name}" (client) is null at row {int(np.flatnonzero(bad)[0])}')
+    for client in pc.unique(column).to_pylist():
+        if not 0 < len(quote(client, safe="")) <= LONGEST:
+            shown = f"{len(client)} characters" if client else "an empty name"
+            raise DataError(
+                f'{file}: column "{name}" (client) must be 1 to {LONGEST} characters as in a URL, got {shown}'
+            )
+
+
+def _slice_column_there(config: Config, file: str) -> None:
+    if not _slice_column(config):
+        return
+    known = pq.read_schema(file).names
+    if config.slice_by not in known:
+        hint = near_miss(config.slice_by, [*CALENDAR, "subject", *known])
+        raise DataError(
+            f'{file}: slices.by = "{config.slice_by}" is none of day, week, month, subject or a column{hint}'
+        )
 
 
 def _text(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
@@ -234,9 +267,12 @@ def _text(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
         as_whole = pc.if_else(whole, values, 0.0).cast(pa.int64()).cast(pa.string())
         return pc.if_else(whole, as_whole, values.cast(pa.string()))
     try:
-        return column.cast(pa.string())
+        text = column.cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise DataError(f'{file}: column "{name}" must be text or a number, got {kind}') from None
+    if pc.any(pc.match_substring(text, "\0")).as_py():
+        raise DataError(f'{file}: column "{name}" holds a NUL character, which no name may')
+    return text
 
 
 def _numbers(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
@@ -257,6 +293,12 @@ def _moments(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
     """Timestamps as naive UTC microseconds."""
     if not (pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)):
         raise DataError(f'{file}: column "{name}" (time) must be a timestamp or a date, got {column.type}')
-    if pa.types.is_timestamp(column.type) and column.type.tz is not None:
-        column = column.cast(pa.timestamp(column.type.unit, "UTC")).cast(pa.timestamp(column.type.unit))
-    return column.cast(pa.timestamp("us"), safe=False)
+    try:
+        if pa.types.is_date(column.type):
+            column = column.cast(pa.timestamp("s"))
+        elif column.type.tz is not None:
+            column = column.cast(pa.timestamp(column.type.unit, "UTC")).cast(pa.timestamp(column.type.unit))
+        # Nanoseconds are cut; a time that does not fit into microseconds is refused, not wrapped.
+        return column.cast(pa.timestamp("us"), safe=column.type.unit != "ns")
+    except pa.ArrowInvalid as error:
+        raise DataError(f'{file}: column "{name}" (time) is out of range: {error}') from None

@@ -106,7 +106,7 @@ def read_policy(path: Path) -> Network:
     except FileNotFoundError:
         raise PolicyError(f"{path}: no such policy file; leave policy.file out to use the shipped one") from None
     except (SafetensorError, OSError) as error:
-        raise PolicyError(f"{path}: not a whole safetensors file: {error}") from None
+        raise PolicyError(f"{path}: not a whole safetensors file: {error}; remove it, or mend policy.file") from None
     version = metadata.get("features")
     if version != str(VERSION):
         raise PolicyError(

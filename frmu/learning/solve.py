@@ -32,9 +32,14 @@ def solve(H: Float, B: Float, ridge: float) -> Float:
     diagonal += shrink
     # A is symmetric, so its C order read as Fortran's is itself: no copy is made.
     _, W, info = dposv(A.T, np.asfortranarray(B), lower=0, overwrite_a=1)
-    if info != 0:
+    if info > 0:
         raise FrmuError(
             f"the sums of {len(H)} features are not positive definite in float64; raise model.ridge above "
             f"{ridge:g}, or declare data.ranges for features of very different size"
+        )
+    if not np.isfinite(W).all():
+        raise FrmuError(
+            "the head is not finite in float64: the sums are too large. Declare data.ranges for features of great "
+            "size, and give the target in a smaller unit"
         )
     return np.ascontiguousarray(W)

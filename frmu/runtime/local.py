@@ -25,7 +25,8 @@ class LocalFederation:
 
     def run(self, work: Work, on: Iterable[str] | None = None) -> Iterator[Reply]:
         """See `Federation.run`."""
-        names = self.clients if on is None else tuple(on)
+        wanted = set(self.clients if on is None else on)
+        names = tuple(name for name in self.clients if name in wanted)
         if not names:
             return
         self.traffic.sent(work, len(names))

@@ -9,10 +9,11 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from frmu.client.work import Scan
 from frmu.config import Config
-from frmu.data.shard import clients_in
+from frmu.data.shard import clients_in, strays
 from frmu.errors import FrmuError
 from frmu.federation import Federation
 from frmu.influence.network import Network
@@ -26,18 +27,35 @@ __all__ = ["ExactVerdict", "left_behind", "rebuild", "verify_exact"]
 
 @dataclass(frozen=True, slots=True)
 class ExactVerdict:
-    """Digests of the state under test and of the rebuilt one; records with a tombstone that are still there."""
+    """Digests of the state under test and of the rebuilt one; records with a tombstone, and files, left over."""
 
     digest: str
     rebuilt: str
     left: int
     scanned: int
+    strays: list[str]
     numerics: dict[str, str]
 
     @property
     def passed(self) -> bool:
-        """Both must hold."""
-        return self.left == 0 and self.digest == self.rebuilt
+        """All must hold."""
+        return self.left == 0 and not self.strays and self.digest == self.rebuilt
+
+    @property
+    def level(self) -> str:
+        """The highest level that holds: L5 exact, L1 purged, L0 located only."""
+        return "L5" if self.passed else "L1" if self.left == 0 and not self.strays else "L0"
+
+    def evidence(self) -> dict[str, Any]:
+        """What a receipt keeps of it."""
+        return {
+            "digest": self.digest,
+            "digest_never_had": self.rebuilt,
+            "tombstoned_records_left": self.left,
+            "records_scanned": self.scanned,
+            "files_that_are_no_shards": self.strays,
+            "numerics": self.numerics,
+        }
 
 
 def rebuild(config: Config, method: Method, network: Network | None, shards: Path) -> State:
@@ -75,4 +93,4 @@ def verify_exact(
     with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
         (Path(folder) / "shards").symlink_to(shards.absolute())
         left, scanned = left_behind(LocalFederation(config, clients_in(shards), Path(folder)), tombstones, key)
-    return ExactVerdict(state.digest, rebuilt.digest, left, scanned, numerics())
+    return ExactVerdict(state.digest, rebuilt.digest, left, scanned, strays(shards), numerics())

@@ -83,7 +83,7 @@ def test_only_the_columns_that_are_named_enter_a_shard(config: Config) -> None:
 
 
 def test_an_undeclared_class_is_named(broken: Callable[..., Config]) -> None:
-    text = CONFIG.replace('"load"\ntask = "regression"', '"band"\ntask = "classification"\nclasses = ["high"]')
+    text = CONFIG.replace('"load"\ntask = "regression"', '"band"\ntask = "classification"\nclasses = ["high", "mid"]')
     config = broken(lambda t: None, text)
     with pytest.raises(DataError, match='target "band" is "low" at client'), api.Experiment(config, "local") as e:
         e.train()

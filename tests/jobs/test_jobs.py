@@ -19,7 +19,7 @@ import pytest
 from conftest import put
 
 ROOT = Path(__file__).parents[2]
-RAY = str(Path(sys.executable).parent / "ray")
+RAY, FRMU = (str(Path(sys.executable).parent / name) for name in ("ray", "frmu"))
 
 
 def free_ports(number: int) -> list[int]:
@@ -35,7 +35,7 @@ def free_ports(number: int) -> list[int]:
 @pytest.fixture(scope="module")
 def head() -> Iterator[dict[str, str]]:
     """The environment of a client of a fresh head; the head is stopped by its process id."""
-    gcs, dashboard, agent = free_ports(3)
+    gcs, dashboard, agent, client = free_ports(4)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -46,7 +46,8 @@ def head() -> Iterator[dict[str, str]]:
         command = [
             RAY, "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=true", f"--port={gcs}",
             "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-            f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder}", "--object-store-memory=200000000",
+            f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
+            f"--temp-dir={folder}", "--object-store-memory=200000000",
         ]  # fmt: skip
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -54,7 +55,11 @@ def head() -> Iterator[dict[str, str]]:
         address = f"http://127.0.0.1:{dashboard}"
         try:
             _await(dashboard, process)
-            yield environment | {"RAY_API_SERVER_ADDRESS": address}
+            yield environment | {
+                "RAY_API_SERVER_ADDRESS": address,
+                "GCS": f"127.0.0.1:{gcs}",
+                "CLIENT": f"ray://127.0.0.1:{client}",
+            }
         finally:
             process.send_signal(signal.SIGTERM)
             try:
@@ -100,6 +105,18 @@ def test_train_and_erase_as_jobs(head: dict[str, str], tmp_path: Path, table: pd
     assert 'subject \\"nobody\\"' in refused.stdout
 
 
+# Ray's client server has 30 s to start one more process, which a loaded machine may not give it.
+@pytest.mark.parametrize("door", ["GCS", pytest.param("CLIENT", marks=pytest.mark.long)])
+def test_the_command_line_attaches_to_a_running_cluster(
+    head: dict[str, str], tmp_path: Path, table: pd.DataFrame, door: str
+) -> None:
+    config = put(tmp_path / "homes", table)
+    command = [FRMU, "train", config.file, "--json", "--address"]
+    run = subprocess.run([*command, head[door]], env=head, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    local = subprocess.run([*command, "local"], env=head, capture_output=True, text=True, timeout=120, check=True)
+    assert last_json(run.stdout)["state_digest"] == last_json(local.stdout)["state_digest"]
+
+
 def test_without_the_token_the_door_is_shut(head: dict[str, str]) -> None:
-    strange = {name: value for name, value in head.items() if name != "RAY_AUTH_TOKEN"} | {"RAY_AUTH_TOKEN": "0" * 64}
-    assert submit(strange, "train.py", "x.toml").returncode != 0
+    assert submit(head | {"RAY_AUTH_TOKEN": "0" * 64}, "train.py", "x.toml").returncode != 0

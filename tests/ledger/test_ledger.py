@@ -89,7 +89,7 @@ def test_tombstones_name_nobody_without_the_key(ledger: Ledger) -> None:
     ledger.bury({"r1": {"home 1": ["aa", "bb"]}})
     ledger.bury({"r2": {"home 1": ["bb", "cc"]}})
     assert ledger.tombstones(["home 1", "home 2"]) == {"home 1": frozenset({"aa", "bb", "cc"})}
-    assert ledger.buried_by("r2", ["home 1"]) == {"home 1": frozenset({"cc"})}
+    assert ledger.tombstones(["home 1"], "r2") == {"home 1": frozenset({"bb", "cc"})}
 
 
 def test_a_ledger_of_another_version_is_refused(ledger: Ledger, tmp_path: Path) -> None:
