@@ -18,6 +18,7 @@ from frmu.config import Config
 from frmu.data import shard as shards
 from frmu.data.shard import SPLITS, Shard
 from frmu.data.source import RECORD
+from frmu.errors import DataError
 from frmu.federation import Answer, Work
 from frmu.influence.network import Network
 from frmu.influence.task import Task, task_of
@@ -126,12 +127,19 @@ class Client:
         return {key: part for (at, key), part in sorted(cache.items()) if at == code}
 
     def statistics(self, modalities: Mapping[str, Float], y: NDArray[Any], outputs: tuple[str, ...]) -> Statistics:
-        """The statistics of some rows, encoded block by block."""
-        parts = [
-            statistics_of(self.encoded(modalities, slice(at, at + BLOCK)), targets(y[at : at + BLOCK], outputs))
-            for at in range(0, len(y), BLOCK)
-        ]
-        return parts[0] if len(parts) == 1 else Statistics.total(parts, width(self.config), len(outputs))
+        """The statistics of some rows, encoded block by block; raises `DataError` where they overflow."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            parts = [
+                statistics_of(self.encoded(modalities, slice(at, at + BLOCK)), targets(y[at : at + BLOCK], outputs))
+                for at in range(0, len(y), BLOCK)
+            ]
+        whole = parts[0] if len(parts) == 1 else Statistics.total(parts, width(self.config), len(outputs))
+        if not (np.isfinite(whole.G).all() and np.isfinite(whole.b).all() and np.isfinite(whole.c)):
+            raise DataError(
+                f'client "{self.name}": the sums of its records overflow float64; declare data.ranges for features of '
+                "great size, and give the target in a smaller unit"
+            )
+        return whole
 
     def encoded(self, modalities: Mapping[str, Float], rows: slice | NDArray[np.intp]) -> Float:
         """phi of some rows, (rows, d)."""

@@ -1,0 +1,249 @@
+"""Ways in which something could be left, or a proof could lie; each was found by trying."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import put
+
+from frmu import api
+from frmu.client.work import Commit
+from frmu.config import Config
+from frmu.errors import DataError, LedgerError, PolicyError, StoreError
+from frmu.influence.network import read_policy, shipped, write_policy
+from frmu.ledger.ledger import Ledger
+from frmu.types import Selection
+
+PERSON = Selection("subject", subject="p3")
+
+
+def train(config: Config) -> dict:
+    with api.Experiment(config, "local") as experiment:
+        return experiment.train()
+
+
+def drain(config: Config) -> dict:
+    with api.Experiment(config, "local") as experiment:
+        return experiment.drain()
+
+
+def verify(config: Config, receipt: str | None = None) -> dict:
+    with api.Experiment(config, "local") as experiment:
+        return experiment.verify(receipt)
+
+
+def alter(config: Config, statement: str) -> None:
+    connection = sqlite3.connect(config.folder / "ledger.db")
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+@pytest.fixture
+def trained(config: Config) -> Config:
+    train(config)
+    return config
+
+
+@pytest.mark.parametrize("stage", ["planned", "purged", "refitted", "verified"])
+def test_an_interrupted_erasure_of_a_whole_client_is_resumed(
+    trained: Config, table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    api.erase(trained, Selection("client", client="home 1"))
+    advance, plan = Ledger.advance, Ledger.plan
+
+    def crash(self: Ledger, requests: list[str], reached: str, body: dict) -> None:
+        if reached == stage:
+            raise KeyboardInterrupt
+        advance(self, requests, reached, body)  # type: ignore[arg-type]
+
+    def crash_planning(self: Ledger, request: str, records: dict) -> None:
+        if stage == "planned":
+            raise KeyboardInterrupt
+        plan(self, request, records)
+
+    monkeypatch.setattr(Ledger, "advance", crash)
+    monkeypatch.setattr(Ledger, "plan", crash_planning)
+    with pytest.raises(KeyboardInterrupt):
+        drain(trained)
+    monkeypatch.undo()
+    drained = drain(trained)
+    assert drained["receipts"][0]["removed"] == {"home 1": 424}
+    assert drained["state_digest"] == train(put(tmp_path / "never", table[table.home != "home 1"]))["state_digest"]
+
+
+def test_what_a_killed_import_left_is_swept(trained: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Commit, "perform", kill)
+    with pytest.raises(KeyboardInterrupt):
+        train(trained)
+    monkeypatch.undo()
+    assert list((trained.folder / "shards").glob("*.incoming"))
+    api.erase(trained, PERSON)
+    assert drain(trained)["verified"]
+    assert {file.suffix for file in (trained.folder / "shards").iterdir()} == {".parquet"}
+
+
+def test_a_file_that_nobody_owns_fails_the_proof(trained: Config) -> None:
+    (trained.folder / "shards" / "old-backup.zip").write_bytes(b"rows")
+    assert not verify(trained)["verified"]
+
+
+def test_records_that_were_away_for_a_while_do_not_come_back(trained: Config, table: pd.DataFrame) -> None:
+    api.erase(trained, Selection("client", client="home 1"))
+    put(trained.file.parent, table[table.home != "home 1"])
+    train(trained)
+    assert drain(trained)["receipts"][0]["removed"] == {"home 1": 424}
+    put(trained.file.parent, table)
+    assert train(trained)["refused"] == 424
+
+
+def test_records_that_came_after_an_interrupted_plan_go_too(
+    trained: Config, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.erase(trained, PERSON)
+    advance = Ledger.advance
+    monkeypatch.setattr(Ledger, "advance", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        drain(trained)
+    monkeypatch.setattr(Ledger, "advance", advance)
+    late = table[table.person == "p3"].head(3).assign(record=["late 1", "late 2", "late 3"])
+    put(trained.file.parent, pd.concat([table, late]))
+    train(trained)
+    drained = drain(trained)
+    assert sum(drained["receipts"][0]["removed"].values()) == int((table.person == "p3").sum()) + 3
+    for shard in (trained.folder / "shards").iterdir():
+        assert "p3" not in set(pd.read_parquet(shard)["#subject"])
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("DELETE FROM frmu_tombstone", "tombstones of request"),
+        ("DELETE FROM frmu_tombstone WHERE hash = (SELECT min(hash) FROM frmu_tombstone)", "tombstones of request"),
+        ("DELETE FROM frmu_line WHERE number = (SELECT max(number) FROM frmu_line)", "cut off"),
+        ("DELETE FROM frmu_line", "cut off"),
+        ("UPDATE frmu_line SET body = 'x' WHERE number = 1", "line 1 .*not what frmu writes"),
+        ("DROP TABLE frmu_line", "cut off"),
+    ],
+)
+def test_a_ledger_that_was_touched_is_not_worked_with(trained: Config, statement: str, message: str) -> None:
+    api.erase(trained, PERSON)
+    drain(trained)
+    alter(trained, statement)
+    with pytest.raises(LedgerError, match=message):
+        verify(trained)
+    with pytest.raises(LedgerError):
+        train(trained)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["UPDATE frmu_pending SET selection = replace(selection, 'p3', 'p1')", "DELETE FROM frmu_pending"],
+)
+def test_a_request_that_was_changed_is_not_acted_on(trained: Config, statement: str) -> None:
+    api.erase(trained, PERSON)
+    alter(trained, statement)
+    with pytest.raises(LedgerError, match="not acted on"):
+        drain(trained)
+    with pytest.raises(LedgerError, match="not acted on"):
+        api.status(trained)
+
+
+@pytest.mark.parametrize("name", ["key", "ledger.db"])
+def test_a_lost_key_or_ledger_is_not_made_anew(trained: Config, name: str) -> None:
+    api.erase(trained, PERSON)
+    drain(trained)
+    (trained.folder / name).unlink()
+    with pytest.raises((StoreError, LedgerError), match="restore"):
+        train(trained)
+
+
+def test_each_receipt_of_overlapping_requests_can_be_proven_and_can_fail(trained: Config) -> None:
+    shard = trained.folder / "shards" / "home%200.parquet"
+    backup = shard.read_bytes()
+    one, other = (api.erase(trained, Selection("records", records=("h0-3",)))["request"] for _ in range(2))
+    drain(trained)
+    assert verify(trained, one)["verified"]
+    assert verify(trained, other)["verified"]
+    shard.write_bytes(backup)
+    assert verify(trained, one)["level"] == verify(trained, other)["level"] == "L0"
+
+
+def test_every_policy_that_learned_from_the_erased_is_ruled_out(trained: Config) -> None:
+    weights = read_policy(shipped()).weights
+    policies = trained.folder / "policies"
+    old = write_policy(weights, {"clients": ["home 1"], "n": 1}, policies / "00001-policy.safetensors")
+    write_policy(weights, {"clients": ["home 0"], "n": 2}, policies / "00002-policy.safetensors")
+    train(trained)
+    api.erase(trained, Selection("client", client="home 1"))
+    assert drain(trained)["receipts"][0]["evidence"]["policies_retired"] == [old.digest]
+    assert [file.name for file in policies.iterdir()] == ["00002-policy.safetensors"]
+
+
+def test_who_was_meant_is_gone_while_the_ledger_is_still_open(trained: Config) -> None:
+    api.erase(trained, Selection("subject", subject="p3"))
+    with api.Experiment(trained, "local") as experiment:
+        experiment.drain()
+        for file in trained.folder.glob("ledger.db*"):
+            assert b'"p3"' not in file.read_bytes(), file.name
+
+
+@pytest.mark.parametrize("change", ["[policy]\nfile = 'junk.safetensors'\n", ""])
+def test_a_broken_policy_is_told_before_anything_is_written(trained: Config, table: pd.DataFrame, change: str) -> None:
+    config = put(
+        trained.file.parent, table[table.person != "p2"], trained.file.read_text().split("[store]")[0] + change
+    )
+    junk = config.file.parent / "junk.safetensors" if change else config.folder / "policies" / "9.safetensors"
+    junk.write_bytes(b"junk")
+    before = {file.name: file.stat().st_mtime_ns for file in (config.folder / "shards").iterdir()}
+    with pytest.raises(PolicyError, match=r"remove it, or mend policy\.file"):
+        train(config)
+    assert {file.name: file.stat().st_mtime_ns for file in (config.folder / "shards").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("home", "", "an empty name"),
+        ("home", "x" * 300, "300 characters"),
+        ("person", "p3\0", "NUL"),
+        ("record", "a\0", "NUL"),
+    ],
+)
+def test_names_that_could_be_mistaken_are_refused(
+    tmp_path: Path, table: pd.DataFrame, column: str, value: str, message: str
+) -> None:
+    table.loc[3, column] = value
+    with pytest.raises(DataError, match=message):
+        train(put(tmp_path / "names", table))
+
+
+@pytest.mark.parametrize("client", ["../x", "..", ".", "a/b", "ü"])
+def test_odd_names_of_clients_are_fine(tmp_path: Path, table: pd.DataFrame, client: str) -> None:
+    table["home"] = np.where(table.home == "home 0", client, table.home)
+    config = put(tmp_path / "odd", table)
+    train(config)
+    api.erase(config, Selection("client", client=client))
+    assert drain(config)["verified"]
+
+
+def test_data_around_the_working_folder_do_not_include_it(tmp_path: Path, table: pd.DataFrame) -> None:
+    config = put(tmp_path / "around", table)
+    config.file.write_text(config.file.read_text().replace('path = "homes.parquet"', 'path = "."'))
+    from frmu.config import load
+
+    config = load(config.file)
+    assert train(config)["state_digest"] == train(config)["state_digest"]
+
+
+def test_a_head_that_is_not_finite_is_no_head(tmp_path: Path, table: pd.DataFrame) -> None:
+    config = put(tmp_path / "huge", table.assign(hour_sin=1e200))
+    with pytest.raises(DataError, match=r'client "home 0": the sums .* data\.ranges'):
+        train(config)
