@@ -21,7 +21,7 @@ from frmu.client.work import Commit, Discard, Import, Locate, Purge
 from frmu.config import Config
 from frmu.data.shard import clients_in, sweep
 from frmu.data.source import survey
-from frmu.errors import FrmuError, LedgerError, RequestError, StoreError, near_miss
+from frmu.errors import ConfigError, FrmuError, LedgerError, RequestError, StoreError, near_miss
 from frmu.federation import Federation, in_order
 from frmu.influence.network import Network, current_policy, read_policy, write_policy
 from frmu.influence.observation import FEATURES
@@ -122,6 +122,8 @@ class Experiment:
     def _train(self, run: Run) -> dict[str, Any]:
         began = time.perf_counter()
         network = self.network()  # a policy that cannot be read is told before anything is written
+        names = {"client": self.config.data.client, "record": self.config.data.record}
+        self._same_names(names)
         source = survey(self.config)
         federation = self.federation(sorted({*source.clients, *clients_in(self.store.shards)}))
         before = (federation.traffic.up, federation.traffic.down)
@@ -143,9 +145,19 @@ class Experiment:
             "run_id": run.id,
             "tracking": public(self.tracker.uri),
         }
-        self.ledger.note("trained", {"state": done.state.digest, "records": summary["records"]})
+        self.ledger.note("trained", names | {"state": done.state.digest, "records": summary["records"]})
         self._log_round(run, done, summary)
         return summary
+
+    def _same_names(self, names: Mapping[str, str]) -> None:
+        """A tombstone knows a record by its client and id: once there are some, the columns must stay."""
+        before = next((line.body for line in self.ledger.lines() if line.kind == "trained"), names)
+        for role, column in names.items():
+            if self.ledger.holders() and before[role] != column:
+                raise ConfigError(
+                    f'{self.config.file}: data.{role} = "{column}" was "{before[role]}" when records were erased here; '
+                    "they could not be told any more. Set another store.folder"
+                )
 
     def _import(self, federation: Federation, clients: Sequence[str]) -> int:
         """Every client reads its own records; all take them over, or none. Gives how many were refused."""

@@ -167,6 +167,8 @@ class Split(_Table):
         if given and len(given) < 3:
             raise ValueError("validation_from, later_from and test_from must be given together")
         dates = self.dates
+        if dates and self.model_fields_set & {"validation", "later", "test"}:
+            raise ValueError("give dates or shares (validation, later, test), not both")
         if dates and not dates[0] < dates[1] < dates[2]:
             raise ValueError("validation_from < later_from < test_from must hold")
         if not dates and self.validation + self.later + self.test >= 1:

@@ -13,7 +13,7 @@ from conftest import put
 from frmu import api
 from frmu.client.work import Commit
 from frmu.config import Config
-from frmu.errors import DataError, LedgerError, PolicyError, StoreError
+from frmu.errors import ConfigError, DataError, LedgerError, PolicyError, StoreError
 from frmu.influence.network import read_policy, shipped, write_policy
 from frmu.ledger.ledger import Ledger
 from frmu.types import Selection
@@ -241,6 +241,17 @@ def test_data_around_the_working_folder_do_not_include_it(tmp_path: Path, table:
 
     config = load(config.file)
     assert train(config)["state_digest"] == train(config)["state_digest"]
+
+
+def test_a_record_cannot_come_back_under_another_name(trained: Config, table: pd.DataFrame) -> None:
+    api.erase(trained, PERSON)
+    drain(trained)
+    text = trained.file.read_text().replace('client = "home"', 'client = "band"')
+    trained.file.write_text(text)
+    from frmu.config import load
+
+    with pytest.raises(ConfigError, match=r'data\.client = "band" was "home"'):
+        train(load(trained.file))
 
 
 def test_a_head_that_is_not_finite_is_no_head(tmp_path: Path, table: pd.DataFrame) -> None:

@@ -36,6 +36,8 @@ def write(folder: Path, text: str) -> Path:
         (('by = "month"', 'by = "subject"\nbuckets = 0'), "slices.buckets"),
         (('"yesterday"]', '"yesterday", "load"]'), 'target "load" must not be a feature'),
         (("[data]", "[data"), "not valid TOML"),
+        (("test_from = 2025", "validation = 0.2\ntest_from = 2025"), "dates or shares"),
+        (("features = 8", "ridge = inf"), "model.ridge"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, change: tuple[str, str], message: str) -> None:

@@ -65,7 +65,15 @@ def propose(parquet: Sequence[str], out: Path, named: Mapping[str, str], force: 
         raise DataError(
             f"{parquet[0]}: no numeric column is left to be a feature; it has {', '.join(table.column_names)}"
         )
-    text = _render(path, table, roles, features, notes)
+    notes += [
+        f'"{name}" has nulls or values that are not finite; `frmu train` will refuse them'
+        for name in [*features, *roles.values()]
+        if _gaps(table[name])
+    ]
+    try:
+        text = _render(path, table, roles, features, notes)
+    except (pa.ArrowException, OverflowError) as error:
+        raise DataError(f"{parquet[0]}: cannot propose a config: {str(error).splitlines()[0]}") from None
     partial = out.with_name(out.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     try:
@@ -74,6 +82,10 @@ def propose(parquet: Sequence[str], out: Path, named: Mapping[str, str], force: 
     finally:
         partial.unlink(missing_ok=True)
     return {"config": str(out), "text": text, "roles": roles, "features": features, "notes": notes}
+
+
+def _gaps(column: pa.ChunkedArray) -> bool:
+    return bool(column.null_count or (pa.types.is_floating(column.type) and not pc.all(pc.is_finite(column)).as_py()))
 
 
 def _files(parquet: Sequence[str]) -> list[Path]:
@@ -174,7 +186,8 @@ def _range(column: pa.ChunkedArray) -> str:
     low, high = float(ends["min"]), float(ends["max"])
     spare = 0.1 * (high - low) or max(1.0, abs(high))
     step = 10.0 ** math.floor(math.log10(spare))
-    return f"[{math.floor((low - spare) / step) * step:.6g}, {math.ceil((high + spare) / step) * step:.6g}]"
+    ends = (math.floor((low - spare) / step) * step, math.ceil((high + spare) / step) * step)
+    return "[" + ", ".join(repr(float(f"{end:.12g}")) for end in ends) + "]"
 
 
 def _slices(table: pa.Table, roles: Mapping[str, str], notes: list[str]) -> list[str]:
@@ -189,10 +202,10 @@ def _slices(table: pa.Table, roles: Mapping[str, str], notes: list[str]) -> list
 
 
 def _split(table: pa.Table, roles: Mapping[str, str], notes: list[str]) -> list[str]:
-    if "time" not in roles:
-        notes.append("split: shares of a hash of the record id, for want of a time column")
+    first, last = _ends(table, roles) if "time" in roles else (None, None)
+    if first is None or last is None or last - first < dt.timedelta(hours=1):
+        notes.append("split: shares of a hash of the record id, for want of times to cut at")
         return ["validation = 0.15", "later = 0.15", "test = 0.2"]
-    first, last = _ends(table, roles)
     borders = [first + (last - first) * share for share in (0.6, 0.72, 0.84)]
     days = [dt.datetime(b.year, b.month, b.day) for b in borders]
     exact = borders if len(set(days)) < 3 else days
