@@ -120,12 +120,12 @@ class Experiment:
             return self._train(run)
 
     def _train(self, run: Run) -> dict[str, Any]:
-        began = time.perf_counter()
         network = self.network()  # a policy that cannot be read is told before anything is written
         names = {"client": self.config.data.client, "record": self.config.data.record}
         self._same_names(names)
         source = survey(self.config)
         federation = self.federation(sorted({*source.clients, *clients_in(self.store.shards)}))
+        began = time.perf_counter()  # starting actors is not training
         before = (federation.traffic.up, federation.traffic.down)
         imported = self._import(federation, source.clients)
         done = self.method.erase(federation, self.method.init(), network, federation.clients)
@@ -272,9 +272,9 @@ class Experiment:
             return self._drain(run, state, pending)
 
     def _drain(self, run: Run, state: State, pending: list[EraseRequest]) -> dict[str, Any]:
-        began = time.perf_counter()
         self.network()  # a policy that cannot be read is told before anything is purged
         federation = self.federation(sorted({*(c.name for c in state.clients), *clients_in(self.store.shards)}))
+        began = time.perf_counter()
         moved = federation.traffic.up + federation.traffic.down
         ids = [request.id for request in pending]
         plans, searched = self._plan(federation, pending)

@@ -71,6 +71,10 @@ def _print(*lines: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -156,8 +160,8 @@ def train(config: Path, address: str | None, as_json: bool) -> None:
 
 def _tell_train(result: dict[str, Any]) -> None:
     _print(
-        f"{result['clients']} clients, {result['records']:,} records, "
-        f"{result['rounds']} round in {result['seconds']:.2f} s",
+        f"{_count(result['clients'], 'client')}, {_count(result['records'], 'record')}, "
+        f"{_count(result['rounds'], 'round')} in {result['seconds']:.2f} s",
         f"state {result['state_digest'][:16]}",
     )
     if result["refused"]:
@@ -171,7 +175,7 @@ def _tell_train(result: dict[str, Any]) -> None:
     _table("Errors on records that were not fitted", ["", "nothing forgotten", "as learned"], rows)
     below = sum(len(slices) for slices in result["forgotten"].values())
     _print(
-        f"{below} slices at {len(result['forgotten'])} clients are forgotten or attenuated",
+        f"forgotten or attenuated: {_count(below, 'slice')} at {_count(len(result['forgotten']), 'client')}",
         _ui(result["tracking"]),
     )
 
@@ -215,7 +219,8 @@ def erase(
 
     result = api.erase(_load(config), _selection(subject, records, client, between), reason, due)
     _show(as_json, result, lambda r: _print(
-        f"Request {r['request']}: {r['records']:,} records at {len(r['clients'])} clients, due {r['due'][:10]}. "
+        f"Request {r['request']}: {_count(r['records'], 'record')} at {_count(len(r['clients']), 'client')}, "
+        f"due {r['due'][:10]}. "
         f"`frmu drain {config}` honours it."
     ))  # fmt: skip
 
@@ -296,7 +301,7 @@ def _tell_drain(result: dict[str, Any]) -> None:
             *(f"not covered: {line}" for line in receipt["not_covered"]),
         )
     _print(
-        f"{len(result['receipts'])} requests in one batch: {result['seconds']:.2f} s to the new state, "
+        f"{_count(len(result['receipts']), 'request')} in one batch: {result['seconds']:.2f} s to the new state, "
         f"{result['verify_seconds']:.2f} s to prove it, {result['bytes']:,} bytes moved"
     )
     if not result["verified"]:

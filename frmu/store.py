@@ -33,7 +33,9 @@ class Store:
     def of(config: Config) -> Store:
         """The store of a config; the folder is made if it is not there."""
         try:
-            (config.folder / "shards").mkdir(parents=True, exist_ok=True)
+            config.folder.parent.mkdir(parents=True, exist_ok=True)
+            config.folder.mkdir(mode=0o700, exist_ok=True)  # records lie here: its owner's alone
+            (config.folder / "shards").mkdir(exist_ok=True)
             (config.folder / "policies").mkdir(exist_ok=True)
         except OSError as error:
             raise StoreError(f"{config.folder}: cannot be written: {error.strerror}; set store.folder") from None
