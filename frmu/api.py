@@ -108,9 +108,7 @@ class Experiment:
 
     def network(self) -> Network:
         """The policy in force."""
-        named = self.config.policy.file
-        file = self.config.file.parent / named if named is not None else None
-        return current_policy(file, self.store.policies, self.ledger.retired())
+        return current_policy(self.config.policy_file, self.store.policies, self.ledger.retired())
 
     # -- train ------------------------------------------------------------------------------------------------
 
@@ -151,9 +149,11 @@ class Experiment:
 
     def _same_names(self, names: Mapping[str, str]) -> None:
         """A tombstone knows a record by its client and id: once there are some, the columns must stay."""
+        if not self.ledger.holders():
+            return
         before = next((line.body for line in self.ledger.lines() if line.kind == "trained"), names)
         for role, column in names.items():
-            if self.ledger.holders() and before[role] != column:
+            if before[role] != column:
                 raise ConfigError(
                     f'{self.config.file}: data.{role} = "{column}" was "{before[role]}" when records were erased here; '
                     "they could not be told any more. Set another store.folder"
@@ -210,7 +210,7 @@ class Experiment:
         state = self.state()
         federation = self.federation([client.name for client in state.clients])
         parent = self.network() if start == "current" else None
-        with self.tracker.run("policy") as run, self._ray():
+        with self.tracker.run("policy") as run:
             learned = train_policy(
                 self.config.policy, [board_of(self.config, federation)], parent, iterations,
                 on_iteration=lambda number, metrics: run.metrics(metrics, number),
@@ -239,13 +239,6 @@ class Experiment:
             run.json(summary, "summary.json")
             run.json(learned.scores, "scores.json")
         return summary | {"scores": learned.scores}
-
-    @contextmanager
-    def _ray(self) -> Iterator[None]:
-        from frmu.runtime.remote import cluster
-
-        with cluster(self.address):
-            yield
 
     def _next_policy(self) -> Path:
         there = [int(file.name.split("-")[0]) for file in self.store.policies.glob("*.safetensors")]
@@ -501,9 +494,7 @@ def status(config: Config) -> dict[str, Any]:
             for r in ledger.pending()
         ]
         closed = len(ledger.receipts())
-        named = config.policy.file
-        file = config.file.parent / named if named is not None else None
-        policy = current_policy(file, store.policies, ledger.retired())
+        policy = current_policy(config.policy_file, store.policies, ledger.retired())
     return {
         "state_digest": state.digest,
         "trained_with_this_config": state.config == config.fingerprint(),

@@ -23,7 +23,6 @@ from frmu.errors import ConfigError, near_miss
 
 __all__ = ["Config", "Lag", "load", "parse_duration"]
 
-Range = tuple[float, float]
 CALENDAR = ("day", "week", "month")
 
 _UNITS = {"min": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -274,6 +273,11 @@ class Config(_Table):
         if self.store.folder is None:
             return self.file.parent / f"{self.file.stem}.frmu"
         return self.file.parent / self.store.folder
+
+    @property
+    def policy_file(self) -> Path | None:
+        """The policy that the config names, taken relative to the config."""
+        return None if self.policy.file is None else self.file.parent / self.policy.file
 
     @property
     def experiment(self) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from frmu import api
 from frmu.config import Config, load
 
 CONFIG = """
@@ -87,6 +88,18 @@ def put(folder: Path, table: pd.DataFrame, text: str = CONFIG) -> Config:
     # One tracking database for all tests: MLflow takes over a second to lay the tables of a new one.
     (folder / "homes.toml").write_text(f'{text}\n[store]\ntracking = "{TRACKING}"\nexperiment = "{folder}"\n')
     return load(folder / "homes.toml")
+
+
+def train(config: Config) -> dict:
+    """One job in process."""
+    with api.Experiment(config, "local") as experiment:
+        return experiment.train()
+
+
+def drain(config: Config) -> dict:
+    """One job in process."""
+    with api.Experiment(config, "local") as experiment:
+        return experiment.drain()
 
 
 @pytest.fixture

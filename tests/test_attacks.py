@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import put
+from conftest import drain, put, train
 
 from frmu import api
 from frmu.client.work import Commit
@@ -19,16 +19,6 @@ from frmu.ledger.ledger import Ledger
 from frmu.types import Selection
 
 PERSON = Selection("subject", subject="p3")
-
-
-def train(config: Config) -> dict:
-    with api.Experiment(config, "local") as experiment:
-        return experiment.train()
-
-
-def drain(config: Config) -> dict:
-    with api.Experiment(config, "local") as experiment:
-        return experiment.drain()
 
 
 def verify(config: Config, receipt: str | None = None) -> dict:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import CONFIG, WINDOW, homes, put
+from conftest import CONFIG, WINDOW, drain, homes, put, train
 
 from frmu import api
 from frmu.config import Config
@@ -35,16 +35,6 @@ CLASSIFICATION = (
 )
 BY_PERSON = CONFIG.replace('by = "month"', 'by = "subject"\nbuckets = 4')
 BY_HASH = CONFIG.split("[split]")[0] + "[model]\nfeatures = 8\n"
-
-
-def train(config: Config) -> dict:
-    with api.Experiment(config, "local") as experiment:
-        return experiment.train()
-
-
-def drain(config: Config) -> dict:
-    with api.Experiment(config, "local") as experiment:
-        return experiment.drain()
 
 
 @pytest.mark.parametrize(
