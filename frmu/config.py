@@ -229,10 +229,26 @@ class Placement(_Table):
         return number
 
 
+class Erasure(_Table):
+    """`[erasure]`: how requests are honoured.
+
+    A drain waits until `min_batch` requests hold something, for the difference of two states shows what was erased
+    between them; it does not wait where one is due within `urgent` days. `runs` says what becomes of MLflow runs that
+    were computed with erased records: "strip" removes their artifacts and models, "delete" removes them whole.
+    """
+
+    due: int = Field(default=30, ge=0, le=36500)
+    min_batch: int = Field(default=1, ge=1)
+    urgent: int = Field(default=3, ge=0)
+    runs: Literal["strip", "delete"] = "strip"
+
+
 class Store(_Table):
     """`[store]`: where frmu keeps its own shards, checkpoints, ledger and runs."""
 
     folder: str | None = None
+    key: str | None = None
+    purge_source: bool = False
     ledger: str | None = None
     tracking: str | None = None
     experiment: str | None = None
@@ -254,6 +270,7 @@ class Config(_Table):
     policy: Policy = Policy()
     attention: Attention = Attention()
     placement: Placement = Placement()
+    erasure: Erasure = Erasure()
     store: Store = Store()
     ray: RayTable = RayTable()
     file: Path = Field(default=Path("frmu.toml"), exclude=True)
@@ -273,6 +290,11 @@ class Config(_Table):
         if self.store.folder is None:
             return self.file.parent / f"{self.file.stem}.frmu"
         return self.file.parent / self.store.folder
+
+    @property
+    def key_file(self) -> Path:
+        """The store's secret; by default `key` in the working folder."""
+        return self.folder / "key" if self.store.key is None else self.file.parent / self.store.key
 
     @property
     def policy_file(self) -> Path | None:

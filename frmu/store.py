@@ -4,7 +4,7 @@
          state.safetensors           the checkpoint
          policies/<n>-<digest>.safetensors
          ledger.db  mlflow.db  mlartifacts/
-         key                         the secret behind every keyed hash; mode 0600
+         key                         the secret behind keyed hashes, seals and signatures; mode 0600
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ __all__ = ["Store"]
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Paths under the working folder."""
+    """Paths under the working folder, and the key, which may lie elsewhere."""
 
     folder: Path
+    key_file: Path
 
     @staticmethod
     def of(config: Config) -> Store:
@@ -39,12 +40,12 @@ class Store:
             (config.folder / "policies").mkdir(exist_ok=True)
         except OSError as error:
             raise StoreError(f"{config.folder}: cannot be written: {error.strerror}; set store.folder") from None
-        return Store(config.folder)
+        return Store(config.folder, config.key_file)
 
     @staticmethod
     def existing(config: Config) -> Store:
         """The store of a config that was trained before, or a `StoreError`."""
-        store = Store(config.folder)
+        store = Store(config.folder, config.key_file)
         if not store.state.exists():
             raise StoreError(f"{config.folder}: nothing trained here yet; run `frmu train {config.file.name}` first")
         return store
@@ -74,21 +75,31 @@ class Store:
 
     def key(self) -> bytes:
         """The secret of this store; made on first use, readable by its owner alone."""
-        path = self.folder / "key"
-        if self.state.exists() and not path.exists():
+        if self.state.exists() and not self.key_file.exists():
             raise StoreError(
-                f"{path}: the key is gone, and with it what keeps erased records out; restore it from a backup"
+                f"{self.key_file}: the key is gone, and with it what keeps erased records out; restore it from a backup"
             )
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            descriptor = os.open(self.key_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
-            key = path.read_bytes()
-            if len(key) != 32:
-                raise StoreError(f"{path}: not a key of 32 bytes; restore it from a backup") from None
-            return key
+            return self.existing_key()
+        except OSError as error:
+            raise StoreError(f"{self.key_file}: cannot be written: {error.strerror}; check store.key") from None
         with os.fdopen(descriptor, "wb") as file:
             key = secrets.token_bytes(32)
             file.write(key)
+            file.flush()
+            os.fsync(file.fileno())
+        return key
+
+    def existing_key(self) -> bytes:
+        """The secret of a store that is there, or a `StoreError`."""
+        try:
+            key = self.key_file.read_bytes()
+        except OSError as error:
+            raise StoreError(f"{self.key_file}: no key there: {error.strerror}; check store.key") from None
+        if len(key) != 32:
+            raise StoreError(f"{self.key_file}: not a key of 32 bytes; restore it from a backup")
         return key
 
     @contextmanager

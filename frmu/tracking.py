@@ -18,7 +18,7 @@ from typing import Any
 
 from frmu.errors import TrackingError
 
-__all__ = ["Run", "Tracker", "public"]
+__all__ = ["Run", "Tracker", "public", "reaching"]
 
 _BATCH = 1000  # MLflow takes so many metrics a call
 _SETTINGS = {
@@ -39,7 +39,7 @@ class Run:
         """Log parameters; a value longer than MLflow takes is cut."""
         from mlflow.entities import Param
 
-        with _reaching():
+        with reaching():
             self._client.log_batch(self.id, params=[Param(key, str(value)[:6000]) for key, value in values.items()])
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
@@ -48,7 +48,7 @@ class Run:
 
         now = int(time.time() * 1000)
         entries = [Metric(_name(key), float(value), now, step) for key, value in values.items() if value == value]
-        with _reaching():
+        with reaching():
             for at in range(0, len(entries), _BATCH):
                 self._client.log_batch(self.id, metrics=entries[at : at + _BATCH])
 
@@ -56,17 +56,17 @@ class Run:
         """Set tags."""
         from mlflow.entities import RunTag
 
-        with _reaching():
+        with reaching():
             self._client.log_batch(self.id, tags=[RunTag(key, value) for key, value in values.items()])
 
     def json(self, value: Any, name: str) -> None:
         """Keep a JSON document as an artifact."""
-        with _reaching():
+        with reaching():
             self._client.log_text(self.id, json.dumps(value, indent=2, default=str), name)
 
     def picture(self, path: Path) -> None:
         """Keep a picture as an artifact."""
-        with _reaching():
+        with reaching():
             self._client.log_artifact(self.id, str(path))
 
 
@@ -79,20 +79,20 @@ class Tracker:
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.ERROR)
         logging.getLogger("urllib3").setLevel(logging.ERROR)
-        with _reaching(uri):
+        with reaching(uri):
             from mlflow import MlflowClient
 
             logging.getLogger("mlflow").setLevel(logging.ERROR)
-            self._client = MlflowClient(tracking_uri=uri)
-            found = self._client.get_experiment_by_name(experiment)
+            self.client = MlflowClient(tracking_uri=uri)
+            found = self.client.get_experiment_by_name(experiment)
             if found is None:
                 place = artifacts.as_uri() if uri.startswith("sqlite:") else None
                 kind = {"mlflow.experimentKind": "custom_model_development"}  # the page opens on training runs
-                self._experiment = self._client.create_experiment(experiment, artifact_location=place, tags=kind)
+                self.experiment_id = self.client.create_experiment(experiment, artifact_location=place, tags=kind)
             elif found.lifecycle_stage == "deleted":
                 raise TrackingError(f'the MLflow experiment "{experiment}" was deleted; set store.experiment')
             else:
-                self._experiment = found.experiment_id
+                self.experiment_id = found.experiment_id
         self.uri = uri
         self._open: list[str] = []
 
@@ -100,7 +100,7 @@ class Tracker:
     def run(self, name: str) -> Iterator[Run]:
         """A run, nested in the one that is open, if any; it ends as FAILED where an error passes through."""
         tags = {"mlflow.parentRunId": self._open[-1]} if self._open else {}
-        with _open_run(self._client, self._experiment, name, tags) as run:
+        with _open_run(self.client, self.experiment_id, name, tags) as run:
             self._open.append(run.id)
             try:
                 yield run
@@ -110,7 +110,7 @@ class Tracker:
 
 @contextmanager
 def _open_run(client: Any, experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
-    with _reaching():
+    with reaching():
         run = client.create_run(experiment, run_name=name, tags=dict(tags))
     try:
         yield Run(client, run.info.run_id)
@@ -118,12 +118,12 @@ def _open_run(client: Any, experiment: str, name: str, tags: Mapping[str, str]) 
         with suppress(Exception):  # the error under way is the one to tell
             client.set_terminated(run.info.run_id, status="FAILED")
         raise
-    with _reaching():
+    with reaching():
         client.set_terminated(run.info.run_id)
 
 
 @contextmanager
-def _reaching(uri: str = "") -> Iterator[None]:
+def reaching(uri: str = "") -> Iterator[None]:
     """Turn what MLflow raises into an error that names the knob."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError

@@ -147,15 +147,17 @@ def digest_of(header: Mapping[str, Any], *arrays: Float) -> str:
 class Selection:
     """Which records an erase request means; `client` narrows any kind to one client.
 
-    `records` are record ids, `subject` a person, `between` a time window [from, to) in naive UTC. A selection
-    with only a client means all its records.
+    `records` are record ids, `subject` a person, `between` a time window [from, to) in naive UTC, `slice` the key of
+    a slice, `where` an SQL-like filter on declared columns. A selection with only a client means all its records.
     """
 
-    kind: Literal["records", "subject", "client", "between"]
+    kind: Literal["records", "subject", "client", "between", "slice", "where"]
     client: str | None = None
     records: tuple[str, ...] = ()
     subject: str | None = None
     between: tuple[dt.datetime, dt.datetime] | None = None
+    slice: str | None = None
+    where: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -166,6 +168,8 @@ class Selection:
             "records": list(self.records),
             "subject": self.subject,
             "between": window,
+            "slice": self.slice,
+            "where": self.where,
         }
 
     @staticmethod
@@ -177,4 +181,5 @@ class Selection:
         """
         window = raw["between"]
         between = (dt.datetime.fromisoformat(window[0]), dt.datetime.fromisoformat(window[1])) if window else None
-        return Selection(raw["kind"], raw["client"], tuple(raw["records"]), raw["subject"], between)
+        records = tuple(raw["records"])
+        return Selection(raw["kind"], raw["client"], records, raw["subject"], between, raw["slice"], raw["where"])

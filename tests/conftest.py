@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from postgres import postgres_database, postgres_url
 
 from frmu import api
 from frmu.config import Config, load
+
+__all__ = ["postgres_database", "postgres_url"]  # fixtures of every test
 
 CONFIG = """
 [data]

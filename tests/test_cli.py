@@ -42,10 +42,12 @@ def test_a_day_at_the_desk(config: Config, tmp_path: Path) -> None:
     for receipt in drained["receipts"]:
         assert receipt.keys() >= {"request", "level", "verified", "state_digest", "seconds", "bytes"}
         assert receipt["level"] == "L5"
-    verified = last(frmu("verify", config.file, "--receipt", drained["receipts"][0]["request"], "--json"))
+    verified = last(frmu("verify", config.file, drained["receipts"][0]["request"], "--json"))
     assert verified["verified"]
     assert last(frmu("ledger", "check", config.file, "--json"))["whole"]
-    assert len(json.loads(frmu("ledger", "show", config.file, "--json").output)["lines"]) == verified["ledger_lines"]
+    assert len(json.loads(frmu("ledger", "show", config.file, "--json").output)["lines"]) == (
+        verified["ledger_lines"] + 1  # what was proven stands there too
+    )
     assert last(frmu("policy", "show", config.file, "--json"))["policy_learned_here_from"] == []
 
 
@@ -65,10 +67,16 @@ def test_the_same_for_people(config: Config, command: tuple[str, ...]) -> None:
     [
         (("erase", "CONFIG"), "say what to erase"),
         (("erase", "CONFIG", "--subject", "p1", "--between", "2025-01-01", "2025-01-02"), "one of --subject"),
-        (("erase", "CONFIG", "--subject", "nobody"), 'subject "nobody"'),
+        (("erase", "CONFIG", "--client", "home 9"), 'no client "home 9"'),
+        (("withdraw", "CONFIG", "r99"), 'no request "r99"'),
+        (("requests", "CONFIG", "--state", "closd"), 'did you mean "closed"'),
+        (("receipt", "show", "CONFIG", "r99"), 'no receipt "r99"'),
+        (("receipt", "check", "/nowhere"), "cannot be read as a receipt"),
+        (("ledger", "shred", "CONFIG"), "whose keys"),
+        (("predict", "CONFIG", "/nowhere.parquet", "-o", "/tmp/x.parquet"), "no such file"),
         (("erase", "CONFIG", "--between", "soon", "2025-01-02"), '"soon" is not a time'),
         (("erase", "CONFIG", "--records", "/nowhere"), "cannot be read"),
-        (("verify", "CONFIG", "--receipt", "r99"), 'no receipt "r99"'),
+        (("verify", "CONFIG", "r99"), 'no receipt "r99"'),
         (("policy", "train", "CONFIG", "--address", "local"), "RLlib on Ray"),
     ],
 )

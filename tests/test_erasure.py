@@ -23,6 +23,10 @@ SELECTIONS: dict[str, tuple[Selection, Callable[[pd.DataFrame], pd.Series]]] = {
     ),
     "client": (Selection("client", client="home 1"), lambda t: t.home == "home 1"),
     "between": (Selection("between", between=WINDOW), lambda t: (t.ts >= WINDOW[0]) & (t.ts < WINDOW[1])),
+    "where": (
+        Selection("where", where="temperature > 12 and person in ('p0', 'p4') or load < 2"),
+        lambda t: ((t.temperature > 12) & t.person.isin(["p0", "p4"])) | (t.load < 2),
+    ),
     "between at one": (
         Selection("between", client="home 2", between=WINDOW),
         lambda t: (t.home == "home 2") & (t.ts >= WINDOW[0]) & (t.ts < WINDOW[1]),
@@ -69,6 +73,15 @@ def test_order_and_batches_do_not_matter(tmp_path: Path, table: pd.DataFrame, or
     gone = pd.concat([SELECTIONS[name][1](table) for name in order], axis=1).any(axis=1)
     never = train(put(tmp_path / "never", table[~gone]))
     assert drained["state_digest"] == never["state_digest"]
+
+
+def test_a_slice_goes_by_its_key(tmp_path: Path, table: pd.DataFrame) -> None:
+    config = put(tmp_path / "all", table)
+    train(config)
+    api.erase(config, Selection("slice", client="home 3", slice="2025-02"))
+    gone = (table.home == "home 3") & (table.ts.dt.month == 2)
+    never = put(tmp_path / "never", table[~gone])
+    assert drain(config)["state_digest"] == train(never)["state_digest"]
 
 
 def test_the_order_of_the_file_does_not_matter(tmp_path: Path, table: pd.DataFrame) -> None:
@@ -131,7 +144,8 @@ def test_nothing_of_the_erased_is_left_in_the_folder(config: Config, table: pd.D
 
 def test_an_empty_queue_drains_to_nothing(config: Config) -> None:
     digest = train(config)["state_digest"]
-    assert drain(config) == {"receipts": [], "state_digest": digest, "pending": 0}
+    nothing = {"receipts": [], "state_digest": digest, "verified": True, "pending": 0, "waiting": 0}
+    assert drain(config) == nothing
 
 
 @pytest.mark.parametrize("stage", ["purged", "refitted", "verified", "closed"])
@@ -168,13 +182,15 @@ def test_a_crash_between_two_stages_is_resumed(
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        (Selection("subject", subject="nobody"), 'subject "nobody"'),
         (Selection("client", client="home 9"), 'no client "home 9".*did you mean "home'),
-        (Selection("records", records=("h0-0", "h9-9")), "record ids h9-9;"),
+        (Selection("records", records=("h0-0", "")), "'' cannot be a record id: it is empty"),
+        (Selection("records", records=("h0-0", "a\0")), "control character"),
+        (Selection("subject", subject="\ud800"), "not Unicode"),
+        (Selection("where", where="wattage > 3"), 'no column "wattage"|wattage'),
         (Selection("between", between=(WINDOW[1], WINDOW[0])), "FROM before TO"),
     ],
 )
-def test_a_request_for_what_nobody_holds_is_refused(config: Config, selection: Selection, message: str) -> None:
+def test_a_request_that_means_nothing_is_refused(config: Config, selection: Selection, message: str) -> None:
     train(config)
     with pytest.raises(RequestError, match=message):
         api.erase(config, selection)

@@ -1,4 +1,7 @@
-"""The state on disk: a safetensors file, replaced atomically. No pickle."""
+"""The state on disk: a safetensors file, replaced atomically. No pickle.
+
+Beside the state it holds the part of the config that made it, so that the file alone is enough to predict with.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,23 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from frmu.config import Config
 from frmu.errors import StoreError
 from frmu.types import State
 
-__all__ = ["load_state", "save_state"]
+__all__ = ["config_of", "load_state", "save_state"]
 
-_FORMAT = "frmu-state/1"
+_FORMAT = "frmu-state/2"
+_PARTS = {"data", "slices", "split", "model", "policy", "attention"}  # of the config
 
 
-def save_state(state: State, path: Path) -> None:
+def save_state(state: State, config: Config, path: Path) -> None:
     """Write a state and its digest; after a crash the old file or the new one is there, whole."""
     metadata = {
         "format": _FORMAT,
         "digest": state.digest,
         "header": json.dumps(state.header(), sort_keys=True),
+        "config": config.model_dump_json(include=_PARTS, exclude_unset=True),
     }
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
@@ -30,6 +36,12 @@ def save_state(state: State, path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def config_of(path: Path) -> Config:
+    """The config that a state was made with, where paths mean nothing."""
+    with safe_open(path, framework="np") as file:
+        return Config.model_validate_json((file.metadata() or {})["config"])
 
 
 def load_state(path: Path) -> State | None:

@@ -138,7 +138,7 @@ class Aggregate:
             ),
             W=solve(total.G, total.b, ridge),
         )
-        save_state(state, server.folder / "state.safetensors")
+        save_state(state, self.config, server.folder / "state.safetensors")
         return Folded(state, solve(keep.G, keep.b, ridge), dict(zip(names, scores.tolist(), strict=True)))
 
     def _attention(self, fits: list[Statistics], validations: list[Statistics]) -> tuple[Float, Float]:

@@ -6,8 +6,7 @@ remain, never subtracted, so a client that forgot is, to the last bit, a client 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from frmu.config import Config
 from frmu.data import shard as shards
 from frmu.data.shard import SPLITS, Shard
 from frmu.data.source import RECORD
+from frmu.data.tombstones import tombstones
 from frmu.errors import DataError
 from frmu.federation import Answer, Work
 from frmu.influence.network import Network
@@ -26,28 +26,10 @@ from frmu.learning.encoders import Encoder, encode, encoders, width
 from frmu.learning.statistics import one_thread, statistics_of, targets
 from frmu.types import Float, Statistics
 
-__all__ = ["Client", "Host", "Rehearsal", "tombstone", "tombstones"]
+__all__ = ["Client", "Host", "Rehearsal"]
 
 Rehearsal = tuple[str, frozenset[str], Task, float]  # disturbance, slices hit, task, later loss of keeping all
 BLOCK = 32_768  # rows encoded at a time, so that a long slice does not fill the memory
-
-
-def tombstone(key: bytes, client: str, record: str) -> str:
-    """The keyed hash by which a record is refused when it comes back; without the key it names nobody.
-
-    >>> tombstone(b"k", "a", "bc") == tombstone(b"k", "ab", "c")
-    False
-    """
-    return next(tombstones(key, client, [record]))
-
-
-def tombstones(key: bytes, client: str, records: Iterable[str]) -> Iterator[str]:
-    """The tombstones of many records of one client."""
-    keyed = hashlib.blake2b(f"{len(client)}:{client}:".encode(), digest_size=16, key=hashlib.sha256(key).digest())
-    for record in records:
-        one = keyed.copy()
-        one.update(record.encode())
-        yield one.hexdigest()
 
 
 class Client:
@@ -122,8 +104,7 @@ class Client:
         cache = self._statistics.setdefault(outputs, {})
         for key, rows in self.groups(code).items():
             if (code, key) not in cache:
-                modalities = {name: X[rows] for name, X in self.shard.modalities.items()}
-                cache[code, key] = self.statistics(modalities, self.shard.target[rows], outputs)
+                cache[code, key] = self.statistics_of_rows(rows, outputs)
         return {key: part for (at, key), part in sorted(cache.items()) if at == code}
 
     def statistics(self, modalities: Mapping[str, Float], y: NDArray[Any], outputs: tuple[str, ...]) -> Statistics:
@@ -140,6 +121,13 @@ class Client:
                 "great size, and give the target in a smaller unit"
             )
         return whole
+
+    def statistics_of_rows(self, rows: NDArray[np.intp], outputs: tuple[str, ...]) -> Statistics:
+        """The statistics of some rows of the shard."""
+        if not len(rows):
+            return Statistics.zero(width(self.config), len(outputs))
+        modalities = {name: X[rows] for name, X in self.shard.modalities.items()}
+        return self.statistics(modalities, self.shard.target[rows], outputs)
 
     def encoded(self, modalities: Mapping[str, Float], rows: slice | NDArray[np.intp]) -> Float:
         """phi of some rows, (rows, d)."""

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from frmu.client.client import Client, Rehearsal, tombstones
+from frmu.client.client import Client, Rehearsal
 from frmu.data import shard as shards
-from frmu.data.shard import SPLITS
+from frmu.data.shard import SPLITS, Shard
 from frmu.data.source import RECORD, gather
+from frmu.data.tombstones import tombstones
 from frmu.federation import Answer
 from frmu.influence.disturbance import disturb, draw
 from frmu.influence.network import Network
@@ -28,15 +29,15 @@ from frmu.learning.statistics import loss, pack, targets, unpack
 from frmu.types import Float, Selection, Statistics
 
 __all__ = [
-    "Adopt", "Choose", "Commit", "Describe", "Discard", "Import", "Locate", "Measure", "Move", "Packed", "Play",
-    "Purge", "Scan", "Sum",
+    "Adopt", "Choose", "Commit", "Describe", "Discard", "Each", "Import", "Locate", "Measure", "Move", "Packed",
+    "Play", "Purge", "Scan", "Sum", "errors_of",
 ]  # fmt: skip
 
 REHEARSALS = 64  # tasks a client keeps in memory while a policy trains
 
 
 @dataclass(frozen=True, slots=True)
-class _Each:
+class Each:
     """A work that needs no preparation for several clients at once."""
 
     def prepare(self, clients: Sequence[Client]) -> None:
@@ -47,11 +48,13 @@ class _Each:
 class Import:
     """Read and check the client's records in the user's files, and set them aside as the shard to come.
 
-    Records with a tombstone are refused. Nothing that is there changes until `Commit`.
+    Records with a tombstone are refused, and those that an open request means: their tombstones are told. Nothing
+    that is there changes until `Commit`.
     """
 
     tombstones: Mapping[str, frozenset[str]]
     key: bytes = field(repr=False)
+    requests: Mapping[str, Selection] = field(default_factory=dict)
 
     def prepare(self, clients: Sequence[Client]) -> None:
         """One reading of the files for all clients of this host."""
@@ -60,16 +63,22 @@ class Import:
             client.incoming = tables[client.name]
 
     def perform(self, client: Client) -> Answer:
-        """Counts: rows taken, rows refused."""
-        table, refused = client.incoming, 0
+        """Counts: rows taken, rows refused; tombstones by request."""
+        table = client.incoming
         client.incoming = None
         buried = self.tombstones.get(client.name, frozenset())
+        alive = np.ones(table.num_rows, dtype=bool)
         if buried:
-            alive = [name not in buried for name in tombstones(self.key, client.name, table[RECORD].to_pylist())]
-            refused = len(alive) - sum(alive)
-            table = table.filter(np.array(alive, dtype=bool)) if refused else table
-        shards.write(table, _incoming(client.path))
-        return Answer(client.name, {"rows": table.num_rows, "refused": refused})
+            alive[:] = [name not in buried for name in tombstones(self.key, client.name, table[RECORD].to_pylist())]
+        found = {}
+        if self.requests:
+            shard = Shard.of(table, client.config)
+            for request, rows in shard.find(self.requests, client.name, client.config).items():
+                found[request] = list(tombstones(self.key, client.name, shard.ids[rows].tolist()))
+                alive[rows] = False
+        refused = int(np.sum(~alive))
+        shards.write(table.filter(alive) if refused else table, _incoming(client.path))
+        return Answer(client.name, {"rows": table.num_rows - refused, "refused": refused, "found": found})
 
 
 def _incoming(path: Path) -> Path:
@@ -77,7 +86,7 @@ def _incoming(path: Path) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Commit(_Each):
+class Commit(Each):
     """Make the imported shard the client's own, or throw it away."""
 
     keep: bool
@@ -99,7 +108,7 @@ class Commit(_Each):
 
 
 @dataclass(frozen=True, slots=True)
-class Discard(_Each):
+class Discard(Each):
     """Remove the shard of a client that the source no longer has."""
 
     def perform(self, client: Client) -> Answer:
@@ -110,7 +119,7 @@ class Discard(_Each):
 
 
 @dataclass(frozen=True, slots=True)
-class Describe(_Each):
+class Describe(Each):
     """Say what is held: rows, rows by split, classes."""
 
     def perform(self, client: Client) -> Answer:
@@ -131,7 +140,7 @@ class Describe(_Each):
 
 
 @dataclass(frozen=True, slots=True)
-class Sum(_Each):
+class Sum(Each):
     """Send the sums of all records to fit, at full influence, and of the validation records."""
 
     outputs: tuple[str, ...]
@@ -145,7 +154,7 @@ class Sum(_Each):
 
 
 @dataclass(frozen=True, slots=True)
-class Adopt(_Each):
+class Adopt(Each):
     """Take a policy over; it stays with the client until another one comes."""
 
     network: Network
@@ -175,7 +184,7 @@ class Packed:
 
 
 @dataclass(frozen=True, slots=True)
-class Choose(_Each):
+class Choose(Each):
     """Choose influences for the client's slices, given the sums of the federation, and send the weighted sums.
 
     The choice rests on the records that are there, the config and the policy file alone.
@@ -221,7 +230,7 @@ def _explained(task: Task, decision: Decision) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Measure(_Each):
+class Measure(Each):
     """How good heads (d, outputs) are on the client's own validation, later and test records."""
 
     heads: Mapping[str, Float]
@@ -235,11 +244,12 @@ class Measure(_Each):
             phi = client.encoded(client.shard.modalities, rows)
             y = client.shard.target[rows]
             for name, W in self.heads.items():
-                record[name][split] = _errors(phi @ W, y, self.outputs)
+                record[name][split] = errors_of(phi @ W, y, self.outputs)
         return Answer(client.name, record)
 
 
-def _errors(predicted: Float, y: Any, outputs: tuple[str, ...]) -> dict[str, float]:
+def errors_of(predicted: Float, y: Any, outputs: tuple[str, ...]) -> dict[str, float]:
+    """Sums of errors over records: hits of a classification; squares and absolute values of a regression."""
     if y.dtype.kind != "f":
         hits = np.array(outputs)[np.argmax(predicted, axis=1)] == y if len(y) else np.zeros(0)
         return {"n": len(y), "correct": int(np.sum(hits))}
@@ -248,30 +258,26 @@ def _errors(predicted: Float, y: Any, outputs: tuple[str, ...]) -> dict[str, flo
 
 
 @dataclass(frozen=True, slots=True)
-class Locate(_Each):
+class Locate(Each):
     """Search the shard for what requests mean; answer with counts and the tombstones of what was found."""
 
     requests: Mapping[str, Selection]
     key: bytes = field(repr=False)
 
     def perform(self, client: Client) -> Answer:
-        """For each request: the slices hit, and keyed hashes."""
-        found: dict[str, Any] = {}
-        for request, selection in self.requests.items():
-            if not client.held or selection.client not in (None, client.name):
-                continue
-            rows = client.shard.matches(selection)
-            if rows.any():
-                slices, counts = np.unique(client.shard.slices[rows], return_counts=True)
-                found[request] = {
-                    "slices": dict(zip(slices.tolist(), counts.tolist(), strict=True)),
-                    "tombstones": [client.tombstones(self.key)[row] for row in np.flatnonzero(rows)],
-                }
-        return Answer(client.name, {"searched": len(client.shard) if client.held else 0, "found": found})
+        """Rows looked through; for each request that means any, keyed hashes."""
+        if not client.held:
+            return Answer(client.name, {"held": False, "searched": 0, "found": {}})
+        shard = client.shard
+        rows = shard.find(self.requests, client.name, client.config)
+        found = {
+            request: list(tombstones(self.key, client.name, shard.ids[hits].tolist())) for request, hits in rows.items()
+        }
+        return Answer(client.name, {"held": True, "searched": len(shard), "found": found})
 
 
 @dataclass(frozen=True, slots=True)
-class Scan(_Each):
+class Scan(Each):
     """Count the records in the shard that have a tombstone: after a purge there must be none."""
 
     tombstones: Mapping[str, frozenset[str]]
@@ -286,7 +292,7 @@ class Scan(_Each):
 
 
 @dataclass(frozen=True, slots=True)
-class Purge(_Each):
+class Purge(Each):
     """Rewrite the shard without the records that have a tombstone; doing it twice is doing it once."""
 
     tombstones: Mapping[str, frozenset[str]]
@@ -322,7 +328,7 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
-class Play(_Each):
+class Play(Each):
     """Steps of RL episodes: the client disturbs some of its slices by the seed, refits, and tells what it sees.
 
     The answer holds observation rows (aggregates), the loss on the later records under the influences and under

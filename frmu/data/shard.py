@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,16 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from frmu.config import CALENDAR, Config, parse_duration
 from frmu.data.source import RECORD, SLICE, SUBJECT, TARGET, TIME, columns_of, read_parquet
+from frmu.data.where import parse_where
 from frmu.errors import StoreError
 from frmu.types import Float, Selection
 
-__all__ = ["SPLITS", "Shard", "ages", "clients_in", "path_of", "strays", "sweep", "write"]
+__all__ = ["SPLITS", "Shard", "ages", "clients_in", "features", "path_of", "strays", "sweep", "write"]
 
 SPLITS = ("fit", "validation", "later", "test")
 
@@ -104,7 +105,7 @@ class Shard:
         return Shard(
             table=table,
             ids=ids,
-            modalities={name: _modality(table, columns, config) for name, columns in config.data.modalities.items()},
+            modalities=features(table, config),
             target=table[TARGET].to_numpy() if config.data.task == "regression" else _texts(table, TARGET),
             split=_split(table, ids, config),
             slices=_slices(table, ids, config),
@@ -113,21 +114,41 @@ class Shard:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def matches(self, selection: Selection) -> NDArray[np.bool_]:
-        """Which rows a selection means, (n,) bool; the client is the caller's affair."""
-        if selection.kind == "records":
-            return _mask(pc.is_in(self.table[RECORD], pa.array(selection.records, pa.string())))
-        if selection.kind == "subject":
-            return _mask(pc.equal(self.table[SUBJECT], selection.subject))
+    def find(self, requests: Mapping[str, Selection], client: str, config: Config) -> dict[str, NDArray[np.intp]]:
+        """The rows that each selection means, by request, in their order; requests that mean none are left out.
+
+        Subjects and record ids are looked up together: a thousand requests cost one sorting of the column.
+        """
+        mine = {name: one for name, one in requests.items() if one.client in (None, client)}
+        persons = [(name, one.subject) for name, one in mine.items() if one.kind == "subject"]
+        records = [(name, record) for name, one in mine.items() if one.kind == "records" for record in one.records]
+        found = _look_up(self.ids, records)
+        if persons and SUBJECT in self.table.column_names:
+            found |= _look_up(_texts(self.table, SUBJECT), persons)
+        for name, one in mine.items():
+            if one.kind not in ("subject", "records"):
+                found[name] = np.flatnonzero(self._mask(one, client, config))
+        return {name: found[name] for name in requests if name in found and len(found[name])}
+
+    def _mask(self, selection: Selection, client: str, config: Config) -> NDArray[np.bool_]:
         if selection.kind == "between" and selection.between is not None:
             first, last = (np.datetime64(moment, "us") for moment in selection.between)
             times = _times(self.table)
             return (times >= first) & (times < last)
+        if selection.kind == "slice":
+            return np.asarray(self.slices == selection.slice, dtype=bool)
+        if selection.kind == "where" and selection.where is not None:
+            return parse_where(selection.where, config).mask(self.table, client)
         return np.ones(len(self), dtype=bool)
 
     def without(self, rows: NDArray[np.bool_]) -> pa.Table:
         """The table with some rows dropped."""
         return self.table.filter(pa.array(~rows))
+
+
+def features(table: pa.Table, config: Config) -> dict[str, Float]:
+    """The scaled columns of every modality of one client's rows, each (n, columns), lags among them."""
+    return {name: _modality(table, columns, config) for name, columns in config.data.modalities.items()}
 
 
 def ages(keys: list[str], config: Config) -> Float:
@@ -137,8 +158,18 @@ def ages(keys: list[str], config: Config) -> Float:
     return np.linspace(1.0, 0.0, len(keys))
 
 
-def _mask(column: pa.ChunkedArray) -> NDArray[np.bool_]:
-    return np.asarray(column.to_numpy(zero_copy_only=False), dtype=bool)
+def _look_up(values: NDArray[Any], wanted: Sequence[tuple[str, str | None]]) -> dict[str, NDArray[np.intp]]:
+    """The rows whose value is one that a name wants, by name, in their order."""
+    if not wanted or not len(values):
+        return {}
+    order = np.argsort(values, kind="stable")
+    names = np.array([value for _, value in wanted], dtype=str)
+    first = np.searchsorted(values, names, side="left", sorter=order)
+    last = np.searchsorted(values, names, side="right", sorter=order)
+    rows: dict[str, list[NDArray[np.intp]]] = {}
+    for at in np.flatnonzero(last > first):
+        rows.setdefault(wanted[int(at)][0], []).append(order[first[at] : last[at]])
+    return {name: np.unique(np.concatenate(parts)) for name, parts in rows.items()}
 
 
 def _texts(table: pa.Table, column: str) -> NDArray[Any]:
@@ -176,6 +207,9 @@ def _lag(table: pa.Table, name: str, config: Config) -> list[Float]:
     if len(times) == 0:
         return [np.zeros(0), np.zeros(0)]
     order = np.argsort(times, kind="stable")  # rows stand by record id: of two at one time the later id counts
+    order = order[~np.isnan(values[order])]  # what has not happened yet is nobody's past
+    if len(order) == 0:
+        return [np.zeros(len(times)), np.zeros(len(times))]
     wanted = times - np.timedelta64(parse_duration(lag.back))
     at = np.searchsorted(times[order], wanted, side="right") - 1
     found = (at >= 0) & (times[order][at] == wanted)

@@ -10,6 +10,7 @@ import glob
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 from frmu.config import CALENDAR, Config
 from frmu.errors import DataError, near_miss
 
-__all__ = ["Source", "columns_of", "gather", "read_parquet", "survey"]
+__all__ = ["Source", "columns_of", "files_of", "gather", "inputs", "names_in", "read_parquet", "survey", "text_of"]
 
 RECORD, CLIENT, SUBJECT, TIME, TARGET, SLICE = "#record", "#client", "#subject", "#time", "#target", "#slice"
 _ROW, _FILE = "#row", "#file"
@@ -38,14 +39,14 @@ class Source:
 
 def survey(config: Config) -> Source:
     """List the files and the clients; raises `DataError` for a file that is missing, empty or truncated."""
-    files = _files(config)
+    files = files_of(config)
     clients: set[str] = set()
     rows = 0
     for file in files:
         table = read_parquet(file, [config.data.client])
         if table.num_rows == 0:
             raise DataError(f"{file}: empty shard: the file has no row; remove it or fill it")
-        names = _text(table[config.data.client], file, config.data.client)
+        names = text_of(table[config.data.client], file, config.data.client)
         _client_names(names, file, config.data.client)
         _slice_column_there(config, file)
         clients.update(pc.unique(names).to_pylist())
@@ -59,7 +60,7 @@ def gather(config: Config, clients: Iterable[str]) -> dict[str, pa.Table]:
     Raises `DataError` naming file, client, column and row for whatever does not fit the config.
     """
     wanted = pa.array(sorted(clients), pa.string())
-    files = _files(config)
+    files = files_of(config)
     parts = [_canonical(config, file, index, wanted) for index, file in enumerate(files)]
     whole = pa.concat_tables(parts)
     tables = {}
@@ -68,6 +69,14 @@ def gather(config: Config, clients: Iterable[str]) -> dict[str, pa.Table]:
         _no_duplicates(table, client, files)
         tables[client] = table.drop_columns([CLIENT, _ROW, _FILE]).sort_by(RECORD)
     return tables
+
+
+def names_in(file: str | Path, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """The client and the record id of every row of a file, each (rows,) str."""
+    client, record = config.data.client, config.data.record
+    table = read_parquet(file, list(dict.fromkeys([client, record])))
+    clients, records = (text_of(table[name], str(file), name) for name in (client, record))
+    return clients.to_numpy(zero_copy_only=False), records.to_numpy(zero_copy_only=False)
 
 
 def read_parquet(file: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -91,7 +100,8 @@ def read_parquet(file: str | Path, columns: Sequence[str] | None = None) -> pa.T
         raise DataError(f"{file}: not a whole Parquet file: {reason}") from None
 
 
-def _files(config: Config) -> list[str]:
+def files_of(config: Config) -> list[str]:
+    """The user's Parquet files, in the order of their names."""
     source = Path(config.source)
     try:
         if source.is_dir():
@@ -112,27 +122,54 @@ def _canonical(config: Config, file: str, index: int, wanted: pa.Array) -> pa.Ta
     """The rows of some clients in one file, as the columns of a shard; everything is checked."""
     data = config.data
     table = read_parquet(file, _columns(config))
-    clients = _text(table[data.client], file, data.client)
+    clients = text_of(table[data.client], file, data.client)
     keep = pc.is_in(clients, wanted)
     rows = np.flatnonzero(keep.to_numpy(zero_copy_only=False))
     table, clients = table.filter(keep), clients.filter(keep)
     out = {CLIENT: clients, _ROW: pa.array(rows), _FILE: pa.array(np.full(len(rows), index))}
     where = _Where(file, clients, rows)
-    out[RECORD] = where.whole(_text(table[data.record], file, data.record), data.record, "record id")
+    out[RECORD] = where.whole(text_of(table[data.record], file, data.record), data.record, "record id")
     if data.subject is not None:
-        out[SUBJECT] = where.whole(_text(table[data.subject], file, data.subject), data.subject, "subject")
+        out[SUBJECT] = where.whole(text_of(table[data.subject], file, data.subject), data.subject, "subject")
     if data.time is not None:
         out[TIME] = where.whole(_moments(table[data.time], file, data.time), data.time, "time")
     if _slice_column(config):
-        out[SLICE] = where.whole(_text(table[config.slice_by], file, config.slice_by), config.slice_by, "slice")
+        out[SLICE] = where.whole(text_of(table[config.slice_by], file, config.slice_by), config.slice_by, "slice")
     if data.task == "regression":
         out[TARGET] = where.within(_numbers(table[data.target], file, data.target), data.target, config)
     else:
-        labels = where.whole(_text(table[data.target], file, data.target), data.target, "target")
+        labels = where.whole(text_of(table[data.target], file, data.target), data.target, "target")
         out[TARGET] = where.known(labels, data.target, data.classes)
     for name in _numeric(config):
         out[name] = where.within(_numbers(table[name], file, name), name, config)
     return pa.table(out)
+
+
+def inputs(config: Config, file: str) -> pa.Table:
+    """Rows to predict for, in their order, in the columns of a shard as far as the features need them.
+
+    A value that nothing but a lag looks at may be missing: it has not happened yet. Raises `DataError` as `gather`.
+    """
+    data = config.data
+    named = [data.client, *([data.time] if data.lags and data.time else []), *_numeric(config)]
+    table = read_parquet(file, list(dict.fromkeys(named)))
+    clients = text_of(table[data.client], file, data.client)
+    _client_names(clients, file, data.client)
+    where = _Where(file, clients, np.arange(table.num_rows))
+    out: dict[str, Any] = {CLIENT: clients, _ROW: pa.array(np.arange(table.num_rows))}
+    if data.lags and data.time:
+        out[TIME] = where.whole(_moments(table[data.time], file, data.time), data.time, "time")
+    for name in _numeric(config):
+        column = _numbers(table[name], file, name)
+        seen = column if name in data.features else column.fill_null(_inside(config, name))
+        where.within(seen, name, config)
+        out[name] = column.fill_null(np.nan)
+    return pa.table(out)
+
+
+def _inside(config: Config, name: str) -> float:
+    """A value that no check minds."""
+    return config.data.ranges.get(name, [0.0])[0]
 
 
 def _numeric(config: Config) -> list[str]:
@@ -252,7 +289,7 @@ def _slice_column_there(config: Config, file: str) -> None:
         )
 
 
-def _text(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
+def text_of(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
     """Any kind of label as text; 7.0, which is how many tools save an integer with gaps, is "7"."""
     kind = column.type
     if pa.types.is_dictionary(kind):

@@ -1,83 +1,55 @@
-"""The ledger: an append-only, hash-chained table, written before anything is done.
+"""The ledger: requests, their stages and receipts, written before anything is done.
 
-Each line carries the digest of the line before it, keyed with the store's secret, and a keyed head says which line
-is the last: a line that is changed, missing, moved or cut off breaks the chain at a place that `check` names. A
-plan carries the digest of the tombstones that it set, so these cannot be taken away unnoticed either. What a
-request means (a person, record ids) stands in a table of its own and is deleted when the request is closed; the
-chain keeps a keyed hash of it, which is compared before the request is acted on.
+What the chain holds for good names nobody: hashes keyed with the store's secret, counts, digests. Whatever could
+name somebody - what a request means, who asked and why, the receipt - is sealed under keys of that request, which
+stand in a table beside the chain: the key of its meaning is deleted when the request is closed, the other when
+`shred` is asked to, and the chain still checks.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import hashlib
-import hmac
-import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 import sqlalchemy as sql
 from sqlalchemy.engine import Connection
 
-from frmu.errors import LedgerError, RequestError
-from frmu.ledger.receipt import Receipt
-from frmu.ledger.request import EraseRequest, Stage
+from frmu.errors import LedgerError, RequestError, near_miss
+from frmu.ledger.chain import Chain, Line, Writer, tables
+from frmu.ledger.keys import Keys, canonical, new_key, seal, unseal
+from frmu.ledger.receipt import Receipt, issue
+from frmu.ledger.request import OPEN, EraseRequest, Stage
 from frmu.types import Selection
 
 __all__ = ["Ledger", "Line"]
 
-VERSION = 1
 STAGES: tuple[str, ...] = get_args(Stage)
-_GENESIS = "0" * 64
+_FILE, _MEANING = "file", "meaning"
+Found = Mapping[str, Mapping[str, Iterable[str]]]  # tombstones by request and client
 
-_tables = sql.MetaData()
-_line = sql.Table(
-    "frmu_line",
-    _tables,
-    sql.Column("number", sql.Integer, primary_key=True, autoincrement=False),
-    sql.Column("time", sql.String(40), nullable=False),
-    sql.Column("kind", sql.String(20), nullable=False),
-    sql.Column("request", sql.String(40), nullable=False),
-    sql.Column("body", sql.Text, nullable=False),
-    sql.Column("previous", sql.String(64), nullable=False),
-    sql.Column("digest", sql.String(64), nullable=False),
-)
-_pending = sql.Table(
-    "frmu_pending",
-    _tables,
+_key = sql.Table(
+    "frmu_key",
+    tables,
     sql.Column("request", sql.String(40), primary_key=True),
-    sql.Column("selection", sql.Text, nullable=False),
+    sql.Column("purpose", sql.String(10), primary_key=True),
+    sql.Column("about", sql.String(64), nullable=True, index=True),
+    sql.Column("wrapped", sql.Text, nullable=False),
+)
+_owner = sql.Table(
+    "frmu_owner",
+    tables,
+    sql.Column("owner", sql.String(32), primary_key=True),
+    sql.Column("wrapped", sql.Text, nullable=False),
 )
 _tombstone = sql.Table(
     "frmu_tombstone",
-    _tables,
+    tables,
     sql.Column("owner", sql.String(32), primary_key=True),
     sql.Column("hash", sql.String(32), primary_key=True),
-    sql.Column("request", sql.String(40), primary_key=True),
+    sql.Column("request", sql.String(40), primary_key=True, index=True),
 )
-_head = sql.Table(
-    "frmu_head",
-    _tables,
-    sql.Column("id", sql.Integer, primary_key=True, autoincrement=False),
-    sql.Column("number", sql.Integer, nullable=False),
-    sql.Column("mac", sql.String(64), nullable=False),
-)
-_version = sql.Table("frmu_version", _tables, sql.Column("version", sql.Integer, primary_key=True))
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of the ledger."""
-
-    number: int
-    time: str
-    kind: str
-    request: str
-    body: Mapping[str, Any]
-    previous: str
-    digest: str
 
 
 def _utc() -> dt.datetime:
@@ -85,294 +57,356 @@ def _utc() -> dt.datetime:
 
 
 class Ledger:
-    """The ledger at a SQLAlchemy URL; `key` is the store's secret, `clock` gives aware UTC times."""
+    """The ledger at a SQLAlchemy URL; `secret` is the store's, `clock` gives aware UTC times."""
 
-    def __init__(self, url: str, key: bytes, clock: Callable[[], dt.datetime] = _utc) -> None:
-        self._key = key
+    def __init__(self, url: str, secret: bytes, clock: Callable[[], dt.datetime] = _utc) -> None:
+        self._keys = Keys(secret)
         self._clock = clock
-        try:
-            self._engine = sql.create_engine(url)
-            if self._engine.dialect.name == "sqlite":
-                _prepare_sqlite(self._engine)
-            with self._engine.begin() as connection:
-                self._open(connection)
-        except (sql.exc.SQLAlchemyError, ImportError, ValueError) as error:
-            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-            where = sql.make_url(url).render_as_string(hide_password=True) if "://" in url else url
-            raise LedgerError(f"{where}: the ledger cannot be opened: {reason}; check store.ledger") from None
-
-    def _open(self, connection: Connection) -> None:
-        _tables.create_all(connection)
-        version = connection.execute(sql.select(_version.c.version)).scalar()
-        if version is None:
-            connection.execute(_version.insert().values(version=VERSION))
-        elif version != VERSION:
-            raise LedgerError(f"the ledger has version {version}, this frmu writes version {VERSION}; upgrade frmu")
-        head = connection.execute(sql.select(_head)).one_or_none()
-        if head is None:
-            connection.execute(_head.insert().values(id=1, number=0, mac=self._mac(0, _GENESIS)))
+        self._chain = Chain(url, self._keys, clock)
 
     def close(self) -> None:
         """Let go of the database."""
-        self._engine.dispose()
+        self._chain.close()
 
     def now(self) -> dt.datetime:
         """The ledger's clock."""
         return self._clock()
+
+    @property
+    def public_key(self) -> str:
+        """What receipts are checked with, 64 hex digits."""
+        return self._keys.public
+
+    @property
+    def store_id(self) -> str:
+        """What this store is known by in receipts and tags, 16 hex digits."""
+        return hashlib.sha256(bytes.fromhex(self._keys.public)).hexdigest()[:16]
+
+    def owner(self, client: str) -> str:
+        """The code that stands for a client in the ledger and in lineage tags, 32 hex digits."""
+        return self._keys.keyed(f"client {client}")[:32]
 
     # -- requests ---------------------------------------------------------------------------------------------
 
     def receive(
         self,
         selection: Selection,
-        reason: str,
-        due_days: int,
+        reason: str = "",
+        due_days: int = 30,
+        requester: str = "",
         found: Mapping[str, Iterable[str]] | None = None,
-        records: Mapping[str, int] | None = None,
     ) -> EraseRequest:
         """Write a request down, with the tombstones by client of what is known to be meant; it is pending now."""
-        if due_days < 0:
-            raise RequestError(f"due must be a number of days from now, got {due_days}")
+        if not 0 <= due_days <= 36500:
+            raise RequestError(f"due must be a number of days from now, 0 to 36500, got {due_days}")
         received = self.now()
         due = received + dt.timedelta(days=due_days)
-        text = json.dumps(selection.to_json(), sort_keys=True)
-        with self._writing() as connection:
-            number = self._next(connection)
-            request = f"r{number}"
+        about = f"subject {selection.subject}" if selection.subject is not None else None
+        with self._chain.writing() as writer:
+            request = f"r{writer.number + 1}"
+            file, meaning = new_key(), new_key()
+            self._keep(writer, request, _FILE, file, about)
+            self._keep(writer, request, _MEANING, meaning)
             body = {
                 "kind": selection.kind,
-                "selection": self._keyed(text),
-                "reason": reason,
                 "due": due.isoformat(timespec="seconds"),
-                "records": dict(records or {}),
+                "file": seal(file, {"reason": reason, "requester": requester}),
+                "meaning": seal(meaning, selection.to_json()),
             }
-            self._append(connection, "received", request, body, received)
-            connection.execute(_pending.insert().values(request=request, selection=text))
-            self._bury(connection, request, found or {})
-        return EraseRequest(request, selection, reason, received, due, "received")
+            writer.append("received", request, body)
+            self._bury(writer, {request: found or {}})
+        return EraseRequest(request, selection.kind, selection, reason, requester, received, due, "received")
+
+    def _keep(self, writer: Writer, request: str, purpose: str, key: bytes, about: str | None = None) -> None:
+        values = {"request": request, "purpose": purpose, "wrapped": self._keys.wrap(key.hex())}
+        hashed = self._keys.keyed(about) if about else None
+        writer.connection.execute(_key.insert().values(about=hashed, **values))
+
+    def withdraw(self, request: str) -> None:
+        """Take a request back; raises `RequestError` where its drain has begun, or it is closed."""
+        with self._chain.writing() as writer:
+            stages = self._chain.stages(writer.connection, STAGES)
+            if request not in stages:
+                raise RequestError(f'no request "{request}"{near_miss(request, stages)}')
+            if stages[request] != "received":
+                raise RequestError(
+                    f"request {request} is {stages[request]}; only one that is received can be withdrawn"
+                )
+            writer.append("withdrawn", request, {})
+            writer.connection.execute(_tombstone.delete().where(_tombstone.c.request == request))
+            self._forget_meaning(writer, [request])
+        self._scrub()
+
+    def bury(self, found: Found) -> None:
+        """Write tombstones, by request and client: before the records are purged, so that none can come back.
+
+        A request that was planned already, and means more now, is planned anew.
+        """
+        if not any(names for clients in found.values() for names in clients.values()):
+            return
+        with self._chain.writing() as writer:
+            plans = {line.request: line for line in self._chain.lines(writer.connection, ["planned"])}
+            self._bury(writer, found)
+            for request in found:
+                if request in plans and self._planned(writer, request) != plans[request].body:
+                    writer.append("planned", request, self._planned(writer, request))
+
+    def _bury(self, writer: Writer, found: Found) -> None:
+        owners = {client: self.owner(client) for clients in found.values() for client in clients}
+        rows = [
+            {"owner": owners[client], "hash": name, "request": request}
+            for request, clients in found.items()
+            for client, names in clients.items()
+            for name in dict.fromkeys(names)
+        ]
+        if not rows:
+            return
+        insert = _insert_missing(writer.connection)
+        known = {row.owner for row in writer.connection.execute(sql.select(_owner.c.owner))}
+        names = [{"owner": o, "wrapped": self._keys.wrap(client)} for client, o in owners.items() if o not in known]
+        if names:
+            writer.connection.execute(insert(_owner), names)
+        writer.connection.execute(insert(_tombstone), rows)
+
+    def plan(self, requests: Iterable[str]) -> dict[str, dict[str, int]]:
+        """Write what requests take, and the digest of their tombstones; by request, records by client.
+
+        From here on a request cannot be withdrawn; one that was, meanwhile, is not in what is returned.
+        """
+        planned = {}
+        with self._chain.writing() as writer:
+            stages = self._chain.stages(writer.connection, STAGES)
+            for request in requests:
+                if stages.get(request) not in OPEN:
+                    continue
+                body = self._planned(writer, request)
+                writer.append("planned", request, body)
+                planned[request] = body["records"]
+            names = self._names(writer.connection)
+        return {request: {names[o]: n for o, n in sorted(counts.items())} for request, counts in planned.items()}
+
+    def _planned(self, writer: Writer, request: str) -> dict[str, Any]:
+        buried = self._buried(writer.connection, request)
+        counts = {owner: len(names) for owner, names in buried.items()}
+        return {"records": counts, "tombstones": self._tombstone_digest(buried)}
 
     def advance(self, requests: Iterable[str], stage: Stage, body: Mapping[str, Any]) -> None:
         """Write that some requests reached a stage; before the work of that stage's successor begins."""
-        with self._writing() as connection:
+        with self._chain.writing() as writer:
             for request in requests:
-                self._append(connection, stage, request, body, self.now())
+                writer.append(stage, request, body)
 
-    def bury(self, found: Mapping[str, Mapping[str, Iterable[str]]]) -> None:
-        """Write tombstones, by request and client: before the records are purged, so that none can come back."""
-        with self._writing() as connection:
-            for request, clients in found.items():
-                self._bury(connection, request, clients)
-
-    def _bury(self, connection: Connection, request: str, clients: Mapping[str, Iterable[str]]) -> None:
-        known = sql.select(_tombstone.c.owner, _tombstone.c.hash).where(_tombstone.c.request == request)
-        there = {tuple(row) for row in connection.execute(known)}
-        rows = [
-            {"owner": owner, "hash": name, "request": request}
-            for client, hashes in clients.items()
-            for owner in [self._owner(client)]
-            for name in dict.fromkeys(hashes)
-            if (owner, name) not in there
-        ]
-        if rows:
-            connection.execute(_tombstone.insert(), rows)
-
-    def plan(self, request: str, records: Mapping[str, int]) -> None:
-        """Write what a request takes, records by client, and the digest of its tombstones."""
-        with self._writing() as connection:
-            body = {"records": dict(records), "tombstones": self._tombstone_digest(connection, request)}
-            self._append(connection, "planned", request, body, self.now())
-
-    def tombstones(self, clients: Iterable[str], request: str | None = None) -> dict[str, frozenset[str]]:
-        """Which records of these clients must not come back, as keyed hashes; all, or those of one request."""
-        query = sql.select(_tombstone.c.owner, _tombstone.c.hash)
-        if request is not None:
-            query = query.where(_tombstone.c.request == request)
-        buried: dict[str, set[str]] = {}
-        with self._reading() as connection:
-            for owner, name in connection.execute(query):
-                buried.setdefault(owner, set()).add(name)
-        owners = {client: self._owner(client) for client in clients}
-        return {client: frozenset(buried[owner]) for client, owner in owners.items() if owner in buried}
-
-    def close_requests(self, receipts: Iterable[Receipt]) -> None:
-        """File receipts, and forget what their requests meant in clear."""
-        with self._writing() as connection:
+    def close_requests(self, receipts: Iterable[Receipt]) -> list[dict[str, Any]]:
+        """Sign and file receipts, and forget what their requests meant; the receipts as plain JSON types."""
+        filed = []
+        with self._chain.writing() as writer:
             for receipt in receipts:
-                self._append(connection, "closed", receipt.request, receipt.to_json(), self.now())
-                connection.execute(_pending.delete().where(_pending.c.request == receipt.request))
-        if self._engine.dialect.name == "sqlite":  # what was deleted must not live on in the write-ahead log
-            raw = self._engine.raw_connection()
-            try:
-                raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            finally:
-                raw.close()
+                filed.append(self._file(writer, "closed", receipt.to_json()))
+            self._forget_meaning(writer, [receipt["request"] for receipt in filed])
+        self._scrub()
+        return filed
+
+    def prove(self, request: str, proof: Mapping[str, Any]) -> dict[str, Any]:
+        """Add what a later verification found to a request's receipt, and sign and file it anew."""
+        before = {receipt["request"]: receipt for receipt in self.receipts()}
+        if request not in before:
+            raise RequestError(f'no receipt "{request}"{near_miss(request, before)}')
+        outside = ("ledger", "public_key", "signature")
+        receipt = {name: value for name, value in before[request].items() if name not in outside}
+        receipt["proofs"] = [*receipt["proofs"], dict(proof)]
+        with self._chain.writing() as writer:
+            return self._file(writer, "proven", receipt)
+
+    def _file(self, writer: Writer, kind: str, receipt: Mapping[str, Any]) -> dict[str, Any]:
+        """A line holds a receipt sealed, and in clear only what names nobody."""
+        signed = issue(receipt, self._keys, writer.number, writer.digest)
+        key = self._unwrapped(writer.connection, _FILE, {signed["request"]}).get(signed["request"])
+        open_part = {name: signed[name] for name in ("outcome", "level", "verified", "state_digest", "signature")}
+        body = {**open_part, "receipt": hashlib.sha256(canonical(signed)).hexdigest()}
+        writer.append(kind, signed["request"], body | ({"sealed": seal(key, signed)} if key else {}))
+        return signed
+
+    def shred(self, request: str | None = None, subject: str | None = None) -> list[str]:
+        """Destroy the keys of one request, or of all of a subject; what was sealed with them cannot be read again.
+
+        Gives the requests. Tombstones stay: keyed hashes of record ids, without which the records could come back.
+        Raises `RequestError` where nothing is there to shred, or a request is still open.
+        """
+        about = self._keys.keyed(f"subject {subject}") if subject is not None else None
+        with self._chain.writing() as writer:
+            which = (_key.c.request == request) if request is not None else (_key.c.about == about)
+            query = sql.select(_key.c.request).where(_key.c.purpose == _FILE).where(which)
+            requests = sorted((row.request for row in writer.connection.execute(query)), key=_number)
+            if not requests:
+                raise RequestError(f"the ledger holds no key of {request or 'this subject'}: nothing is left to shred")
+            stages = self._chain.stages(writer.connection, STAGES)
+            if still := [name for name in requests if stages[name] in OPEN]:
+                raise RequestError(f"request {still[0]} is open; drain or withdraw it before its key is shredded")
+            writer.connection.execute(_key.delete().where(_key.c.request.in_(requests)))
+            for name in requests:
+                writer.append("shredded", name, {})
+        self._scrub()
+        return requests
 
     def note(self, kind: str, body: Mapping[str, Any]) -> None:
         """Write a line that belongs to no request, such as a policy that was retired."""
-        with self._writing() as connection:
-            self._append(connection, kind, "", body, self.now())
+        with self._chain.writing() as writer:
+            writer.append(kind, "", body)
+
+    def _forget_meaning(self, writer: Writer, requests: Sequence[str]) -> None:
+        for at in range(0, len(requests), 500):
+            some = _key.c.request.in_(requests[at : at + 500])
+            writer.connection.execute(_key.delete().where(_key.c.purpose == _MEANING).where(some))
+
+    def _scrub(self) -> None:
+        """What was deleted must not live on in a write-ahead log, or in dead rows."""
+        with self._chain.aside() as connection:
+            sqlite = connection.dialect.name == "sqlite"
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)" if sqlite else "VACUUM frmu_key")
 
     # -- reading ----------------------------------------------------------------------------------------------
 
-    def pending(self) -> list[EraseRequest]:
-        """The requests that are not closed, oldest first; raises `LedgerError` where what one means was changed."""
-        with self._reading() as connection:
-            lines = self._lines(connection)
-            meant = {row.request: row.selection for row in connection.execute(sql.select(_pending))}
-        stages = {line.request: line.kind for line in lines if line.kind in STAGES}
-        return [
-            EraseRequest(
-                line.request,
-                self._meant(line, meant),
-                line.body["reason"],
-                dt.datetime.fromisoformat(line.time),
-                dt.datetime.fromisoformat(line.body["due"]),
-                stages[line.request],  # type: ignore[arg-type]
-            )
-            for line in lines
-            if line.kind == "received" and stages[line.request] != "closed"
-        ]
+    def requests(self, stages: Collection[str] = STAGES) -> list[EraseRequest]:
+        """Requests in some stages, oldest first; raises `LedgerError` where what one means was changed."""
+        with self._chain.reading() as connection:
+            reached = self._chain.stages(connection, STAGES)
+            lines = [line for line in self._chain.lines(connection, ["received"]) if reached[line.request] in stages]
+            names = {line.request for line in lines}
+            files, meanings = (self._unwrapped(connection, purpose, names) for purpose in (_FILE, _MEANING))
+        return [self._request(line, reached[line.request], files, meanings) for line in lines]
 
-    def _meant(self, line: Line, meant: Mapping[str, str]) -> Selection:
-        text = meant.get(line.request, "")
-        if not hmac.compare_digest(self._keyed(text), line.body["selection"]):
-            raise LedgerError(
-                f"what request {line.request} means was changed or removed in the ledger's database; it is not acted "
-                "on. Restore the ledger from a backup"
-            )
-        return Selection.from_json(json.loads(text))
+    def pending(self) -> list[EraseRequest]:
+        """The requests that are neither closed nor withdrawn, oldest first."""
+        return self.requests(OPEN)
+
+    def _request(
+        self, line: Line, stage: str, files: Mapping[str, bytes], meanings: Mapping[str, bytes]
+    ) -> EraseRequest:
+        name, body = line.request, line.body
+        file = unseal(files[name], body["file"]) if name in files else {"reason": "", "requester": ""}
+        selection = None
+        if stage in OPEN:
+            try:
+                selection = Selection.from_json(unseal(meanings[name], body["meaning"]))
+            except (KeyError, LedgerError):
+                raise LedgerError(
+                    f"what request {name} means was changed or removed in the ledger's database; it is not acted "
+                    "on. Restore the ledger from a backup"
+                ) from None
+        received, due = (dt.datetime.fromisoformat(text) for text in (line.time, body["due"]))
+        return EraseRequest(
+            name, body["kind"], selection, file["reason"], file["requester"], received, due, stage  # type: ignore[arg-type]
+        )  # fmt: skip
 
     def receipts(self) -> list[dict[str, Any]]:
-        """Every receipt, oldest first."""
-        return [dict(line.body) for line in self.lines() if line.kind == "closed"]
+        """The receipt of every closed request as it was last filed, oldest first; without those shredded."""
+        with self._chain.reading() as connection:
+            last = {line.request: line for line in self._chain.lines(connection, ["closed", "proven"])}
+            files = self._unwrapped(connection, _FILE, set(last))
+        return [
+            unseal(files[name], line.body["sealed"])
+            for name, line in sorted(last.items(), key=lambda pair: _number(pair[0]))
+            if name in files
+        ]
 
-    def holders(self, requests: Collection[str] | None = None) -> set[str]:
-        """The clients that lines name as holders of what requests (all by default) mean."""
-        lines = [line for line in self.lines() if line.kind in ("received", "planned")]
-        return {client for line in lines if not requests or line.request in requests for client in line.body["records"]}
+    def tombstones(
+        self, clients: Iterable[str], request: str | None = None, begun: bool = False
+    ) -> dict[str, frozenset[str]]:
+        """Which records of these clients must not come in, as keyed hashes; all, or those of one request.
+
+        With `begun` without those of requests that no drain has begun with: their records are still held.
+        """
+        with self._chain.reading() as connection:
+            stages = self._chain.stages(connection, STAGES) if begun else {}
+            waiting = {name for name, stage in stages.items() if stage == "received"}
+            buried = self._buried(connection, request, waiting)
+        owners = {client: self.owner(client) for client in clients}
+        return {client: frozenset(buried[owner]) for client, owner in owners.items() if owner in buried}
+
+    def holding(self, requests: Collection[str]) -> set[str]:
+        """Those of some requests that have tombstones: somebody holds, or held, what they mean."""
+        with self._chain.reading() as connection:
+            rows = connection.execute(sql.select(_tombstone.c.request).distinct())
+            return {row.request for row in rows} & set(requests)
+
+    def buried_anything(self) -> bool:
+        """Whether there is any tombstone."""
+        with self._chain.reading() as connection:
+            return connection.execute(sql.select(_tombstone.c.owner).limit(1)).one_or_none() is not None
 
     def retired(self) -> frozenset[str]:
         """Digests of policies that must not be used again."""
-        return frozenset(line.body["policy"] for line in self.lines() if line.kind == "retired")
+        return frozenset(line.body["policy"] for line in self.lines(["retired"]))
 
-    def lines(self) -> list[Line]:
-        """Every line, in order."""
-        with self._reading() as connection:
-            return self._lines(connection)
+    def clean_states(self) -> frozenset[str]:
+        """Digests of the states that no erasure has overtaken: made after the last purge that took something."""
+        clean: set[str] = set()
+        for line in self.lines(["trained", "refitted", "purged"]):
+            if line.kind != "purged":
+                clean.add(line.body["state"])
+            elif line.body["records"]:
+                clean.clear()
+        return frozenset(clean)
 
-    def _lines(self, connection: Connection) -> list[Line]:
-        rows = connection.execute(sql.select(_line).order_by(_line.c.number)).all()
-        return [Line(r.number, r.time, r.kind, r.request, _body(r.number, r.body), r.previous, r.digest) for r in rows]
+    def lines(self, kinds: Collection[str] | None = None) -> list[Line]:
+        """Lines in order, all or those of some kinds."""
+        with self._chain.reading() as connection:
+            return self._chain.lines(connection, kinds)
 
     def check(self) -> int:
-        """The number of lines, if the chain holds; else a `LedgerError` that names the first line that does not."""
-        with self._reading() as connection:
-            lines = self._lines(connection)
-            head = connection.execute(sql.select(_head)).one_or_none()
-            plans = {line.request: line for line in lines if line.kind == "planned"}
-            found = {request: self._tombstone_digest(connection, request) for request in plans}
-        previous = _GENESIS
-        for expected, line in enumerate(lines, start=1):
-            if line.number != expected:
-                raise LedgerError(f"line {expected} of the ledger is missing: the next one is number {line.number}")
-            if line.previous != previous:
-                raise LedgerError(f"line {line.number} of the ledger does not follow line {line.number - 1}")
-            if line.digest != self._digest(line.number, line.time, line.kind, line.request, line.body, line.previous):
-                raise LedgerError(f"line {line.number} of the ledger ({line.kind} {line.request}) was changed")
-            previous = line.digest
-        if head is None or head.number != len(lines) or head.mac != self._mac(len(lines), previous):
-            raise LedgerError(
-                f"the ledger ends with line {len(lines)}, its head says otherwise: lines were cut off, or it was "
-                "written with another key"
-            )
+        """The number of lines, if the chain holds; else a `LedgerError` that names what was touched."""
+        with self._chain.reading() as connection:
+            number = self._chain.check(connection)
+            plans = {line.request: line for line in self._chain.lines(connection, ["planned"])}
+            query = sql.select(_tombstone.c.request, _tombstone.c.owner, _tombstone.c.hash)
+            found: dict[str, dict[str, list[str]]] = {}
+            for request, owner, name in connection.execute(query):
+                found.setdefault(request, {}).setdefault(owner, []).append(name)
         for request, line in plans.items():
-            if line.body["tombstones"] != found[request]:
+            if line.body["tombstones"] != self._tombstone_digest(found.get(request, {})):
                 raise LedgerError(f"the tombstones of request {request} are not those of line {line.number}, its plan")
-        return len(lines)
+        return number
 
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        try:
-            with self._engine.connect() as connection:
-                yield connection
-        except (sql.exc.SQLAlchemyError, KeyError, TypeError, ValueError) as error:
-            reason = str(getattr(error, "orig", None) or repr(error)).splitlines()[0]
-            raise LedgerError(f"the ledger cannot be read: {reason}; restore it from a backup") from None
+    def _buried(
+        self, connection: Connection, request: str | None = None, without: Collection[str] = ()
+    ) -> dict[str, list[str]]:
+        """Tombstones by owner, all or of one request, without those of some."""
+        query = sql.select(_tombstone.c.owner, _tombstone.c.hash, _tombstone.c.request)
+        if request is not None:
+            query = query.where(_tombstone.c.request == request)
+        buried: dict[str, list[str]] = {}
+        for owner, name, of in connection.execute(query):
+            if of not in without:
+                buried.setdefault(owner, []).append(name)
+        return buried
 
-    # -- writing ----------------------------------------------------------------------------------------------
+    def _names(self, connection: Connection) -> dict[str, str]:
+        """Clients by owner code."""
+        return {row.owner: self._keys.unwrap(row.wrapped) for row in connection.execute(sql.select(_owner))}
 
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        """One writer at a time, across processes: SQLite by BEGIN IMMEDIATE, PostgreSQL by an advisory lock."""
-        try:
-            with self._engine.begin() as connection:
-                if self._engine.dialect.name == "postgresql":
-                    connection.execute(sql.text("SELECT pg_advisory_xact_lock(7231945)"))
-                yield connection
-        except sql.exc.SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-            raise LedgerError(f"the ledger cannot be written: {reason}; nothing was changed") from None
+    def _unwrapped(self, connection: Connection, purpose: str, requests: Collection[str]) -> dict[str, bytes]:
+        """The keys of some requests, those that are still there."""
+        query = sql.select(_key).where(_key.c.purpose == purpose)
+        if len(requests) == 1:
+            query = query.where(_key.c.request == next(iter(requests)))
+        rows = [row for row in connection.execute(query) if row.request in requests]
+        return {row.request: bytes.fromhex(self._keys.unwrap(row.wrapped)) for row in rows}
 
-    def _next(self, connection: Connection) -> int:
-        last = connection.execute(sql.select(sql.func.max(_line.c.number))).scalar()
-        return int(last or 0) + 1
-
-    def _append(
-        self, connection: Connection, kind: str, request: str, body: Mapping[str, Any], time: dt.datetime
-    ) -> None:
-        number = self._next(connection)
-        before = connection.execute(sql.select(_line.c.digest).where(_line.c.number == number - 1)).scalar()
-        previous = before or _GENESIS
-        stamp = time.isoformat(timespec="microseconds")
-        plain = json.loads(json.dumps(body, sort_keys=True, default=list))
-        connection.execute(
-            _line.insert().values(
-                number=number,
-                time=stamp,
-                kind=kind,
-                request=request,
-                body=json.dumps(plain, sort_keys=True),
-                previous=previous,
-                digest=(digest := self._digest(number, stamp, kind, request, plain, previous)),
-            )
-        )
-        connection.execute(_head.update().values(number=number, mac=self._mac(number, digest)))
-
-    def _owner(self, client: str) -> str:
-        return self._keyed(client)[:32]
-
-    def _keyed(self, text: str) -> str:
-        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
-
-    def _mac(self, number: int, digest: str) -> str:
-        return self._keyed(f"head {number} {digest}")
-
-    def _digest(self, number: int, time: str, kind: str, request: str, body: Mapping[str, Any], previous: str) -> str:
-        return self._keyed(json.dumps([number, time, kind, request, body, previous], sort_keys=True))
-
-    def _tombstone_digest(self, connection: Connection, request: str) -> str:
-        query = sql.select(_tombstone.c.owner, _tombstone.c.hash).where(_tombstone.c.request == request)
-        return self._keyed("\n".join(sorted(f"{owner} {name}" for owner, name in connection.execute(query))))
+    def _tombstone_digest(self, buried: Mapping[str, Iterable[str]]) -> str:
+        pairs = sorted(f"{owner} {name}" for owner, names in buried.items() for name in names)
+        return self._keys.keyed("\n".join(pairs))
 
 
-def _body(number: int, text: str) -> Mapping[str, Any]:
-    try:
-        body = json.loads(text)
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise LedgerError(f"line {number} of the ledger was changed: its body is not what frmu writes")
-    return body
+def _number(request: str) -> int:
+    return int(request[1:])
 
 
-def _prepare_sqlite(engine: sql.Engine) -> None:
-    @sql.event.listens_for(engine, "connect")
-    def _connect(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # transactions are begun below, not by the driver
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA busy_timeout=30000")
-        connection.execute("PRAGMA secure_delete=ON")  # what is deleted is overwritten
+def _insert_missing(connection: Connection) -> Callable[[sql.Table], Any]:
+    """An INSERT that leaves rows alone that are there already."""
+    if connection.dialect.name == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert as postgresql
 
-    @sql.event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        return lambda table: postgresql(table).on_conflict_do_nothing()
+    from sqlalchemy.dialects.sqlite import insert as sqlite
+
+    return lambda table: sqlite(table).on_conflict_do_nothing()

@@ -1,39 +1,81 @@
-"""A receipt: what became of one request, and on what evidence."""
+"""A receipt: what became of one request, on what evidence, signed.
+
+It is a JSON object that stands alone: `check_receipt` needs neither the ledger nor the federation, only the
+receipt and the public key that the federation is known by.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Receipt"]
+from frmu.errors import LedgerError
+from frmu.ledger.keys import Keys, signed_by
+
+__all__ = ["FORMAT", "Receipt", "check_receipt", "issue"]
+
+FORMAT = "frmu-receipt/2"
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """The outcome of one request.
 
-    `level` is "L5" when the state's digest equals that of a federation that never had the records, else the
-    highest level that holds ("L1" purged, "L0" located only). `removed` counts records by client; `searched`
-    counts what was looked through; `evidence` holds digests and checks; `not_covered` says what lies outside.
+    `outcome` is "erased" or "nothing held". `level` is "L5" when the state's digest equals that of a federation
+    that never had the records, else the highest level that holds ("L1" purged, "L0" located only). `removed`
+    counts records by client; `searched` what was looked through; `evidence` holds digests and checks; `purge` what
+    was done beyond the model; `proofs` what later verifications found; `not_covered` says what lies outside.
     """
 
+    experiment: str
+    store: str
     request: str
-    level: str
-    verified: bool
-    state_digest: str
-    before_digest: str
-    seconds: float
-    bytes: int
-    removed: Mapping[str, int]
-    searched: Mapping[str, int]
-    evidence: Mapping[str, Any]
-    not_covered: tuple[str, ...]
+    kind: str
+    outcome: str
+    requester: str
     reason: str
     received: str
     due: str
     closed: str
+    searched: Mapping[str, int]
+    removed: Mapping[str, int]
+    level: str
+    verified: bool
+    before_digest: str
+    state_digest: str
+    seconds: float
+    bytes: int
+    requests_in_batch: int
+    evidence: Mapping[str, Any]
+    purge: Mapping[str, Any]
+    not_covered: tuple[str, ...]
+    proofs: tuple[Mapping[str, Any], ...] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return asdict(self)
+        plain = asdict(self)
+        return {"format": FORMAT, **plain, "not_covered": list(self.not_covered), "proofs": list(self.proofs)}
+
+
+def issue(receipt: Mapping[str, Any], keys: Keys, line: int, digest: str) -> dict[str, Any]:
+    """Sign a receipt, anchored in the ledger's last line."""
+    body = {**receipt, "ledger": {"line": line, "digest": digest}, "public_key": keys.public}
+    return {**body, "signature": keys.sign(body)}
+
+
+def check_receipt(receipt: Mapping[str, Any], public_key: str | None = None) -> None:
+    """Raise `LedgerError` unless a receipt bears the signature of the key it names, and that is `public_key`.
+
+    Without `public_key` only the receipt's wholeness is proven, not who signed it.
+    """
+    if receipt.get("format") != FORMAT:
+        raise LedgerError(f"not a receipt of this frmu: its format is {receipt.get('format')!r}, not {FORMAT!r}")
+    if public_key is not None and receipt.get("public_key") != public_key.strip().lower():
+        raise LedgerError(
+            f"the receipt was signed with the key {receipt.get('public_key')}, not with {public_key.strip()}: it is "
+            "from another federation, or forged"
+        )
+    body = {name: value for name, value in receipt.items() if name != "signature"}
+    if not signed_by(str(receipt.get("public_key")), body, str(receipt.get("signature"))):
+        raise LedgerError("the receipt's signature does not hold: the receipt was changed after it was signed")

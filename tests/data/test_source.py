@@ -101,9 +101,9 @@ def test_an_undeclared_class_is_named(broken: Callable[..., Config]) -> None:
 def test_what_a_record_is_called_depends_on_its_own_value(values: list[object], names: list[str]) -> None:
     import pyarrow as pa
 
-    from frmu.data.source import _text
+    from frmu.data.source import text_of
 
-    assert _text(pa.chunked_array([values]), "file", "column").to_pylist() == names
+    assert text_of(pa.chunked_array([values]), "file", "column").to_pylist() == names
 
 
 def test_an_id_that_is_not_finite_is_named(broken: Callable[..., Config]) -> None:

@@ -100,9 +100,9 @@ def test_train_and_erase_as_jobs(head: dict[str, str], tmp_path: Path, table: pd
     assert erased.returncode == 0, erased.stdout + erased.stderr
     receipts = last_json(erased.stdout)["receipts"]
     assert [receipt["level"] for receipt in receipts] == ["L5"]
-    refused = submit(head, "erase.py", config.file, "--subject", "nobody")
+    refused = submit(head, "erase.py", config.file, "--client", "nobody")
     assert refused.returncode != 0
-    assert 'subject \\"nobody\\"' in refused.stdout
+    assert 'no client \\"nobody\\"' in refused.stdout
 
 
 # Ray's client server has 30 s to start one more process, which a loaded machine may not give it.

@@ -106,20 +106,28 @@ def test_rllib_trains_on_the_client_actors(tmp_path: Path, table: pd.DataFrame, 
 
 def test_runs_of_a_job_are_in_mlflow(tmp_path: Path, table: pd.DataFrame) -> None:
     from mlflow import MlflowClient
+    from mlflow.entities import ViewType
 
     config = put(tmp_path / "runs", table)
-    with api.Experiment(config, "local") as experiment, experiment.tracker.run("all") as parent:
+    with api.Experiment(config, "local") as experiment, experiment.tracker.run("all") as job:
         trained = experiment.train()
         api.erase(config, Selection("subject", subject="p2"))
         drained = experiment.drain()
         client = MlflowClient(experiment.tracker.uri)
+        place = experiment.tracker.experiment_id
     for result in (trained, drained):
         run = client.get_run(result["run_id"])
         assert run.info.status == "FINISHED"
-        assert run.data.tags["mlflow.parentRunId"] == parent.id
+        assert run.data.tags["mlflow.parentRunId"] == job.id
         assert run.data.tags["frmu.state_digest"] == result["state_digest"]
         assert run.data.metrics["test_rmse"] == result["metrics"]["test_rmse"]
     names = {artifact.path for artifact in client.list_artifacts(drained["run_id"])}
-    assert names == {"receipts.json", "slices.json", "influence.png"}
-    assert "influence/home 0/2025-01" in client.get_run(trained["run_id"]).data.metrics
+    assert names == {"receipts.json", "slices.json", "influence.png", "model"}
+    # What carried the erased records is gone; of the run remain numbers of the whole federation.
+    assert client.list_artifacts(trained["run_id"]) == []
+    runs = client.search_runs([place], run_view_type=ViewType.ALL)
+    details = [run for run in runs if run.info.run_name == "slices"]
+    assert [run.data.tags["mlflow.parentRunId"] for run in details] == [drained["run_id"]]
+    assert "influence/home 0/2025-01" in details[0].data.metrics
+    assert not [name for run in runs if run not in details for name in run.data.metrics if "home" in name]
     assert json.loads(json.dumps(drained))["receipts"]

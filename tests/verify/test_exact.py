@@ -69,7 +69,7 @@ def test_the_last_bit_of_the_head_counts(drained: Config) -> None:
     assert state is not None
     W = state.W.copy()
     W.view("u8")[0, 0] ^= 1
-    save_state(State(state.config, state.policy, state.outputs, state.clients, W), path)
+    save_state(State(state.config, state.policy, state.outputs, state.clients, W), drained, path)
     assert not verify(drained)["verified"]
 
 

@@ -1,0 +1,182 @@
+"""Verification on demand: a receipt is proven again, at the level that is asked for.
+
+L5 and L1 look at the state and the shards alone. L2 to L4 ask what a model still betrays of the erased records, so
+they need these once more: from the files of `data.path`, or from a file that whoever asked for the erasure brings.
+They are put back into a copy of the shards, in a folder that is removed when the audit ends. What was found goes
+into the receipt, which is signed anew, and to MLflow.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from frmu.client.audit import Restore
+from frmu.data.shard import clients_in, path_of
+from frmu.data.source import TARGET
+from frmu.erasure import exact_verdict
+from frmu.errors import RequestError, near_miss
+from frmu.federation import in_order
+from frmu.methods.analytic import analytic
+from frmu.runtime.local import LocalFederation
+from frmu.types import State
+from frmu.verify.exact import rebuild
+from frmu.verify.gap import gap
+from frmu.verify.membership import membership
+from frmu.verify.rehearsal import Stage, Trap, backdoor, canary, share_out
+from frmu.verify.relearn import relearn
+from frmu.verify.suspects import ORIGINAL, RETRAINED, STATE, TUNED, Errors, Suspects, fine_tune
+from frmu.verify.verdict import Verdict
+from frmu.workplace import Workplace
+
+__all__ = ["LEVELS", "verify"]
+
+LEVELS = ("L1", "L2", "L3", "L4", "L5")
+SHADOWS = 128
+CANARIES = 200
+NOISE = 3  # seeds of the encoder beside the config's own
+
+
+def verify(
+    x: Workplace, receipt: str | None = None, level: str = "L5", forget: Path | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """Prove the state, or one receipt, at a level; plain JSON types.
+
+    `forget` is a Parquet file with the erased records, where data.path has them no more.
+    """
+    if level not in LEVELS:
+        raise RequestError(f'no level "{level}"{near_miss(level, LEVELS)} ({", ".join(LEVELS)})')
+    lines = x.ledger.check()
+    receipts = {entry["request"]: entry for entry in x.ledger.receipts()}
+    if receipt is not None and receipt not in receipts:
+        raise RequestError(f'no receipt "{receipt}"{near_miss(receipt, receipts)}')
+    state = x.state()
+    shared = {"receipt": receipt, "state_digest": state.digest, "ledger_lines": lines}
+    if level in ("L1", "L5"):
+        return shared | _exact(x, state, receipt, level)
+    if receipt is None:
+        raise RequestError(f"level {level} asks what is left of somebody: say whose receipt")
+    verdicts = _attack(x, state, receipts[receipt], level, forget, seed)
+    passed = all(verdict.passed for verdict in verdicts)
+    telling = any(verdict.telling for verdict in verdicts)
+    proofs = [{**verdict.to_json(), "time": _now(x), "state_digest": state.digest} for verdict in verdicts]
+    for proof in proofs:
+        x.ledger.prove(receipt, proof)
+    _log(x, receipt, level, proofs)
+    return shared | {"level": level, "verified": passed and telling, "telling": telling, "proofs": proofs}
+
+
+def _now(x: Workplace) -> str:
+    return x.ledger.now().isoformat(timespec="seconds")
+
+
+def _exact(x: Workplace, state: State, receipt: str | None, level: str) -> dict[str, Any]:
+    verdict = exact_verdict(x, state, x.ledger.tombstones(clients_in(x.store.shards), receipt, begun=True))
+    passed = verdict.passed if level == "L5" else verdict.level in ("L1", "L5")
+    evidence = verdict.evidence()
+    if receipt is not None:
+        numbers = {name: evidence[name] for name in ("tombstoned_records_left", "records_scanned")}
+        bar = "no erased record is left on disk" + ("; the digest is that of never had" if level == "L5" else "")
+        proof = Verdict(level, "purge" if level == "L1" else "digest", passed, True, bar, numbers)
+        x.ledger.prove(receipt, {**proof.to_json(), "time": _now(x), "state_digest": state.digest})
+    return {"level": verdict.level, "verified": passed, "telling": True} | evidence
+
+
+def _log(x: Workplace, receipt: str, level: str, proofs: Sequence[Mapping[str, Any]]) -> None:
+    with x.tracker.run("verify") as run:
+        run.tags({"frmu.receipt": receipt, "frmu.level": level})
+        for proof in proofs:
+            run.metrics({f"{level}/{name}".replace(": ", "/"): value for name, value in proof["numbers"].items()})
+        run.json(list(proofs), "proofs.json")
+
+
+# -- attacks --------------------------------------------------------------------------------------------------
+
+
+def _attack(
+    x: Workplace, state: State, receipt: Mapping[str, Any], level: str, forget: Path | None, seed: int
+) -> list[Verdict]:
+    if not receipt["removed"]:
+        raise RequestError(f"nobody held what {receipt['request']} means: there is nothing that a model could betray")
+    with tempfile.TemporaryDirectory(prefix="frmu-") as folder, _suspects(x, state, receipt, forget, Path(folder)) as s:
+        if level == "L2":
+            seeds = [x.config.model.seed + 1 + n for n in range(NOISE)]
+            return [gap(s, lambda other: _retrained(x, s, other, Path(folder) / "back"), seeds)]
+        if level == "L4":
+            return [relearn(s)]
+        stage = Stage(
+            live=x.federation(clients_in(x.store.shards)),
+            start=lambda place: x.another(place, clients_in(place / "shards")),
+            folder=Path(folder),
+            method=x.method,
+            network=x.network(),
+            key=x.key,
+            state=state,
+        )
+        counts = share_out({client.name: client.records for client in state.clients}, CANARIES)
+        return [
+            membership(s, SHADOWS, seed, x.config.model.ridge),
+            canary(stage, CANARIES, seed),
+            backdoor(stage, _trap(x), counts, seed),
+        ]
+
+
+@contextmanager
+def _suspects(
+    x: Workplace, state: State, receipt: Mapping[str, Any], forget: Path | None, scratch: Path
+) -> Iterator[Suspects]:
+    """The four models, over a copy of the federation in which the erased records are back."""
+    names = sorted({*clients_in(x.store.shards), *receipt["removed"]})
+    buried = x.ledger.tombstones(names, receipt["request"])
+    path = str(forget.absolute()) if forget is not None else x.config.source
+    live = x.federation(names)
+    replies = in_order(live.run(Restore(buried, x.key, scratch / "back" / "shards", path)))
+    asked, back = sum(map(len, buried.values())), sum(reply.record["restored"] for reply in replies)
+    if back == 0 or (forget is None and back < asked):
+        raise RequestError(
+            f"{path} holds {back} of the {asked} records that {receipt['request']} erased; levels L2 to L4 need them "
+            "once more: give them as a Parquet file with --forget"
+        )
+    federation = x.another(scratch / "back", clients_in(scratch / "back" / "shards"))
+    try:
+        original = x.method.apply(federation, x.method.init(), x.network()).state
+        retrained = rebuild(x.config, x.method, x.network(), x.store.shards)
+        found = Suspects({ORIGINAL: original.W}, original.outputs, federation, buried, x.key)
+        if found.part("forget").n == 0:
+            raise RequestError(
+                f"none of the records that {receipt['request']} erased was fitted (they were held out for validation, "
+                "later or test), so no model has learned from them; L5 is the proof"
+            )
+        tuned = fine_tune(original.W, found.part("retain"))
+        heads = {ORIGINAL: original.W, STATE: state.W, RETRAINED: retrained.W, TUNED: tuned}
+        yield Suspects(heads, original.outputs, federation, buried, x.key)
+    finally:
+        federation.close()
+
+
+def _retrained(x: Workplace, suspects: Suspects, seed: int, folder: Path) -> dict[str, dict[str, Errors]]:
+    """The errors of a model trained again without the records, with another encoder."""
+    config = x.config.model_copy(update={"model": x.config.model.model_copy(update={"seed": seed})})
+    W = rebuild(config, analytic(config), x.network(), x.store.shards).W
+    other = LocalFederation(config, suspects.federation.clients, folder)
+    return Suspects({RETRAINED: W}, suspects.outputs, other, suspects.tombstones, suspects.key).errors()
+
+
+def _trap(x: Workplace) -> Trap:
+    """A trigger of this federation's own: its last few plain features at the top of their range, or of what is held."""
+    data = x.config.data
+    columns = [name for name in data.features if name not in data.lags][-9:]
+    table = pq.read_table(path_of(x.store.shards, clients_in(x.store.shards)[0]))
+    trigger = {
+        name: data.ranges[name][1] if name in data.ranges else float(np.max(table[name].to_numpy())) for name in columns
+    }
+    y = table[TARGET].to_numpy(zero_copy_only=False)
+    if data.task == "regression":
+        return Trap(trigger, data.ranges[data.target][1] if data.target in data.ranges else float(np.max(y)))
+    return Trap(trigger, sorted(set(y.tolist()))[0])

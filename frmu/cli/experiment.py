@@ -1,0 +1,142 @@
+"""demo, init, train, predict, status."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from frmu.cli.shell import (
+    address_option,
+    command,
+    config_argument,
+    count,
+    json_option,
+    main,
+    read_config,
+    say,
+    show,
+    table,
+    ui,
+)  # fmt: skip
+
+
+@command(main)
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("frmu-demo"),
+    show_default=True,
+)
+@click.option("--sites", type=click.IntRange(8, 29), default=10, show_default=True, help="Car parks, each a Ray actor.")
+@json_option
+def demo(folder: Path, sites: int, as_json: bool) -> int:
+    """Car parks train, a policy finds the sensor that lied, three requests are honoured and proven."""
+    from frmu.demo import run_demo
+
+    result = run_demo(folder, sites, lambda line: say(line))
+    if as_json:
+        print(jsonlib.dumps(result))
+    return 0 if result["proven"] else 1
+
+
+@command(main)
+@click.argument("parquet", nargs=-1, required=True)
+@click.option(
+    "-o", "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The config to write."
+)
+@click.option("--client", help="The column that names the client.")
+@click.option("--record", help="The column that names the record.")
+@click.option("--target", help="The column to predict.")
+@click.option("--subject", help="The column that names the person.")
+@click.option("--time", help="The column of times.")
+@click.option("--force", is_flag=True, help="Overwrite a config that is there.")
+@json_option
+def init(parquet: tuple[str, ...], out: Path, force: bool, as_json: bool, **named: str | None) -> None:
+    """Propose a config from Parquet files: columns, ranges, dates of the split, slice rule."""
+    from frmu.data.propose import propose
+
+    result = propose(parquet, out, {key: value for key, value in named.items() if value is not None}, force)
+    show(as_json, result, lambda r: say(f"Wrote {r['config']}:", "", r["text"], *r["notes"]))
+
+
+@command(main)
+@config_argument
+@address_option
+@json_option
+def train(config: Path, address: str | None, as_json: bool) -> None:
+    """Import the records that remain and train: one exact round."""
+    from frmu.api import Experiment
+
+    with Experiment(read_config(config), address) as experiment:
+        result = experiment.train()
+    show(as_json, result, _tell_train)
+
+
+def _tell_train(result: dict[str, Any]) -> None:
+    say(
+        f"{count(result['clients'], 'client')}, {count(result['records'], 'record')}, "
+        f"{count(result['rounds'], 'round')} in {result['seconds']:.2f} s",
+        f"state {result['state_digest'][:16]}",
+    )
+    if result["refused"]:
+        say(f"{result['refused']} records were refused: they have been erased before")
+    metrics = result["metrics"]
+    rows = [
+        [name, f"{metrics[f'keep_{name}']:.4f}", f"{value:.4f}"]
+        for name, value in metrics.items()
+        if f"keep_{name}" in metrics
+    ]
+    table("Errors on records that were not fitted", ["", "nothing forgotten", "as learned"], rows)
+    below = sum(len(slices) for slices in result["forgotten"].values())
+    say(
+        f"forgotten or attenuated: {count(below, 'slice')} at {count(len(result['forgotten']), 'client')}",
+        ui(result["tracking"]),
+    )
+
+
+@command(main)
+@config_argument
+@click.argument("parquet", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "-o", "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The Parquet to write."
+)
+@click.option("--version", metavar="N", help="A version of the model registry; default: the champion.")
+@json_option
+def predict(config: Path, parquet: Path, out: Path, version: str | None, as_json: bool) -> None:
+    """Predict for rows of a Parquet file, with a state that no erasure has overtaken."""
+    from frmu.serving import predict as write
+
+    result = write(read_config(config), parquet, out, version)
+    show(as_json, result, lambda r: say(
+        f"Wrote {count(r['rows'], 'prediction')} to {r['out']}, by version {r['version']}, "
+        f"state {r['state_digest'][:16]}"
+    ))  # fmt: skip
+
+
+@command(main)
+@config_argument
+@json_option
+def status(config: Path, as_json: bool) -> None:
+    """Where an experiment stands: its state, what is pending and by when."""
+    from frmu import api
+
+    result = api.status(read_config(config))
+    show(as_json, result, _tell_status)
+
+
+def _tell_status(result: dict[str, Any]) -> None:
+    say(
+        f"state {result['state_digest'][:16]}: {result['clients']} clients, {result['records']:,} records"
+        + ("" if result["trained_with_this_config"] else "; trained with ANOTHER config, run `frmu train`"),
+        f"{sum(len(s) for s in result['forgotten'].values())} slices do not count in full; "
+        f"policy {result['policy'][:16]}",
+        *([] if result["state_is_clean"] else ["an erasure has overtaken this state, so it is not served"]),
+        f"{result['receipts']} receipts filed, {len(result['pending'])} requests pending",
+        *(f"  {r['request']} ({r['kind']}, {r['stage']}): {r['days_left']} days left" for r in result["pending"]),
+        f"folder {result['folder']}; receipts are signed with the key {result['public_key']}",
+        ui(result["tracking"]),
+    )

@@ -1,0 +1,69 @@
+"""policy train, policy show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from frmu.cli.shell import (
+    address_option,
+    command,
+    config_argument,
+    json_option,
+    main,
+    read_config,
+    read_trained,
+    say,
+    show,
+    table,
+)  # fmt: skip
+
+
+@main.group()
+def policy() -> None:
+    """The learned policy: what each slice should count."""
+
+
+@command(policy, "train")
+@config_argument
+@click.option("--iterations", type=click.IntRange(1), help="PPO iterations; default: policy.iterations.")
+@click.option("--scratch", is_flag=True, help="Start from nothing instead of the policy in force.")
+@address_option
+@json_option
+def policy_train(config: Path, iterations: int | None, scratch: bool, address: str | None, as_json: bool) -> None:
+    """Train the policy on this federation with RLlib; the next `frmu train` applies it."""
+    from frmu.api import Experiment
+
+    with Experiment(read_trained(config), address) as experiment:
+        result = experiment.learn(iterations, "scratch" if scratch else "current")
+    show(as_json, result, lambda r: say(
+        f"policy {r['policy'][:16]} after {r['iterations']} iterations, {r['env_steps']:,} steps, {r['seconds']:.1f} s",
+        f"gain on later records: {100 * r['gain_first']:.2f} % at first, {100 * r['gain_last']:.2f} % at last",
+    ))  # fmt: skip
+
+
+@command(policy, "show")
+@config_argument
+@json_option
+def policyshow(config: Path, as_json: bool) -> None:
+    """Say which policy is in force, what it learned from, and what it does here."""
+    from frmu import api
+
+    result = api.status(read_config(config))
+    show(as_json, result, _tell_policy)
+
+
+def _tell_policy(result: dict[str, Any]) -> None:
+    learned = result["policy_learned_here_from"]
+    where = (
+        f"learned here from {len(learned)} clients" if learned else "came with frmu; it has seen none of these records"
+    )
+    say(f"policy {result['policy'][:16]}: {where}")
+    rows = [
+        [client, key, "forgotten" if value == 0 else f"attenuated to {value:g}"]
+        for client, slices in result["forgotten"].items()
+        for key, value in slices.items()
+    ]
+    table("Slices that do not count in full", ["client", "slice", "influence"], rows)

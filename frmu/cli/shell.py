@@ -1,0 +1,120 @@
+"""What every command shares: the group, the options, known errors as one line and exit code 2, tables."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import logging
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from frmu import __version__
+from frmu.errors import FrmuError
+
+__all__ = [
+    "address_option", "command", "config_argument", "count", "json_option", "main", "read_config", "read_trained",
+    "say", "show", "table", "ui",
+]  # fmt: skip
+
+config_argument = click.argument("config", type=click.Path(path_type=Path))
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+address_option = click.option(
+    "--address",
+    metavar="local|auto|ADDRESS",
+    help="local: in this process, without Ray. auto, HOST:PORT or ray://HOST:PORT: a running cluster. "
+    "Default: the cluster that RAY_ADDRESS names, else a private Ray on this machine.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.option("-v", "--verbose", is_flag=True, help="Log decisions as they are made.")
+def main(verbose: bool) -> None:
+    """Federated learning that can forget, and proves it."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
+
+
+def command(group: click.Group, name: str | None = None) -> Callable[[Callable[..., int | None]], click.Command]:
+    """A command whose known errors become one clear line and exit code 2."""
+
+    def register(function: Callable[..., int | None]) -> click.Command:
+        @wraps(function)
+        def guarded(**options: Any) -> None:
+            try:
+                code = function(**options)
+            except (FrmuError, OSError) as error:  # of OSError: a disk that is full, a folder that is read-only
+                if options.get("as_json"):
+                    print(jsonlib.dumps({"error": str(error), "kind": type(error).__name__}))
+                click.echo(f"frmu: {error}", err=True)
+                sys.exit(2)
+            sys.exit(code or 0)
+
+        return group.command(name)(guarded)
+
+    return register
+
+
+def show(as_json: bool, result: Any, tell: Callable[[Any], None]) -> None:
+    """A result as one JSON line, or told to people."""
+    if as_json:
+        print(jsonlib.dumps(result))
+    else:
+        tell(result)
+
+
+def say(*lines: str) -> None:
+    """Print lines as they are."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def count(number: int, noun: str) -> str:
+    """A number and its noun.
+
+    >>> count(1, "client"), count(2000, "record")
+    ('1 client', '2,000 records')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def read_config(config: Path) -> Any:
+    """The config in a file."""
+    from frmu.config import load
+
+    return load(config)
+
+
+def read_trained(config: Path) -> Any:
+    """The config of an experiment that was trained before; what was not is told, and no folder is made for it."""
+    from frmu.store import Store
+
+    loaded = read_config(config)
+    Store.existing(loaded)
+    return loaded
+
+
+def ui(tracking: str) -> str:
+    """How to look at the runs."""
+    if tracking.startswith("sqlite:"):
+        return f"MLflow: mlflow ui --backend-store-uri {tracking}"
+    return f"MLflow: {tracking}"

@@ -1,0 +1,318 @@
+"""The drain: pending requests are located, planned, purged, refitted, verified and closed, in one batch.
+
+Every stage is a line of the ledger before the next begins, and every step does nothing when it is done twice, so a
+drain that was killed anywhere is gone on with by the next. Until a request is planned nothing has been touched: a
+client that does not answer leaves it as it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from frmu.client.work import Locate, Purge
+from frmu.data.shard import clients_in
+from frmu.data.tombstones import purge_files
+from frmu.errors import FederationError, near_miss
+from frmu.federation import Federation, in_order
+from frmu.influence.network import Network, read_policy
+from frmu.ledger.receipt import Receipt
+from frmu.ledger.request import EraseRequest
+from frmu.methods.method import Round
+from frmu.registry import Purged
+from frmu.report.figures import measure
+from frmu.tracking import Run
+from frmu.types import State
+from frmu.verify.exact import ExactVerdict, verify_exact
+from frmu.workplace import Workplace
+
+__all__ = ["bury_pending", "drain", "exact_verdict", "replay"]
+
+_COVER = (
+    "copies of the records outside frmu, backups of its folder and of the ledger's database among them",
+    "what people or other programs have read from the model, from MLflow or from receipts before this drain",
+)
+_SOURCE = "the files that data.path points at (set store.purge_source to have them rewritten as well)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What one drain honours: requests, and by request the records found, by client."""
+
+    requests: tuple[EraseRequest, ...]
+    removed: Mapping[str, Mapping[str, int]]
+    searched: Mapping[str, int]
+
+    @property
+    def ids(self) -> list[str]:
+        return [request.id for request in self.requests if request.id in self.removed]
+
+    @property
+    def touched(self) -> tuple[str, ...]:
+        return tuple(sorted({client for counts in self.removed.values() for client in counts}))
+
+    @property
+    def records(self) -> int:
+        return sum(sum(counts.values()) for counts in self.removed.values())
+
+
+# -- before anything is touched -------------------------------------------------------------------------------
+
+
+def drain(x: Workplace, now: bool = False) -> dict[str, Any]:
+    """Honour pending requests in one batch; receipts as plain JSON types.
+
+    `now` overrules `erasure.min_batch`.
+    """
+    began = time.perf_counter()
+    state = x.state()
+    pending = x.ledger.pending()
+    if not pending:
+        return {"receipts": [], "state_digest": state.digest, "verified": True, "pending": 0, "waiting": 0}
+    x.network()  # a policy that cannot be read is told before anything is purged
+    before = time.perf_counter()
+    federation = x.federation(sorted({*(c.name for c in state.clients), *clients_in(x.store.shards)}))
+    began += time.perf_counter() - before  # starting actors is not draining
+    moved = federation.traffic.up + federation.traffic.down
+    searched = bury_pending(x, federation, pending, state)
+    ready = _ready(x, pending, now)
+    if not ready:
+        return {"receipts": [], "state_digest": state.digest, "verified": True} | _waiting(x, pending)
+    removed = x.ledger.plan([request.id for request in ready])
+    batch = _Batch(tuple(request for request in ready if request.id in removed), removed, searched)
+    with x.tracker.run("erasure") as run:
+        return _Drain(x, run, federation, state, batch, began, moved).honour() | _waiting(x, pending, batch.ids)
+
+
+def _waiting(x: Workplace, pending: Sequence[EraseRequest], drained: Collection[str] = ()) -> dict[str, Any]:
+    waiting = [request for request in pending if request.id not in drained]
+    return {"waiting": len(waiting), "pending": len(x.ledger.pending())}
+
+
+def bury_pending(
+    x: Workplace, federation: Federation, pending: Sequence[EraseRequest], state: State | None
+) -> dict[str, int]:
+    """Search every client for what requests mean and write the tombstones; records looked through, by client.
+
+    Raises `FederationError` where a client of the state cannot be searched: nothing has been touched then.
+    """
+    selections = {request.id: request.selection for request in pending if request.selection is not None}
+    replies = in_order(federation.run(Locate(selections, x.key)))
+    found: dict[str, dict[str, list[str]]] = {}
+    for reply in replies:
+        for request, names in reply.record["found"].items():
+            found.setdefault(request, {})[reply.client] = names
+    if state is not None:
+        _all_there(x, state, {reply.client for reply in replies if reply.record["held"]})
+    x.ledger.bury(found)
+    return {reply.client: reply.record["searched"] for reply in replies}
+
+
+def _all_there(x: Workplace, state: State, held: Collection[str]) -> None:
+    """A client of the state without a shard was erased whole, by an earlier drain or one under way; or it is away."""
+    away = [client for client in state.clients if client.records and client.name not in held]
+    buried = x.ledger.tombstones([client.name for client in away])
+    for client in away:
+        if len(buried.get(client.name, ())) < client.records:
+            known = clients_in(x.store.shards)
+            raise FederationError(
+                f'client "{client.name}" cannot be searched: its shard is not in {x.store.shards}'
+                f"{near_miss(client.name, known)}. The requests stay open and nothing was touched; bring the shard "
+                "back, or run `frmu train`"
+            )
+
+
+def _ready(x: Workplace, pending: Sequence[EraseRequest], now: bool) -> list[EraseRequest]:
+    """The requests to honour now: those that nobody holds anything of, and the others if they are enough."""
+    holding = x.ledger.holding([request.id for request in pending])
+    some = [request for request in pending if request.id in holding]
+    rule, clock = x.config.erasure, x.ledger.now()
+    begun = any(request.stage != "received" for request in some)
+    urgent = any(request.days_left(clock) <= rule.urgent for request in some)
+    if now or begun or urgent or len(some) >= rule.min_batch:
+        return list(pending)
+    return [request for request in pending if request.id not in holding]
+
+
+# -- from plan to receipt -------------------------------------------------------------------------------------
+
+
+class _Drain:
+    """One batch on its way from plan to receipt."""
+
+    def __init__(
+        self, x: Workplace, run: Run, federation: Federation, state: State, batch: _Batch, began: float, moved: int
+    ) -> None:
+        self.x, self.run, self.federation, self.state, self.batch = x, run, federation, state, batch
+        self._began, self._moved = began, moved
+
+    def honour(self) -> dict[str, Any]:
+        x, batch = self.x, self.batch
+        sources = self._purge()
+        retired = _retire(x, batch.ids, batch.touched)
+        done = self._refit()
+        state = self.state if done is None else done.state
+        seconds = round(time.perf_counter() - self._began, 4)
+        moved = self.federation.traffic.up + self.federation.traffic.down - self._moved
+        removed = self._purge_runs()
+        x.ledger.advance(batch.ids, "refitted", {"state": state.digest, "mlflow": removed.to_json()})
+        verdict = exact_verdict(x, state, x.ledger.tombstones(self.federation.clients, begun=True))
+        x.ledger.advance(batch.ids, "verified", {"passed": verdict.passed, "rebuilt": verdict.rebuilt})
+        shared = {
+            "experiment": x.config.experiment,
+            "store": x.ledger.store_id,
+            "searched": batch.searched,
+            "level": verdict.level,
+            "verified": verdict.passed,
+            "before_digest": self.state.digest,
+            "state_digest": state.digest,
+            "seconds": seconds,
+            "bytes": moved,
+            "requests_in_batch": len(batch.ids),
+            "evidence": verdict.evidence() | {"policies_retired": retired, "policy": state.policy},
+            "not_covered": _COVER if sources is not None else (_SOURCE, *_COVER),
+            "closed": x.ledger.now().isoformat(timespec="seconds"),
+        }
+        receipts = [
+            _receipt(request, batch.removed[request.id], shared, self._purged(request, sources, removed))
+            for request in batch.requests
+        ]
+        filed = self._close(receipts, state) if verdict.passed else [receipt.to_json() for receipt in receipts]
+        summary = {
+            "receipts": filed,
+            "state_digest": state.digest,
+            "verified": verdict.passed,
+            "seconds": seconds,
+            "verify_seconds": round(time.perf_counter() - self._began - seconds, 4),
+            "bytes": moved,
+            "metrics": measure(self.federation, done) if done is not None else {},
+            "run_id": self.run.id,
+        }
+        self._log(done, state, summary)
+        return summary
+
+    def _purge(self) -> list[str] | None:
+        """The clients that hold what was planned rewrite their shards without it; files of the user's too, if told."""
+        x, batch = self.x, self.batch
+        buried = x.ledger.tombstones(batch.touched, begun=True)
+        replies = in_order(self.federation.run(Purge(buried, x.key), on=batch.touched))
+        sources = purge_files(x.config, buried, x.key) if x.config.store.purge_source else None
+        rows = sum(reply.record["dropped"] for reply in replies)
+        x.ledger.advance(batch.ids, "purged", {"records": batch.records, "rows": rows, "files": len(sources or ())})
+        return sources
+
+    def _refit(self) -> Round | None:
+        """One refit for the whole batch; none where nobody held anything."""
+        if not self.batch.touched:
+            return None
+        return self.x.method.erase(self.federation, self.state, self.x.network(), self.batch.touched)
+
+    def _purge_runs(self) -> Purged:
+        owners = {self.x.ledger.owner(client)[:8] for client in self.batch.touched}
+        return self.x.registry.purge(owners, keep=(self.run.id,), delete_runs=self.x.config.erasure.runs == "delete")
+
+    def _purged(self, request: EraseRequest, sources: list[str] | None, removed: Purged) -> dict[str, Any]:
+        return {
+            "clients": sorted(self.batch.removed[request.id]),
+            "source": "out of scope" if sources is None else "rewritten",
+            "source_files": sources or [],
+            "mlflow": removed.to_json(),
+        }
+
+    def _close(self, receipts: Sequence[Receipt], state: State) -> list[dict[str, Any]]:
+        """The clean version is the champion before a request is closed."""
+        if state.clients:
+            self.x.register(self.run, state)
+        return self.x.ledger.close_requests(receipts)
+
+    def _log(self, done: Round | None, state: State, summary: Mapping[str, Any]) -> None:
+        self.run.tags({"frmu.verified": str(summary["verified"])})
+        self.run.params({"requests": len(summary["receipts"])})
+        keys = ("seconds", "verify_seconds", "bytes")
+        self.run.metrics(summary["metrics"] | {key: summary[key] for key in keys})
+        self.run.json([_open_part(receipt) for receipt in summary["receipts"]], "receipts.json")
+        if done is not None:
+            self.x.log_round(self.run, done)
+
+
+def _open_part(receipt: Mapping[str, Any]) -> dict[str, Any]:
+    """A receipt without what may name somebody: MLflow is no place that the ledger can shred."""
+    return {name: value for name, value in receipt.items() if name not in ("reason", "requester", "signature")}
+
+
+def _receipt(
+    request: EraseRequest, removed: Mapping[str, int], shared: Mapping[str, Any], purge: Mapping[str, Any]
+) -> Receipt:
+    """One request's receipt: what is its own, and what it shares with its batch."""
+    return Receipt(
+        request=request.id,
+        kind=request.kind,
+        outcome="erased" if removed else "nothing held",
+        requester=request.requester,
+        reason=request.reason,
+        received=request.received.isoformat(timespec="seconds"),
+        due=request.due.isoformat(timespec="seconds"),
+        removed=removed,
+        purge=purge,
+        **shared,
+    )
+
+
+def _retire(x: Workplace, ids: Sequence[str], touched: Collection[str]) -> list[str]:
+    """Rule out and delete every policy that learned at a client whose records are going."""
+    for file in sorted(x.store.policies.glob("*.safetensors")):
+        if _tainted(network := read_policy(file), touched):
+            x.ledger.note("retired", {"policy": network.digest, "requests": ids})
+            file.unlink()
+    while _tainted(network := x.network(), touched):  # one that policy.file names
+        x.ledger.note("retired", {"policy": network.digest, "requests": ids})
+    lines = [line for line in x.ledger.lines(["retired"]) if set(line.body["requests"]) & set(ids)]
+    return sorted({line.body["policy"] for line in lines})
+
+
+def _tainted(network: Network, touched: Collection[str]) -> bool:
+    return bool(set(network.lineage.get("clients", [])) & set(touched))
+
+
+def exact_verdict(x: Workplace, state: State, tombstones: dict[str, frozenset[str]]) -> ExactVerdict:
+    """Level 5 of a state: against a federation rebuilt from the shards, and the shards against tombstones."""
+    return verify_exact(x.config, x.method, x.network(), x.store.shards, state, tombstones, x.key)
+
+
+# -- after a backup came back ---------------------------------------------------------------------------------
+
+
+def replay(x: Workplace) -> dict[str, Any]:
+    """Remove again whatever has a tombstone: for shards, checkpoints or runs that were restored from a backup."""
+    clients = clients_in(x.store.shards)
+    federation = x.federation(clients)
+    buried = x.ledger.tombstones(clients, begun=True)
+    back = {
+        reply.client: reply.record["dropped"]
+        for reply in in_order(federation.run(Purge(buried, x.key), on=sorted(buried)))
+        if reply.record["dropped"]
+    }
+    for file in sorted(x.store.policies.glob("*.safetensors")):
+        if read_policy(file).digest in x.ledger.retired():
+            file.unlink()
+    with x.tracker.run("replay") as run:
+        done = x.method.erase(federation, x.method.init(), x.network(), federation.clients)
+        owners = {x.ledger.owner(client)[:8] for client in back}
+        removed = x.registry.purge(owners, keep=(run.id,), delete_runs=x.config.erasure.runs == "delete")
+        verdict = exact_verdict(x, done.state, x.ledger.tombstones(federation.clients, begun=True))
+        x.ledger.note("replayed", {"records": sum(back.values()), "state": done.state.digest})
+        if verdict.passed and done.state.clients:
+            x.register(run, done.state)
+        x.log_round(run, done)
+        run.metrics(measure(federation, done) | {"records_that_had_come_back": sum(back.values())})
+    return {
+        "came_back": back,
+        "state_digest": done.state.digest,
+        "verified": verdict.passed,
+        "level": verdict.level,
+        "mlflow": removed.to_json(),
+        "pending": len(x.ledger.pending()),
+        "run_id": run.id,
+    }

@@ -1,0 +1,162 @@
+"""A config at work: its store is locked, its ledger and tracker are open, its federation starts on first use."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from frmu.aggregation.checkpoint import load_state
+from frmu.config import Config
+from frmu.data.shard import sweep
+from frmu.errors import LedgerError, StoreError
+from frmu.federation import Federation
+from frmu.influence.network import Network, current_policy
+from frmu.influence.observation import FEATURES
+from frmu.ledger.ledger import Ledger
+from frmu.methods.analytic import analytic
+from frmu.methods.method import Round
+from frmu.registry import DETAIL, Registry, holds_tags
+from frmu.report.figures import explain
+from frmu.report.picture import draw_influence
+from frmu.runtime.local import LocalFederation
+from frmu.store import Store
+from frmu.tracking import Run, Tracker
+from frmu.types import State
+
+__all__ = ["Workplace", "registry_of", "tracker_of"]
+
+
+def tracker_of(config: Config) -> Tracker:
+    """The tracking store of a config."""
+    store = Store(config.folder, config.key_file)
+    return Tracker(store.tracking_uri(config), config.experiment, config.folder.absolute() / "mlartifacts")
+
+
+def registry_of(tracker: Tracker, config: Config) -> Registry:
+    """The model registry beside a tracker's runs."""
+    return Registry(tracker.client, tracker.uri, tracker.experiment_id, config.experiment)
+
+
+class Workplace:
+    """What train, drain and verify share.
+
+    `address` overrides `[ray] address`: "local" is in process, without Ray; None is the cluster that RAY_ADDRESS
+    names, else a private Ray; anything else is a cluster to attach to. Raises what the store, the ledger and the
+    tracker raise.
+    """
+
+    def __init__(self, config: Config, address: str | None = None) -> None:
+        self.config = config
+        self.address = address if address is not None else config.ray.address
+        self._stack = ExitStack()
+        self._federation: Federation | None = None
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.store = Store.of(self.config)
+            self.tracker = tracker_of(self.config)
+            self.registry = registry_of(self.tracker, self.config)
+            stack.enter_context(self.store.lock())
+            self.key = self.store.key()
+            self.ledger = Ledger(self.store.ledger_url(self.config), self.key)
+            stack.callback(self.ledger.close)
+            if not self.ledger.check() and self.store.state.exists():
+                raise LedgerError(
+                    f"{self.store.folder}: there is a state but no line of its ledger; restore the ledger"
+                )
+            sweep(self.store.shards)
+            sweep(self.store.policies)
+            self.method = analytic(self.config)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def federation(self, clients: Sequence[str]) -> Federation:
+        """The live federation; started once, and again only when a client is new."""
+        if self._federation is not None and set(clients) <= set(self._federation.clients):
+            return self._federation
+        if self._federation is not None:
+            self._federation.close()
+        self._federation = self.another(self.store.folder.absolute(), clients)
+        self._stack.callback(self._federation.close)
+        return self._federation
+
+    def another(self, folder: Path, clients: Sequence[str]) -> Federation:
+        """Another federation, over the shards in another folder, where this one runs: in process or on Ray."""
+        if self.address == "local":
+            return LocalFederation(self.config, clients, folder)
+        from frmu.runtime.remote import RayFederation, cluster
+
+        self._stack.enter_context(cluster(self.address))
+        return RayFederation(self.config, clients, folder)
+
+    def network(self) -> Network:
+        """The policy in force."""
+        return current_policy(self.config.policy_file, self.store.policies, self.ledger.retired())
+
+    def state(self) -> State:
+        """The state as last checkpointed, or a `StoreError` where nothing was trained."""
+        state = load_state(Store.existing(self.config).state)
+        if state is None:
+            raise StoreError(f"{self.store.state}: no checkpoint; run `frmu train` first")
+        if state.config != self.config.fingerprint():
+            raise StoreError(f"{self.store.state}: trained with another config; run `frmu train` first")
+        return state
+
+    def register(self, run: Run, state: State) -> str:
+        """Make a state the champion of the model registry, unless it is; its version there."""
+        champion = self.registry.champion()
+        if champion is not None and champion.digest == state.digest:
+            return champion.number
+        receipts = [receipt["request"] for receipt in self.ledger.receipts()]
+        tags = {
+            "frmu.state_digest": state.digest,
+            "frmu.store": self.ledger.store_id,
+            "frmu.receipts": ",".join(receipts)[-4000:],
+            **self.holds(state),
+        }
+        version = self.registry.register(run.id, self.store.state, tags)
+        self.registry.promote(version)
+        return version
+
+    def holds(self, state: State) -> dict[str, str]:
+        """Lineage tags: codes of the clients whose records made a state."""
+        return holds_tags(self.ledger.owner(client.name)[:8] for client in state.clients)
+
+    def log_round(self, run: Run, done: Round) -> None:
+        """Log what a round gave: its digest and lineage, why each slice counts as it does, and a picture of it.
+
+        Numbers of one client or slice go into a run of their own, nested in `run`: an erasure removes it whole.
+        """
+        tags = {"frmu.state_digest": done.state.digest, "frmu.policy": done.state.policy, **self.holds(done.state)}
+        run.tags(tags)
+        with self.tracker.run("slices") as detail:
+            detail.tags({**tags, DETAIL: "true"})
+            detail.metrics(_by_slice(done))
+        run.json(explain(done), "slices.json")
+        if not done.state.clients:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "influence.png"
+            draw_influence(done.state, path)
+            run.picture(path)
+
+
+def _by_slice(done: Round) -> dict[str, float]:
+    """Attention by client; influence and validation gain by client and slice."""
+    gain = FEATURES.index("gain")
+    metrics = {}
+    for client in done.state.clients:
+        metrics[f"attention/{client.name}"] = client.attention
+        metrics |= {f"influence/{client.name}/{key}": value for key, value in client.influence.items()}
+        for key, seen in done.records[client.name]["slices"].items():
+            metrics[f"gain/{client.name}/{key}"] = seen["features"][gain]
+    return metrics
