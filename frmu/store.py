@@ -105,7 +105,11 @@ class Store:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the store for a job that changes it; another one gets a `StoreError` at once."""
-        with (self.folder / ".lock").open("w") as file:
+        try:
+            file = (self.folder / ".lock").open("w")
+        except OSError as error:
+            raise StoreError(f"{self.folder}: cannot be written: {error.strerror}; set store.folder") from None
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

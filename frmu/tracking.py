@@ -76,13 +76,13 @@ class Tracker:
     def __init__(self, uri: str, experiment: str, artifacts: Path) -> None:
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)
         logging.getLogger("alembic").setLevel(logging.ERROR)
         logging.getLogger("urllib3").setLevel(logging.ERROR)
         with reaching(uri):
             from mlflow import MlflowClient
 
-            logging.getLogger("mlflow").setLevel(logging.ERROR)
+            logging.getLogger("mlflow").setLevel(logging.CRITICAL)
             self.client = MlflowClient(tracking_uri=uri)
             found = self.client.get_experiment_by_name(experiment)
             if found is None:

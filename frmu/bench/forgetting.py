@@ -26,8 +26,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,12 +40,12 @@ from frmu import api
 from frmu.config import Config, load
 from frmu.data.shard import Shard
 from frmu.data.source import gather
-from frmu.errors import ConfigError, DataError
+from frmu.errors import ConfigError, DataError, StoreError
 from frmu.learning.encoders import encode, encoders, width
 from frmu.learning.statistics import statistics_of, targets
 from frmu.serving import Model, load_model, predict
 from frmu.types import Float, Selection, Statistics
-from frmu.verify.suspects import fine_tune
+from frmu.verify.suspects import ORIGINAL, RETRAINED, STATE, TUNED, fine_tune
 
 __all__ = ["ROWS", "Backdoor", "Canary", "Images", "bench_forgetting", "digits", "mnist"]
 
@@ -148,8 +147,8 @@ class Backdoor:
 class Canary:
     """Records with a wrong label, fitted by a model with more features than records and hardly a ridge.
 
-    As many are held back from every federation. `unseen` of the federation's records are in its test split, by the hash
-    of their ids: the product's own membership test needs some. Canaries are drawn among the ids that are fitted.
+    As many are held back from every federation. A share `unseen` of the federation's records is in its test split, by
+    the hash of their ids: the product's own membership test needs some. Canaries are drawn among those that are fitted.
     """
 
     images: Images
@@ -157,7 +156,7 @@ class Canary:
     records: int = 1100
     canaries: int = 200
     features: int = 1200
-    ridge: float = 1e-4
+    ridge: float = 1e-2
     unseen: float = 0.2
 
 
@@ -176,23 +175,31 @@ class _Case:
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """What came of it: scores (records, classes) by model and probe, the models, seconds by model, and both digests."""
+    """What came of it, by model: scores (records, classes) of every probe, the model itself, seconds."""
 
     scores: Mapping[str, Mapping[str, Float]]
     models: Mapping[str, Model] = field(repr=False)
     seconds: Mapping[str, float]
-    digests: Mapping[str, str]
     verified: bool
     erased: int
     proofs: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The digest of every state."""
+        return {row: self.models[row].state.digest for row in ROWS}
 
     @property
     def equal(self) -> bool:
         """Whether the erased state is the retrained one, bit for bit, and the drain said so."""
         return self.verified and self.digests["erased"] == self.digests["retrained"]
 
+    def summary(self) -> dict[str, Any]:
+        """What a run keeps beside its rows."""
+        return {"erased": self.erased, "digests": self.digests, "digest_equal": self.equal}
+
     def line(self, row: str) -> Line:
-        """What both set-ups tell of a model: its accuracy, its distance to the retrained one, its seconds."""
+        """What both set-ups tell of a model: its distance to the retrained one, its seconds."""
         pairs = zip(self.scores[row].values(), self.scores["retrained"].values(), strict=True)
         return {
             "gap": max(float(np.max(np.abs(mine - other))) for mine, other in pairs),
@@ -217,7 +224,7 @@ def bench_forgetting(
         results["backdoor"] = _over_seeds(seeds, lambda seed: run_backdoor(trap, seed), BACKDOOR_BARS)
     if "canary" in setups:
         birds = Canary(digits())
-        bars = CANARY_BARS | (OUTSIDE_BARS if outside else {})
+        bars = {**CANARY_BARS, **(OUTSIDE_BARS if outside else {})}
         results["canary"] = _over_seeds(seeds, lambda seed: run_canary(birds, seed, outside, audit), bars)
     return {"setups": results, "passed": all(result["passed"] for result in results.values())}
 
@@ -232,7 +239,6 @@ def _over_seeds(seeds: int, run: Callable[[int], dict[str, Any]], bars: Bars) ->
     return {
         "runs": runs,
         "rows": {row: _spread([one["rows"][row] for one in runs]) for row in ROWS},
-        "audit": _spread([one["audit"] for one in runs]) if runs[0].get("audit") else {},
         "bars": met,
         "passed": all(met.values()),
         "wall_seconds": round(time.perf_counter() - began, 1),
@@ -257,8 +263,9 @@ def _alike(run: dict[str, Any], *columns: str) -> bool:
 
 
 BACKDOOR_BARS: Bars = {
-    "erased equals retrained: attack success, accuracy, digest": lambda run: _alike(run, "attack", "accuracy")
-    and run["digest_equal"],
+    "erased equals retrained: attack success, accuracy, digest": lambda run: (
+        _alike(run, "attack", "accuracy") and run["digest_equal"]
+    ),
     "the original has the backdoor (success > 0.9)": lambda run: run["rows"]["original"]["attack"] > 0.9,
     "fine-tuning keeps it (success > 0.5)": lambda run: run["rows"]["fine-tuned"]["attack"] > 0.5,
 }
@@ -278,7 +285,7 @@ def run_backdoor(trap: Backdoor, seed: int) -> dict[str, Any]:
             "attack": float(np.mean(said["triggered"][others] == trap.goal)),
             **told.line(row),
         }
-    return {"seed": seed, "records": len(case.held), "erased": told.erased, "digest_equal": told.equal, "rows": rows}
+    return {"seed": seed, "records": len(case.held), **told.summary(), "rows": rows}
 
 
 def _backdoor_case(trap: Backdoor, seed: int) -> tuple[_Case, Labels]:
@@ -333,6 +340,7 @@ def run_canary(birds: Canary, seed: int, outside: bool = False, audit: bool = Fa
     config = _config(_columns(birds.images.side), birds.features, birds.ridge, birds.unseen)
     case, truth, planted, held_back = _canary_case(birds, seed, config)
     told = _tell(case, config, audit)
+    own = _membership(told.proofs)
     rows = {}
     for row in ROWS:
         scores = told.scores[row]
@@ -340,6 +348,7 @@ def run_canary(birds: Canary, seed: int, outside: bool = False, audit: bool = Fa
         rows[row] = {
             "auc": _auc(fitted, unseen),
             "accuracy": float(np.mean(_said(scores["test"]) == truth)),
+            **({"membership": own["numbers"][f"membership AUC: {_AUDIT_ROWS[row]}"]} if own else {}),
             **told.line(row),
         }
         if outside:
@@ -347,8 +356,7 @@ def run_canary(birds: Canary, seed: int, outside: bool = False, audit: bool = Fa
             members = np.arange(len(labels)) < len(planted)
             records = pd.concat([case.probes["planted"], case.probes["held back"]])
             rows[row]["outside"] = outside_auc(told.models[row], records, labels, members, seed)
-    found: dict[str, Any] = {"seed": seed, "records": len(case.held), "erased": told.erased, "digest_equal": told.equal}
-    return found | {"rows": rows, "audit": _membership(told.proofs), "proofs": list(told.proofs)}
+    return {"seed": seed, "records": len(case.held), **told.summary(), "rows": rows, "audit": own}
 
 
 def _canary_case(birds: Canary, seed: int, text: str) -> tuple[_Case, Labels, Labels, Labels]:
@@ -404,18 +412,16 @@ def _auc(members: Float, others: Float) -> float:
     0.875
     """
     ranked = np.sort(others)
-    sides = [np.searchsorted(ranked, members, side=side).sum() for side in ("left", "right")]  # type: ignore[call-overload]
+    sides = [np.searchsorted(ranked, members, side=side).sum() for side in ("left", "right")]
     return float(sum(sides) / (2 * len(members) * len(others)))
 
 
-def _membership(proofs: Sequence[Mapping[str, Any]]) -> Line:
-    """The AUCs that the product's own membership test found, by model."""
-    by = {proof["check"]: proof for proof in proofs}
-    if not (own := by.get("membership (U-LiRA)")):
-        return {}
-    numbers = own["numbers"]
-    line = {name.split(": ")[1]: numbers[name] for name in numbers if name.startswith("membership AUC")}
-    return line | {"telling": float(own["telling"])}
+_AUDIT_ROWS = dict(zip(ROWS, (ORIGINAL, TUNED, STATE, RETRAINED), strict=True))
+
+
+def _membership(proofs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What the product's own membership test said; empty where it was not asked."""
+    return next((proof for proof in proofs if proof["check"] == "membership (U-LiRA)"), {})
 
 
 def outside_auc(model: Model, records: pd.DataFrame, labels: Labels, members: NDArray[np.bool_], seed: int) -> float:
@@ -426,7 +432,6 @@ def outside_auc(model: Model, records: pd.DataFrame, labels: Labels, members: ND
     """
     estimators = _toolbox("art.estimators.classification")
     attacks = _toolbox("art.attacks.inference.membership_inference")
-    networks = _module("sklearn.neural_network", "scikit-learn, which comes with mlflow")
     columns = _pixels(records)
     x, y = records[columns].to_numpy(), np.searchsorted(_CLASSES, labels)
     classifier = estimators.BlackBoxClassifier(
@@ -435,8 +440,8 @@ def outside_auc(model: Model, records: pd.DataFrame, labels: Labels, members: ND
     first = np.random.default_rng(seed).permutation(len(y)) < len(y) // 2
     score = np.zeros(len(y))
     for known in (first, ~first):
-        learner = networks.MLPClassifier((64,), max_iter=2000, random_state=seed)
-        attack = attacks.MembershipInferenceBlackBox(classifier, attack_model=learner)
+        attack = attacks.MembershipInferenceBlackBox(classifier, attack_model_type="rf")
+        attack.attack_model.set_params(random_state=seed)
         told, kept = known & members, known & ~members
         attack.fit(x[told], y[told], x[kept], y[kept])
         score[~known] = np.asarray(attack.infer(x[~known], y[~known], probabilities=True)).reshape(-1)
@@ -506,41 +511,35 @@ rule = "size"
 
 def _tell(case: _Case, text: str, audit: bool = False) -> _Told:
     """Train, ask, fine-tune, erase, ask, train again elsewhere, ask."""
-    with tempfile.TemporaryDirectory(prefix="frmu-") as folder, _files(Path(folder), case.probes) as files:
+    scores, models, seconds = {}, {}, {}
+    with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
+        files = _files(Path(folder), case.probes)
         here = _put(Path(folder) / "all", case.held, text)
         never = _put(Path(folder) / "never", case.held[~case.gone], text)
-        trained = _train(here)
-        scores, models = {"original": _served(here, files)}, {"original": load_model(here.folder / "state.safetensors")}
+        seconds["original"] = _train(here)["seconds"]
+        scores["original"], models["original"] = _served(here, files)
         began = time.perf_counter()
         models["fine-tuned"] = _tuned(models["original"], never)
-        tuning = time.perf_counter() - began
-        scores["fine-tuned"] = {name: _ask(models["fine-tuned"], pd.read_parquet(at)) for name, at in files.items()}
+        seconds["fine-tuned"] = time.perf_counter() - began
+        scores["fine-tuned"] = {name: _ask(models["fine-tuned"], probe) for name, probe in case.probes.items()}
         request = api.erase(here, case.selection, "bench")["request"]
         with api.Experiment(here, "local") as experiment:
             drained = experiment.drain()
-        scores["erased"], models["erased"] = _served(here, files), load_model(here.folder / "state.safetensors")
-        again = _train(never)
-        scores["retrained"], models["retrained"] = _served(never, files), load_model(never.folder / "state.safetensors")
+        seconds["erased"] = drained["seconds"]
+        scores["erased"], models["erased"] = _served(here, files)
+        seconds["retrained"] = _train(never)["seconds"]
+        scores["retrained"], models["retrained"] = _served(never, files)
         proofs = _audited(here, request) if audit else []
-    seconds = {"original": trained["seconds"], "fine-tuned": tuning, "erased": drained["seconds"]}
-    return _Told(
-        scores={row: scores[row] for row in ROWS},
-        models=models,
-        seconds=seconds | {"retrained": again["seconds"]},
-        digests={"erased": drained["state_digest"], "retrained": again["state_digest"]},
-        verified=drained["verified"],
-        erased=sum(sum(receipt["removed"].values()) for receipt in drained["receipts"]),
-        proofs=proofs,
-    )
+    erased = sum(sum(receipt["removed"].values()) for receipt in drained["receipts"])
+    return _Told(scores, models, seconds, drained["verified"], erased, proofs)
 
 
-@contextmanager
-def _files(folder: Path, probes: Mapping[str, pd.DataFrame]) -> Iterator[dict[str, Path]]:
+def _files(folder: Path, probes: Mapping[str, pd.DataFrame]) -> dict[str, Path]:
     """Probes as Parquet files, by name."""
     files = {name: folder / f"{name}.parquet" for name in probes}
-    for name, frame in probes.items():
-        frame.to_parquet(files[name], index=False)
-    yield files
+    for name, probe in probes.items():
+        probe.to_parquet(files[name], index=False)
+    return files
 
 
 def _put(folder: Path, table: pd.DataFrame, text: str) -> Config:
@@ -563,14 +562,16 @@ def _audited(config: Config, request: str) -> list[Mapping[str, Any]]:
         return list(experiment.verify(request, "L3")["proofs"])
 
 
-def _served(config: Config, files: Mapping[str, Path]) -> dict[str, Float]:
-    """The scores (records, classes) that the champion serves, by file."""
-    out = {}
+def _served(config: Config, files: Mapping[str, Path]) -> tuple[dict[str, Float], Model]:
+    """The scores (records, classes) that the champion serves, by file, and the model behind it."""
+    scores, model = {}, load_model(config.folder / "state.safetensors")
     for name, file in files.items():
-        answer = config.folder / f"answer-{name}.parquet"
-        predict(config, file, answer)
-        out[name] = _scores(pq.read_table(answer).to_pandas())
-    return out
+        answer = config.folder.parent / f"answer-{name}.parquet"
+        served = predict(config, file, answer)
+        if served["state_digest"] != model.state.digest:
+            raise StoreError(f"{config.folder}: what is served is not the state that was trained last")
+        scores[name] = _scores(pq.read_table(answer).to_pandas())
+    return scores, model
 
 
 def _ask(model: Model, records: pd.DataFrame) -> Float:

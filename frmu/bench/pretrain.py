@@ -99,7 +99,7 @@ def _selected(config: Config, task: Task, hit: frozenset[str], network: Network)
     policy = config.policy
     selected = rules(seen)
     selected["best rule, guarded"] = decide(task, None, "rules", policy.margin, 1).influence
-    selected["policy"] = follow(network, task, seen, 1)
+    selected["policy"] = follow(network, task, seen, 1)[0]
     selected["policy and rules, guarded"] = decide(task, network, "policy", policy.margin, 1).influence
     selected["oracle"] = np.array([0.0 if key in hit else 1.0 for key in task.keys])
     return selected

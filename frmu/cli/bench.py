@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
-from frmu.cli.shell import command, json_option, main, say, show, table
+from frmu.cli.shell import address_option, command, json_option, main, say, show, table
 
 
 @main.group()
@@ -68,3 +69,93 @@ def bench_erasure(data: str, seeds: int, cache: Path, as_json: bool) -> int:
         lambda _: table(f"{data}: erased, against a federation that never had them", columns, rows),
     )
     return 0 if result["equal"] else 1
+
+
+@command(bench, "drain")
+@click.option("--clients", type=click.IntRange(2), default=100, show_default=True)
+@click.option("--requests", type=click.IntRange(1), default=1000, show_default=True, help="In one batch.")
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Single requests, one by one.")
+@address_option
+@json_option
+def bench_drain(clients: int, requests: int, repeats: int, address: str | None, as_json: bool) -> int:
+    """Time a drain on a live federation: one subject, and many requests in one batch."""
+    from frmu.bench.drain import bench_drain as measure
+
+    result = measure(clients, requests, repeats, address)
+    show(as_json, result, _tell_drain)
+    return 0 if result["proven"] else 1
+
+
+def _tell_drain(result: dict[str, Any]) -> None:
+    one, batch = result["one"], result["batch"]
+    table(
+        f"{result['clients']} clients, {result['records']:,} records; trained in {result['train_seconds']:.2f} s",
+        ["requests", "records erased", "drain to new state s", "proof s"],
+        [
+            [
+                "1",
+                f"{one['records']:g}",
+                f"{one['seconds']:.3f} (worst {one['worst']:.3f})",
+                f"{one['proof_seconds']:.2f}",
+            ],
+            [
+                str(batch["requests"]),
+                f"{batch['records']:,}",
+                f"{batch['seconds']:.3f}",
+                f"{batch['proof_seconds']:.2f}",
+            ],
+        ],
+    )
+    say(f"the batch costs {result['ratio']:.1f} times one request; {'all L5' if result['proven'] else 'NOT PROVEN'}")
+
+
+@command(bench, "forgetting")
+@click.option("--setup", type=click.Choice(["backdoor", "canary", "both"]), default="both", show_default=True)
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--outside", is_flag=True, help="Try an outside membership test as well; needs the extra frmu[audit].")
+@_cache
+@json_option
+def bench_forgetting(setup: str, seeds: int, outside: bool, cache: Path, as_json: bool) -> int:
+    """Erase a backdoored client and mislabelled records; compare with models trained again or only fine-tuned."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from frmu.bench.forgetting import bench_forgetting as measure
+
+    result = measure(("backdoor", "canary") if setup == "both" else (setup,), cache, seeds, outside)
+    show(as_json, result, _tell_forgetting)
+    return 0 if result["passed"] else 1
+
+
+_MEASURES = {
+    "accuracy": "accuracy %", "attack": "attack success %", "auc": "canary AUC",
+    "membership": "U-LiRA AUC", "outside": "ART AUC", "gap": "largest score gap", "seconds": "seconds",
+}  # fmt: skip
+
+
+def _tell_forgetting(result: dict[str, Any]) -> None:
+    for name, found in result["setups"].items():
+        runs, measures = found["runs"], [key for key in _MEASURES if key in found["rows"]["erased"]]
+        rows = [
+            [row, *(_plus_minus(by[key], key) for key in measures), _same_digest(runs, row)]
+            for row, by in found["rows"].items()
+        ]
+        title = f"{name}: {runs[0]['erased']:,} of {runs[0]['records']:,} records erased, mean over {len(runs)} seeds"
+        table(title, ["model", *(_MEASURES[key] for key in measures), "digest"], rows)
+        if audits := [run["audit"] for run in runs if run.get("audit")]:
+            say(f"frmu verify --level L3, membership: telling on {sum(a['telling'] for a in audits)} of {len(audits)}")
+        say(*(f"{'met   ' if met else 'MISSED'}  {bar}" for bar, met in found["bars"].items()))
+        say(f"{found['wall_seconds']:.0f} s", "")
+
+
+def _plus_minus(found: dict[str, float], key: str) -> str:
+    mean, std = found["mean"], found["std"]
+    if key in ("accuracy", "attack"):
+        return f"{100 * mean:.1f} ± {100 * std:.1f}"
+    return f"{mean:.2f} ± {std:.2f}" if key == "seconds" else f"{mean:.3f} ± {std:.3f}"
+
+
+def _same_digest(runs: list[dict[str, Any]], row: str) -> str:
+    """On how many seeds a model's digest is that of the one trained again."""
+    if row == "retrained":
+        return "-"
+    same = sum(run["digests"][row] == run["digests"]["retrained"] for run in runs)
+    return f"equal on {same} of {len(runs)}"

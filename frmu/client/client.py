@@ -6,7 +6,7 @@ remain, never subtracted, so a client that forgot is, to the last bit, a client 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ from frmu.federation import Answer, Work
 from frmu.influence.network import Network
 from frmu.influence.task import Task, task_of
 from frmu.learning.encoders import Encoder, encode, encoders, width
+from frmu.learning.solve import solve
 from frmu.learning.statistics import one_thread, statistics_of, targets
 from frmu.types import Float, Statistics
 
 __all__ = ["Client", "Host", "Rehearsal"]
 
 Rehearsal = tuple[str, frozenset[str], Task, float]  # disturbance, slices hit, task, later loss of keeping all
+_FIT = SPLITS.index("fit")
 BLOCK = 32_768  # rows encoded at a time, so that a long slice does not fill the memory
 
 
@@ -43,6 +45,8 @@ class Client:
         self._encoders = dict(by)
         self._shard: Shard | None = None
         self._statistics: dict[tuple[str, ...], dict[tuple[int, str], Statistics]] = {}
+        self._alone: dict[tuple[str, ...], dict[str, Float]] = {}
+        self._totals: dict[tuple[str, tuple[str, ...]], Statistics] = {}
         self._tombstones: tuple[bytes, list[str]] | None = None
         self._groups: dict[int, dict[str, NDArray[np.intp]]] = {}
         self.network: Network | None = None
@@ -64,6 +68,8 @@ class Client:
         """Forget everything that was derived from the shard: it was replaced."""
         self._shard = None
         self._statistics.clear()
+        self._alone.clear()
+        self._totals.clear()
         self._tombstones = None
         self._groups.clear()
         self.rehearsals.clear()
@@ -72,6 +78,7 @@ class Client:
         """Purge rows, (n,) bool: the shard is rewritten and what rested on them is forgotten."""
         shard = self.shard
         kept = {slot: cache for slot, cache in self._statistics.items() if not self.config.data.lags}
+        heads = {slot: cache for slot, cache in self._alone.items() if not self.config.data.lags}
         touched = {(int(split), str(key)) for split, key in zip(shard.split[rows], shard.slices[rows], strict=True)}
         rest = shard.without(rows)
         if rest.num_rows:
@@ -82,6 +89,8 @@ class Client:
         # A lag carries a value into other slices, so with lags nothing is kept.
         for outputs, cache in kept.items():
             self._statistics[outputs] = {slot: part for slot, part in cache.items() if slot not in touched}
+        for outputs, alone in heads.items():
+            self._alone[outputs] = {key: W for key, W in alone.items() if (_FIT, key) not in touched}
 
     def tombstones(self, key: bytes) -> list[str]:
         """The keyed hash of each record, in the order of the rows."""
@@ -135,15 +144,36 @@ class Client:
 
     def split_total(self, split: str, outputs: tuple[str, ...]) -> Statistics:
         """The statistics of a whole split, its slices added in the order of their keys."""
-        return Statistics.total(self.slices(split, outputs).values(), width(self.config), len(outputs))
+        if (split, outputs) not in self._totals:
+            parts = self.slices(split, outputs).values()
+            self._totals[split, outputs] = Statistics.total(parts, width(self.config), len(outputs))
+        return self._totals[split, outputs]
 
     def rest(self, total: Statistics, outputs: tuple[str, ...]) -> Statistics:
         """The sums of the other clients: the federation's total without this client's own."""
         own = self.split_total("fit", outputs)
         return Statistics(total.n - own.n, total.G - own.G, total.b - own.b, 0.0)
 
-    def task(self, slices: Mapping[str, Statistics], total: Statistics, outputs: tuple[str, ...]) -> Task:
-        """The task of choosing influences for some slices, by key, within the federation's total."""
+    def alone(self, outputs: tuple[str, ...]) -> dict[str, Float]:
+        """The head (d, outputs) fitted on each slice alone, by key: it lasts as long as the slice's statistics."""
+        cache = self._alone.setdefault(outputs, {})
+        for key, part in self.slices("fit", outputs).items():
+            if key not in cache:
+                cache[key] = solve(part.G, part.b, self.config.model.ridge)
+        return cache
+
+    def task(
+        self,
+        slices: Mapping[str, Statistics],
+        total: Statistics,
+        outputs: tuple[str, ...],
+        changed: Collection[str] = (),
+    ) -> Task:
+        """The task of choosing influences for some slices, by key, within the federation's total.
+
+        `changed` are those whose statistics are not the client's own.
+        """
+        alone = {key: W for key, W in self.alone(outputs).items() if key not in changed}
         return task_of(
             slices,
             shards.ages(sorted(slices), self.config),
@@ -151,6 +181,7 @@ class Client:
             self.split_total("validation", outputs),
             self.split_total("later", outputs),
             self.config.model.ridge,
+            alone,
         )
 
 

@@ -375,5 +375,5 @@ class Play(Each):
             modalities = {name: X[groups[key]] for name, X in client.shard.modalities.items()}
             y = client.shard.target[groups[key]]
             chosen[key] = client.statistics(*disturb(kind, modalities, y, rng), self.outputs)
-        task = client.task({key: chosen[key] for key in keys}, self.total.open(), self.outputs)
+        task = client.task({key: chosen[key] for key in keys}, self.total.open(), self.outputs, hit)
         return kind, frozenset(hit), task, loss(refit(task, np.ones(len(task))), task.later)

@@ -45,7 +45,7 @@ def observe(task: Task, influence: Float, step: float) -> Float:
         residual[s] = np.log(loss(without, one) + _TINY)
         change = loss(flipped, task.validation) / now - 1.0
         gain[s] = np.arcsinh(100.0 * (change if influence[s] else -change))
-        solo[s] = np.log((loss(solve(one.G, one.b, task.ridge), task.validation) + _TINY) / now)
+        solo[s] = np.log((loss(task.alone[s], task.validation) + _TINY) / now)
         cosine[s] = _cosine(one.G @ W - one.b, slope)
     size = np.log(task.n / task.n.mean())
     columns = [

@@ -50,15 +50,20 @@ def rules(rows: Float) -> dict[str, Float]:
     }
 
 
-def follow(network: Network, task: Task, rows: Float, steps: int) -> Float:
-    """The influences (K,) that a policy arrives at in some steps, from observation rows under full influence."""
-    influence = np.ones(len(task))
-    for step in range(steps):
-        if step:
-            rows = observe(task, influence, step / steps)
-        logits, _, _ = network(rows)
-        influence = np.array([LEVELS[action] for action in np.argmax(logits, axis=1)])
-    return influence
+def follow(network: Network, task: Task, rows: Float, steps: int) -> tuple[Float, Float]:
+    """The influences (K,) that a policy arrives at in some steps, from observation rows under full influence.
+
+    And its attention over slices (K,) at the first look.
+    """
+    logits, _, pool = network(rows)
+    influence = _levels(logits)
+    for step in range(1, steps):
+        influence = _levels(network(observe(task, influence, step / steps))[0])
+    return influence, pool
+
+
+def _levels(logits: Float) -> Float:
+    return np.array([LEVELS[action] for action in np.argmax(logits, axis=1)])
 
 
 def decide(task: Task, network: Network | None, selector: str, margin: float, steps: int) -> Decision:
@@ -75,12 +80,16 @@ def decide(task: Task, network: Network | None, selector: str, margin: float, st
     pool = keep / len(task)
     refits = 2 * len(task) + 1
     if network is not None and selector == "policy":
-        proposals["policy"] = follow(network, task, rows, steps)
-        pool = network(rows)[2]
+        proposals["policy"], pool = follow(network, task, rows, steps)
         refits += (steps - 1) * (2 * len(task) + 1)
-    losses = {name: validation_loss(task, influence) for name, influence in proposals.items()}
+    # Where nothing is wrong most proposals are to keep everything: each is fitted once.
+    tried: dict[bytes, float] = {}
+    for influence in proposals.values():
+        if influence.tobytes() not in tried:
+            tried[influence.tobytes()] = validation_loss(task, influence)
+    losses = {name: tried[influence.tobytes()] for name, influence in proposals.items()}
     chosen = _guard(losses, margin)
-    return Decision(proposals[chosen], chosen, losses, rows, pool, refits + len(proposals))
+    return Decision(proposals[chosen], chosen, losses, rows, pool, refits + len(tried))
 
 
 def _guard(losses: Mapping[str, float], margin: float) -> str:

@@ -30,6 +30,7 @@ FORGET, ATTENUATE, KEEP = range(3)
 class Task:
     """K slices in the order of their keys; `G` (K, d, d), `b` (K, d, outputs), `n`, `c` and `age` (K,).
 
+    `alone` (K, d, outputs) are the heads fitted on each slice alone.
     `rest` holds the sums of all other clients. `validation` judges in production; `later`, a stretch after it, is
     seen by the reward alone.
     """
@@ -39,6 +40,7 @@ class Task:
     G: Float
     b: Float
     c: Float
+    alone: Float
     age: Float
     rest: Statistics
     validation: Statistics
@@ -60,16 +62,27 @@ def task_of(
     validation: Statistics,
     later: Statistics,
     ridge: float,
+    alone: Mapping[str, Float] | None = None,
 ) -> Task:
-    """Stack the statistics of slices, in the order of their keys; there must be at least one."""
+    """Stack the statistics of slices, in the order of their keys; there must be at least one.
+
+    `alone` holds heads that are known already, by key.
+    """
     keys = tuple(sorted(slices))
     parts = [slices[key] for key in keys]
+    known = alone or {}
     return Task(
         keys=keys,
         n=np.array([part.n for part in parts], dtype=np.float64),
         G=np.stack([part.G for part in parts]),
         b=np.stack([part.b for part in parts]),
         c=np.array([part.c for part in parts]),
+        alone=np.stack(
+            [
+                known[key] if key in known else solve(part.G, part.b, ridge)
+                for key, part in zip(keys, parts, strict=True)
+            ]
+        ),
         age=age,
         rest=rest,
         validation=validation,

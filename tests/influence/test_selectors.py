@@ -76,7 +76,7 @@ def test_the_policy_does_not_mind_the_order_of_slices(network: Network) -> None:
 
 def test_steps_refine(network: Network) -> None:
     task = make(bad=(1, 4))
-    assert follow(network, task, observe(task, np.ones(8), 0.0), 3).shape == (8,)
+    assert follow(network, task, observe(task, np.ones(8), 0.0), 3)[0].shape == (8,)
 
 
 def test_the_shipped_policy_has_seen_no_client_of_ours(network: Network) -> None:
