@@ -127,7 +127,7 @@ def bench_forgetting(setup: str, seeds: int, outside: bool, cache: Path, as_json
 
 _MEASURES = {
     "accuracy": "accuracy %", "attack": "attack success %", "auc": "canary AUC",
-    "membership": "U-LiRA AUC", "outside": "ART AUC", "gap": "largest score gap", "seconds": "seconds",
+    "membership": "U-LiRA AUC", "outside": "ART AUC", "gap": "score gap", "seconds": "seconds",
 }  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def _tell_forgetting(result: dict[str, Any]) -> None:
             for row, by in found["rows"].items()
         ]
         title = f"{name}: {runs[0]['erased']:,} of {runs[0]['records']:,} records erased, mean over {len(runs)} seeds"
-        table(title, ["model", *(_MEASURES[key] for key in measures), "digest"], rows)
+        table(title, ["model", *(_MEASURES[key] for key in measures), "digest equal"], rows)
         if audits := [run["audit"] for run in runs if run.get("audit")]:
             say(f"frmu verify --level L3, membership: telling on {sum(a['telling'] for a in audits)} of {len(audits)}")
         say(*(f"{'met   ' if met else 'MISSED'}  {bar}" for bar, met in found["bars"].items()))
@@ -158,4 +158,4 @@ def _same_digest(runs: list[dict[str, Any]], row: str) -> str:
     if row == "retrained":
         return "-"
     same = sum(run["digests"][row] == run["digests"]["retrained"] for run in runs)
-    return f"equal on {same} of {len(runs)}"
+    return f"{same} of {len(runs)}"

@@ -296,7 +296,8 @@ def _tell_attacks(result: dict[str, Any]) -> None:
         telling = "" if proof["telling"] else "; it says nothing here: the original passes as well"
         table(f"{proof['level']} {proof['check']}: {outcome}{telling}", ["", *models], rows)
         say(f"the bar: {proof['bar']}", "")
-    why = "" if result["telling"] else " (no check could tell the original from a retrained model; L5 is the proof)"
+    by = [proof["check"] for proof in result["proofs"] if proof["telling"]]
+    why = f", by {', '.join(by)}" if by else ": nothing here tells the original from a retrained model"
     say(f"{'VERIFIED' if result['verified'] else 'NOT VERIFIED'}: level {result['level']}{why}")
 
 

@@ -33,6 +33,8 @@ _KINDS = {
     "where": "the records that meet a condition",
 }
 
+_MODELS = (": this state", ": retrained", ": original")  # of a test's figures, in the order of their weight
+
 _LEVELS = {
     "L0": ("Located", "The records that the request means were found and counted, client by client."),
     "L1": ("Purged", "They are gone from disk, and a keyed fingerprint of each refuses it if it is imported again."),
@@ -256,7 +258,7 @@ def _levels(receipt: Mapping[str, Any], claimed: int) -> str:
         word = "not reached" if at > reached else "included" if at < reached else "reached"
         if claimed <= at <= reached:
             word = "only claimed"
-        tests = [bool(proof["passed"]) for proof in receipt["proofs"] if proof["level"] == level]
+        tests = [bool(proof["passed"]) for proof in receipt["proofs"] if proof["level"] == level and _tells(proof)]
         if tests:
             word = f"{word}, test passed" if all(tests) else "test FAILED"
         mark = "now" if at == reached and at < claimed else "off" if at > reached else "on"
@@ -314,7 +316,10 @@ def _proofs(proofs: Sequence[Mapping[str, Any]]) -> str:
 
 def _proof(proof: Mapping[str, Any]) -> tuple[str, ...]:
     numbers = proof.get("numbers", {})
-    told = (f"{_plain(name, 40)} {_number(value)}" for name, value in numbers.items())
+    order = sorted(
+        numbers, key=lambda name: next((at for at, m in enumerate(_MODELS) if name.endswith(m)), len(_MODELS))
+    )
+    told = (f"{_plain(name, 40)} {_number(numbers[name])}" for name in order)
     seeds = len(proof.get("seeds", []))
     again = f", {_count(seeds, 'run')}" if seeds else ""
     return (
@@ -322,8 +327,13 @@ def _proof(proof: Mapping[str, Any]) -> tuple[str, ...]:
         _day(proof["time"]) + again if proof.get("time") else "not stated",
         _fold(told, len(numbers), 112, "figure", more="") if numbers else "not stated",
         _mark(_plain(proof.get("bar") or "not stated", 64)),
-        "passed" if proof["passed"] else "<b>FAILED</b>",
+        "<b>FAILED</b>" if not proof["passed"] else "passed" if proof.get("telling", True) else "passed, says nothing",
     )
+
+
+def _tells(proof: Mapping[str, Any]) -> bool:
+    """A test that passes whatever the model is has not tested it; one that failed has."""
+    return bool(proof.get("telling", True)) or not proof["passed"]
 
 
 def _outside(receipt: Mapping[str, Any]) -> str:

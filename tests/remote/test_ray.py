@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import CONFIG, put
+from conftest import CONFIG, put, train
 
 from frmu import api
 from frmu.config import Config
@@ -131,3 +131,16 @@ def test_runs_of_a_job_are_in_mlflow(tmp_path: Path, table: pd.DataFrame) -> Non
     assert "influence/home 0/2025-01" in details[0].data.metrics
     assert not [name for run in runs if run not in details for name in run.data.metrics if "home" in name]
     assert json.loads(json.dumps(drained))["receipts"]
+
+
+def test_attacks_run_on_the_client_actors(tmp_path: Path, table: pd.DataFrame) -> None:
+    """Shadow models and rehearsals are fitted where the clients are; the numbers are those of one process."""
+    config = packed(tmp_path / "audit", table, 4)
+    train(config)
+    receipt = api.erase(config, Selection("subject", subject="p2"))["request"]
+    with api.Experiment(config) as experiment:
+        experiment.drain()
+        on_ray = experiment.verify(receipt, "L3")["proofs"]
+    with api.Experiment(config, "local") as experiment:
+        in_process = experiment.verify(receipt, "L3")["proofs"]
+    assert [proof["numbers"] for proof in on_ray] == [proof["numbers"] for proof in in_process]
