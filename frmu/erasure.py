@@ -21,7 +21,6 @@ from frmu.influence.network import Network, read_policy
 from frmu.ledger.receipt import Receipt
 from frmu.ledger.request import EraseRequest
 from frmu.methods.method import Round
-from frmu.registry import Purged
 from frmu.report.figures import measure
 from frmu.tracking import Run
 from frmu.types import State
@@ -157,7 +156,7 @@ class _Drain:
         seconds = round(time.perf_counter() - self._began, 4)
         moved = self.federation.traffic.up + self.federation.traffic.down - self._moved
         removed = self._purge_runs()
-        x.ledger.advance(batch.ids, "refitted", {"state": state.digest, "mlflow": removed.to_json()})
+        x.ledger.advance(batch.ids, "refitted", {"state": state.digest, "mlflow": removed})
         verdict = exact_verdict(x, state, x.ledger.tombstones(self.federation.clients, begun=True))
         x.ledger.advance(batch.ids, "verified", {"passed": verdict.passed, "rebuilt": verdict.rebuilt})
         shared = {
@@ -209,16 +208,26 @@ class _Drain:
             return None
         return self.x.method.erase(self.federation, self.state, self.x.network(), self.batch.touched)
 
-    def _purge_runs(self) -> Purged:
-        owners = {self.x.ledger.owner(client)[:8] for client in self.batch.touched}
-        return self.x.registry.purge(owners, keep=(self.run.id,), delete_runs=self.x.config.erasure.runs == "delete")
+    def _purge_runs(self) -> dict[str, Any]:
+        """What was removed from MLflow, by this drain or by one that was killed before, and what is left there."""
+        x, told = self.x, []
+        for line in x.ledger.lines(["refitted"]):
+            if line.request in self.batch.ids:
+                told.append(line.body["mlflow"])
+        owners = {x.ledger.owner(client)[:8] for client in self.batch.touched}
+        removed = x.registry.purge(owners, keep=(self.run.id,), delete_runs=x.config.erasure.runs == "delete").to_json()
+        for before in told:
+            for name in ("runs", "versions"):
+                removed[name] = sorted({*removed[name], *before[name]})
+            removed["artifacts"] = max(removed["artifacts"], before["artifacts"])
+        return removed
 
-    def _purged(self, request: EraseRequest, sources: list[str] | None, removed: Purged) -> dict[str, Any]:
+    def _purged(self, request: EraseRequest, sources: list[str] | None, removed: dict[str, Any]) -> dict[str, Any]:
         return {
             "clients": sorted(self.batch.removed[request.id]),
             "source": "out of scope" if sources is None else "rewritten",
             "source_files": sources or [],
-            "mlflow": removed.to_json(),
+            "mlflow": removed,
         }
 
     def _close(self, receipts: Sequence[Receipt], state: State) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ __all__ = ["Run", "Tracker", "public", "reaching"]
 _BATCH = 1000  # MLflow takes so many metrics a call
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }

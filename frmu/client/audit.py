@@ -123,72 +123,73 @@ class Gauge(Each):
 # -- membership -----------------------------------------------------------------------------------------------
 
 
-def _pool(client: Client, most: int) -> NDArray[np.intp]:
-    """The rows that shadow models draw from: what was fitted, and test records that no model has seen."""
-    split = client.shard.split
-    unseen = np.flatnonzero(split == TEST)
-    rng = np.random.Generator(np.random.PCG64(len(unseen)))
-    return np.sort(np.concatenate([np.flatnonzero(split == FIT), rng.permutation(unseen)[:most]]))
+def _inside(client: Client, erased: NDArray[np.bool_], seeds: Sequence[int]) -> NDArray[np.bool_]:
+    """Which of the fitted rows each shadow model has, (seeds, rows): half of them, drawn by client and seed.
 
-
-def _inside(client: Client, rows: int, seeds: Sequence[int]) -> NDArray[np.bool_]:
-    """Which rows of the pool each shadow model is fitted on, (seeds, rows): half of them, drawn by client and seed."""
+    A model of an odd seed comes from a world that never had the erased records, as the retrained one does.
+    """
     name = int.from_bytes(client.name.encode(), "big") % 2**63
-    draws = [np.random.Generator(np.random.PCG64([seed, name])).random(rows) < 0.5 for seed in seeds]
-    return np.array(draws).reshape(len(seeds), rows)
+    draws = [np.random.Generator(np.random.PCG64([seed, name])).random(len(erased)) < 0.5 for seed in seeds]
+    inside = np.array(draws).reshape(len(seeds), len(erased))
+    return inside & ~(_never(seeds)[:, None] & erased)
+
+
+def _never(seeds: Sequence[int]) -> NDArray[np.bool_]:
+    return np.array(seeds, dtype=np.int64) % 2 == 1
 
 
 @dataclass(frozen=True, slots=True)
 class Shadow(Each):
-    """Send the sums of a random half of the pool, for each of some seeds."""
+    """Send the sums of a random half of the fitted records, for each of some seeds; odd ones without the erased."""
 
     seeds: tuple[int, ...]
     outputs: tuple[str, ...]
-    most: int
+    tombstones: Buried
+    key: bytes = field(repr=False)
 
     def perform(self, client: Client) -> Answer:
         """Packed sums in the payload, one row a seed."""
-        pool = _pool(client, self.most)
-        parts = [
-            client.statistics_of_rows(pool[chosen], self.outputs) for chosen in _inside(client, len(pool), self.seeds)
-        ]
+        fitted = np.flatnonzero(client.shard.split == FIT)
+        drawn = _inside(client, _forget(client, self.tombstones, self.key)[fitted], self.seeds)
+        parts = [client.statistics_of_rows(fitted[chosen], self.outputs) for chosen in drawn]
         payload = {"H": np.stack([pack(part.G) for part in parts]), "b": np.stack([part.b for part in parts])}
-        return Answer(client.name, {"pool": len(pool)}, payload)
+        return Answer(client.name, {"fitted": len(fitted)}, payload)
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs(Each):
-    """The likelihood-ratio membership test of target heads, by shadow heads (seeds, d, outputs).
+    """The membership test of target heads, by shadow heads (seeds, d, outputs).
 
-    A record's score is the likelihood of what a head makes of it if the record was fitted, against if it was not; the
-    answer counts the pairs of an erased and an unseen record in which the erased one scores higher.
+    What a head makes of an erased record is held against what shadow heads that never had any of them make of that very
+    record; the answer counts how often the head looks more like one that was fitted on it. No other record is needed,
+    so it does not matter that erased records may be of another kind than those that are left.
     """
 
     targets: Mapping[str, Float]
     shadows: Float
     seeds: tuple[int, ...]
     outputs: tuple[str, ...]
-    most: int
     tombstones: Buried
     key: bytes = field(repr=False)
 
     def perform(self, client: Client) -> Answer:
-        """Pairs in all, and pairs won, by head."""
-        pool = _pool(client, self.most)
-        erased = _forget(client, self.tombstones, self.key)[pool]
-        members, others = np.flatnonzero(erased), np.flatnonzero(~erased & (client.shard.split[pool] == TEST))
-        pairs = len(members) * len(others)
-        if not pairs:
+        """Pairs of an erased record and a shadow head that never had it, and pairs won, by head."""
+        fitted = np.flatnonzero(client.shard.split == FIT)
+        erased = _forget(client, self.tombstones, self.key)[fitted]
+        rows, never = fitted[erased], _never(self.seeds)
+        if not len(rows):
             return Answer(client.name, {"pairs": 0, "won": dict.fromkeys(self.targets, 0.0)})
-        phi, y = client.encoded(client.shard.modalities, pool), client.shard.target[pool]
-        inside = _inside(client, len(pool), self.seeds)
-        seen = np.stack([_signal(phi @ W, y, self.outputs) for W in self.shadows])  # (seeds, pool)
+        inside = _inside(client, erased, self.seeds)[:, erased]
+        phi, y = client.encoded(client.shard.modalities, rows), client.shard.target[rows]
+        seen = np.stack([_signal(phi @ W, y, self.outputs) for W in self.shadows])  # (seeds, erased)
+        with_it = np.where(inside, seen, 0.0).sum(axis=0) / np.maximum(inside.sum(axis=0), 1)
+        like = np.sign(with_it - seen[never].mean(axis=0))  # which way a fitted record goes
         won = {
-            head: _won(scores[members], scores[others])
+            head: float(np.sum(ahead > 0) + np.sum(ahead == 0) / 2)
             for head, W in self.targets.items()
-            for scores in [_ratio(_signal(phi @ W, y, self.outputs), seen, inside)]
+            for ahead in [like * (_signal(phi @ W, y, self.outputs) - seen[never])]
         }
-        return Answer(client.name, {"pairs": pairs, "won": won})
+        return Answer(client.name, {"pairs": int(never.sum()) * len(rows), "won": won})
 
 
 def _signal(predicted: Float, y: NDArray[Any], outputs: tuple[str, ...]) -> Float:
@@ -198,22 +199,6 @@ def _signal(predicted: Float, y: NDArray[Any], outputs: tuple[str, ...]) -> Floa
         return np.asarray((Y - predicted)[:, 0])
     true = np.sum(np.where(Y > 0, predicted, 0.0), axis=1)
     return np.asarray(true - np.max(np.where(Y > 0, -np.inf, predicted), axis=1))
-
-
-def _ratio(signal: Float, seen: Float, inside: NDArray[np.bool_]) -> Float:
-    """The log likelihood ratio of each record: fitted against not, normal, with a shared variance each."""
-    means, spreads = [], []
-    for chosen in (inside, ~inside):
-        count = np.maximum(chosen.sum(axis=0), 1)
-        mean = np.where(chosen, seen, 0.0).sum(axis=0) / count
-        spread = np.where(chosen, (seen - mean) ** 2, 0.0).sum() / max(1, chosen.sum() - chosen.shape[1])
-        means.append(mean)
-        spreads.append(max(float(spread), 1e-18))
-    fitted, other = (
-        -((signal - mean) ** 2) / (2 * spread) - 0.5 * np.log(spread)
-        for mean, spread in zip(means, spreads, strict=True)
-    )
-    return np.asarray(fitted - other)
 
 
 def _won(members: Float, others: Float) -> float:

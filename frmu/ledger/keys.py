@@ -40,22 +40,23 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def seal(key: bytes, value: Any) -> str:
-    """A JSON value as base64 text that only `key` opens.
+def seal(key: bytes, value: Any, place: str) -> str:
+    """A JSON value as base64 text that only `key` opens, and only in the `place` that it was sealed for.
 
     >>> key = new_key()
-    >>> unseal(key, seal(key, {"reason": "asked"}))
+    >>> unseal(key, seal(key, {"reason": "asked"}, "r1"), "r1")
     {'reason': 'asked'}
     """
     nonce = os.urandom(12)
-    return base64.b64encode(nonce + ChaCha20Poly1305(key).encrypt(nonce, canonical(value), None)).decode()
+    sealed = ChaCha20Poly1305(key).encrypt(nonce, canonical(value), place.encode())
+    return base64.b64encode(nonce + sealed).decode()
 
 
-def unseal(key: bytes, text: str) -> Any:
-    """The inverse of `seal`; raises `LedgerError` where the text was changed or sealed with another key."""
+def unseal(key: bytes, text: str, place: str) -> Any:
+    """The inverse of `seal`; raises `LedgerError` where the text was changed, moved or sealed with another key."""
     try:
         raw = base64.b64decode(text, validate=True)
-        return json.loads(ChaCha20Poly1305(key).decrypt(raw[:12], raw[12:], None))
+        return json.loads(ChaCha20Poly1305(key).decrypt(raw[:12], raw[12:], place.encode()))
     except (InvalidTag, ValueError):
         raise LedgerError("a sealed text was changed, or sealed with another key; restore the ledger") from None
 
@@ -71,13 +72,13 @@ class Keys:
         """A keyed hash, 64 hex digits: without the secret it says nothing of the text."""
         return hmac.new(self._chain, text.encode(), hashlib.sha256).hexdigest()
 
-    def wrap(self, value: Any) -> str:
+    def wrap(self, value: Any, place: str) -> str:
         """Seal a JSON value with the store's own key."""
-        return seal(self._wrap, value)
+        return seal(self._wrap, value, place)
 
-    def unwrap(self, text: str) -> Any:
+    def unwrap(self, text: str, place: str) -> Any:
         """The inverse of `wrap`."""
-        return unseal(self._wrap, text)
+        return unseal(self._wrap, text, place)
 
     @property
     def public(self) -> str:

@@ -110,15 +110,15 @@ class Ledger:
             body = {
                 "kind": selection.kind,
                 "due": due.isoformat(timespec="seconds"),
-                "file": seal(file, {"reason": reason, "requester": requester}),
-                "meaning": seal(meaning, selection.to_json()),
+                "file": seal(file, {"reason": reason, "requester": requester}, f"{request} {_FILE}"),
+                "meaning": seal(meaning, selection.to_json(), f"{request} {_MEANING}"),
             }
             writer.append("received", request, body)
             self._bury(writer, {request: found or {}})
         return EraseRequest(request, selection.kind, selection, reason, requester, received, due, "received")
 
     def _keep(self, writer: Writer, request: str, purpose: str, key: bytes, about: str | None = None) -> None:
-        values = {"request": request, "purpose": purpose, "wrapped": self._keys.wrap(key.hex())}
+        values = {"request": request, "purpose": purpose, "wrapped": self._keys.wrap(key.hex(), f"{request} {purpose}")}
         hashed = self._keys.keyed(about) if about else None
         writer.connection.execute(_key.insert().values(about=hashed, **values))
 
@@ -163,7 +163,7 @@ class Ledger:
             return
         insert = _insert_missing(writer.connection)
         known = {row.owner for row in writer.connection.execute(sql.select(_owner.c.owner))}
-        names = [{"owner": o, "wrapped": self._keys.wrap(client)} for client, o in owners.items() if o not in known]
+        names = [{"owner": o, "wrapped": self._keys.wrap(client, o)} for client, o in owners.items() if o not in known]
         if names:
             writer.connection.execute(insert(_owner), names)
         writer.connection.execute(insert(_tombstone), rows)
@@ -223,7 +223,7 @@ class Ledger:
         key = self._unwrapped(writer.connection, _FILE, {signed["request"]}).get(signed["request"])
         open_part = {name: signed[name] for name in ("outcome", "level", "verified", "state_digest", "signature")}
         body = {**open_part, "receipt": hashlib.sha256(canonical(signed)).hexdigest()}
-        writer.append(kind, signed["request"], body | ({"sealed": seal(key, signed)} if key else {}))
+        writer.append(kind, signed["request"], body | ({"sealed": seal(key, signed, signed["request"])} if key else {}))
         return signed
 
     def shred(self, request: str | None = None, subject: str | None = None) -> list[str]:
@@ -283,11 +283,13 @@ class Ledger:
         self, line: Line, stage: str, files: Mapping[str, bytes], meanings: Mapping[str, bytes]
     ) -> EraseRequest:
         name, body = line.request, line.body
-        file = unseal(files[name], body["file"]) if name in files else {"reason": "", "requester": ""}
+        file = (
+            unseal(files[name], body["file"], f"{name} {_FILE}") if name in files else {"reason": "", "requester": ""}
+        )
         selection = None
         if stage in OPEN:
             try:
-                selection = Selection.from_json(unseal(meanings[name], body["meaning"]))
+                selection = Selection.from_json(unseal(meanings[name], body["meaning"], f"{name} {_MEANING}"))
             except (KeyError, LedgerError):
                 raise LedgerError(
                     f"what request {name} means was changed or removed in the ledger's database; it is not acted "
@@ -304,7 +306,7 @@ class Ledger:
             last = {line.request: line for line in self._chain.lines(connection, ["closed", "proven"])}
             files = self._unwrapped(connection, _FILE, set(last))
         return [
-            unseal(files[name], line.body["sealed"])
+            unseal(files[name], line.body["sealed"], name)
             for name, line in sorted(last.items(), key=lambda pair: _number(pair[0]))
             if name in files
         ]
@@ -382,7 +384,7 @@ class Ledger:
 
     def _names(self, connection: Connection) -> dict[str, str]:
         """Clients by owner code."""
-        return {row.owner: self._keys.unwrap(row.wrapped) for row in connection.execute(sql.select(_owner))}
+        return {row.owner: self._keys.unwrap(row.wrapped, row.owner) for row in connection.execute(sql.select(_owner))}
 
     def _unwrapped(self, connection: Connection, purpose: str, requests: Collection[str]) -> dict[str, bytes]:
         """The keys of some requests, those that are still there."""
@@ -390,7 +392,7 @@ class Ledger:
         if len(requests) == 1:
             query = query.where(_key.c.request == next(iter(requests)))
         rows = [row for row in connection.execute(query) if row.request in requests]
-        return {row.request: bytes.fromhex(self._keys.unwrap(row.wrapped)) for row in rows}
+        return {row.request: bytes.fromhex(self._keys.unwrap(row.wrapped, f"{row.request} {purpose}")) for row in rows}
 
     def _tombstone_digest(self, buried: Mapping[str, Iterable[str]]) -> str:
         pairs = sorted(f"{owner} {name}" for owner, names in buried.items() for name in names)

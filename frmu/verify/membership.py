@@ -1,10 +1,12 @@
 """Level 3, membership: can one tell from a model that it was fitted on the erased records?
 
-U-LiRA: shadow models are fitted on random halves of the records, erased and unseen ones among them; what a model makes
-of a record is held against what the shadow models made of it that had it, and those that had not. The score is the
-chance that an erased record looks more like a member than an unseen one (AUC). It is reported as a gap to the
-retrained model, whose own AUC can be far from one half. (Carlini et al., "Membership inference attacks from first
-principles", S&P 2022; Hayes et al., "Inexact unlearning needs more careful evaluations", 2024.)
+Shadow models are fitted on random halves of the records, some in a world that never had the erased ones. What a model
+makes of an erased record is ranked among what those shadows make of the very same record, in the direction in which
+models go that were fitted on it. The score is the chance to look more like a member than a model that never had the
+record (AUC), and is reported as a gap to the retrained model, whose own AUC can be off one half. A record is compared
+with itself alone: likelihood ratios of different records, as in the original attack, compare kinds of records where
+those erased are odd, and then saturate and miss leftovers. (U-LiRA: Hayes et al., "Inexact unlearning needs more
+careful evaluations", 2024, after Carlini et al., "Membership inference attacks from first principles", S&P 2022.)
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 
 from frmu.aggregation.audit import SolveEach
 from frmu.client.audit import Pairs, Shadow
-from frmu.federation import Federation, Reply, in_order
+from frmu.federation import Reply, in_order
 from frmu.types import Float
 from frmu.verify.suspects import ORIGINAL, RETRAINED, STATE, Suspects
 from frmu.verify.verdict import Verdict
@@ -23,15 +25,14 @@ from frmu.verify.verdict import Verdict
 __all__ = ["BAR", "auc", "membership", "shadow_heads"]
 
 BAR = 0.03  # of AUC
-MOST = 2000  # unseen records a client draws on
 TOGETHER = 8  # shadow models a trip
 
 
 def membership(suspects: Suspects, shadows: int, seed: int, ridge: float) -> Verdict:
     """Try all models; `shadows` models are fitted for it, in parallel where clients are."""
     seeds = tuple(range(seed * 1000, seed * 1000 + shadows))
-    fitted = shadow_heads(suspects.federation, seeds, suspects.outputs, len(suspects.heads[STATE]), ridge)
-    work = Pairs(suspects.heads, fitted, seeds, suspects.outputs, MOST, suspects.tombstones, suspects.key)
+    fitted = shadow_heads(suspects, seeds, ridge)
+    work = Pairs(suspects.heads, fitted, seeds, suspects.outputs, suspects.tombstones, suspects.key)
     found = auc(in_order(suspects.federation.run(work)))
     errors = suspects.errors()["test"]
     utility = errors[STATE].error - errors[RETRAINED].error
@@ -53,12 +54,13 @@ def useful(worse: float, error: float) -> bool:
     return worse <= 0.01 * error + 1e-12
 
 
-def shadow_heads(federation: Federation, seeds: Sequence[int], outputs: tuple[str, ...], d: int, ridge: float) -> Float:
+def shadow_heads(suspects: Suspects, seeds: Sequence[int], ridge: float) -> Float:
     """The heads of shadow models, (seeds, d, outputs), a few a trip so that sums of many do not fill the memory."""
+    federation, outputs, d = suspects.federation, suspects.outputs, len(suspects.heads[STATE])
     parts = []
     for at in range(0, len(seeds), TOGETHER):
-        replies = in_order(federation.run(Shadow(tuple(seeds[at : at + TOGETHER]), outputs, MOST)))
-        parts.append(federation.serve(SolveEach(d, ridge), replies))
+        work = Shadow(tuple(seeds[at : at + TOGETHER]), outputs, suspects.tombstones, suspects.key)
+        parts.append(federation.serve(SolveEach(d, ridge), in_order(federation.run(work))))
     return np.concatenate(parts)
 
 

@@ -246,8 +246,18 @@ def test_an_open_request_is_not_shredded(ledger: Ledger) -> None:
 def test_a_request_whose_meaning_was_changed_is_not_acted_on(ledger: Ledger, url: str, statements: list[str]) -> None:
     fill(ledger, 2)
     alter(url, *statements)
-    with pytest.raises(LedgerError, match="not acted on"):
+    with pytest.raises(LedgerError, match=r"not acted on|sealed text was changed"):
         ledger.pending()
+
+
+def test_clients_that_were_exchanged_are_noticed(ledger: Ledger, url: str) -> None:
+    request = fill(ledger, 1)[0]
+    ledger.bury({request: {"home 1": ["aa"], "home 2": ["bb", "cc"]}})
+    one, other = (ledger.owner(client) for client in ("home 1", "home 2"))
+    swap = f"(SELECT wrapped FROM frmu_owner WHERE owner = '{other}')"
+    alter(url, f"UPDATE frmu_owner SET wrapped = {swap} WHERE owner = '{one}'")
+    with pytest.raises(LedgerError, match="sealed text was changed"):
+        ledger.plan([request])
 
 
 def test_a_password_is_not_told() -> None:
@@ -383,9 +393,14 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_sealed_texts_open_with_their_key_alone() -> None:
-    text = seal(KEY, {"reason": "ü"})
-    assert unseal(KEY, text) == {"reason": "ü"}
-    for key, sealed in ((b"x" * 32, text), (KEY, text[:-4] + "AAA="), (KEY, "?")):
+    text = seal(KEY, {"reason": "ü"}, "r1")
+    assert unseal(KEY, text, "r1") == {"reason": "ü"}
+    for key, sealed, place in (
+        (b"x" * 32, text, "r1"),
+        (KEY, text[:-4] + "AAA=", "r1"),
+        (KEY, "?", "r1"),
+        (KEY, text, "r2"),
+    ):
         with pytest.raises(LedgerError, match="changed, or sealed with another key"):
-            unseal(key, sealed)
+            unseal(key, sealed, place)
     assert canonical({"b": 1, "a": [1.5, None]}) == b'{"a":[1.5,null],"b":1}'
