@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from frmu import api
 from frmu.bench.parking import CONFIG
 from frmu.config import Config, load
+from frmu.report.page import write_receipt
 from frmu.types import Selection, State
 
 __all__ = ["run_demo"]
@@ -58,6 +59,7 @@ def run_demo(folder: Path, sites: int, tell: Callable[[str], None]) -> dict[str,
             f"{len(requests)} requests honoured in one batch: {sum(r['records'] for r in requests):,} records gone in "
             f"{drained['seconds']:.2f} s; policy learned from them retired: {_retired(drained)}"
         )
+        _file(drained, folder / "receipts")
         again = experiment.train()
         clock(
             f"retraining from the source for comparison: {again['seconds']:.2f} s; "
@@ -88,7 +90,7 @@ class _Clock:
 
 def _prepare(folder: Path, sites: int, tell: Callable[[str], None]) -> Config:
     """Write the records and the config; what an earlier demo left in the folder goes."""
-    for name in ("parking.frmu", "never-had"):
+    for name in ("parking.frmu", "never-had", "receipts"):
         shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     table = pq.read_table(Path(__file__).parent / "data" / "parking.parquet")
@@ -146,6 +148,14 @@ def _request(config: Config, trained: dict[str, Any]) -> list[dict[str, Any]]:
         (Selection("client", client="Shopping"), "contract ended"),
     ]
     return [api.erase(config, selection, reason) for selection, reason in selections]
+
+
+def _file(drained: dict[str, Any], folder: Path) -> None:
+    """Each receipt as the signed JSON and as the page that a data-protection officer files."""
+    folder.mkdir()
+    for receipt in drained["receipts"]:
+        for suffix in (".json", ".html"):
+            write_receipt(receipt, folder / f"{receipt['request']}{suffix}")
 
 
 def _never_had(config: Config, folder: Path) -> dict[str, Any]:
@@ -211,6 +221,7 @@ def _summary(
         "not_covered": list(drained["receipts"][0]["not_covered"]),
         "tracking": first["tracking"],
         "folder": str(config.folder),
+        "receipt_pages": str(config.file.parent / "receipts"),
     }
 
 
@@ -240,4 +251,5 @@ def _tell_summary(summary: dict[str, Any], tell: Callable[[str], None]) -> None:
     for line in summary["not_covered"]:
         tell(f"  not covered: {line}")
     tell("")
+    tell(f"The signed receipts, each also as a page to file: {summary['receipt_pages']}")
     tell(f"{summary['seconds']:.0f} s in all. Look at it: mlflow ui --backend-store-uri {summary['tracking']}")

@@ -77,7 +77,7 @@ def put(folder: Path, table: pd.DataFrame, text: str, rng: np.random.Generator) 
 
 
 def random_request(rng: np.random.Generator, table: pd.DataFrame) -> tuple[Selection, pd.Series]:
-    kind = ["records", "subject", "client", "between", "one site"][int(rng.integers(5))]
+    kind = ["records", "subject", "client", "between", "one site", "where"][int(rng.integers(6))]
     if kind == "records":
         some = table.sample(min(len(table), int(rng.integers(1, 20))), random_state=int(rng.integers(2**31)))
         names = tuple(f"{x:g}" if isinstance(x, float) else str(x) for x in some["id"])
@@ -85,6 +85,12 @@ def random_request(rng: np.random.Generator, table: pd.DataFrame) -> tuple[Selec
     if kind == "subject":
         who = str(rng.choice(table["who"].unique()))
         return Selection("subject", subject=who), table["who"] == who
+    if kind == "where":
+        bound, numbers = float(rng.normal()), sorted(int(x) for x in rng.integers(0, 5, 2))
+        text = f"a > {bound!r} and b in ({numbers[0]}, {numbers[1]}) or not (c = true or who <> 'p1')"
+        return Selection("where", where=text), (table["a"] > bound) & table["b"].isin(numbers) | ~(
+            table["c"] | (table["who"] != "p1")
+        )
     site = str(rng.choice(table["site"].unique()))
     if kind == "client":
         return Selection("client", client=site), table["site"] == site
@@ -105,18 +111,26 @@ def check(folder: Path, seed: int) -> None:
         experiment.train()
     gone = pd.Series(False, index=table.index)
     drained: dict = {}
-    for _ in range(int(rng.integers(1, 5))):
+    waiting = pd.Series(False, index=table.index)
+    for _ in range(int(rng.integers(1, 6))):
         selection, mask = random_request(rng, table)
         try:
-            request = api.erase(config, selection)
-        except RequestError:  # erased before, or a window in which nothing lies
+            request = api.erase(config, selection)["request"]
+        except RequestError:  # a client that has been erased before
             assert not (mask & ~gone).any()
             continue
-        if request["stage"] == "received":
-            gone |= mask
-        if rng.random() < 0.5:
+        turn = rng.random()
+        if turn < 0.2:
+            api.withdraw(config, request)
+            continue
+        waiting |= mask
+        if turn < 0.6:
             with api.Experiment(config, "local") as experiment:
+                if turn < 0.3 and not (gone | waiting).all():  # a new import in between hides nothing
+                    experiment.train()
                 drained = experiment.drain()
+            gone |= waiting
+    gone |= waiting
     with api.Experiment(config, "local") as experiment:
         drained = experiment.drain()
         assert experiment.verify()["verified"]

@@ -324,15 +324,12 @@ def receipt() -> None:
 def receipt_show(config: Path, request: str, out: Path | None, as_json: bool) -> None:
     """Show a receipt, or write it to a file."""
     from frmu import api
-    from frmu.errors import RequestError
-    from frmu.report.page import page
+    from frmu.report.page import write_receipt
 
     found = api.receipt_of(read_config(config), request)
-    if out is not None and out.suffix not in (".json", ".html"):
-        raise RequestError(f"{out}: a receipt is written as .json or .html")
-    text = jsonlib.dumps(found, indent=2, ensure_ascii=False)
     if out is not None:
-        out.write_text(text if out.suffix == ".json" else page(found, found["public_key"]), encoding="utf-8")
+        write_receipt(found, out)
+    text = jsonlib.dumps(found, indent=2, ensure_ascii=False)
     show(as_json, found, lambda _: say(f"Wrote {out}" if out is not None else text))
 
 

@@ -12,17 +12,19 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import hashlib
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from string import Template
 from typing import Any
 
 from frmu.errors import LedgerError
 from frmu.ledger.receipt import FORMAT, check_receipt
 
-__all__ = ["page"]
+__all__ = ["page", "write_receipt"]
 
 _KINDS = {
     "records": "a list of records",
@@ -54,6 +56,14 @@ _FACES = {
 _TESTS = 4  # shown on the page
 _DENSE = 2900  # letters from which the type is set smaller
 _MORE = "the JSON receipt lists all"
+
+
+def write_receipt(receipt: Mapping[str, Any], path: Path) -> None:
+    """Write a receipt as what was signed (.json) or as a page to file (.html); raises `LedgerError` otherwise."""
+    if path.suffix not in (".json", ".html"):
+        raise LedgerError(f"{path}: a receipt is written as .json or .html")
+    text = json.dumps(receipt, indent=2, ensure_ascii=False)
+    path.write_text(text if path.suffix == ".json" else page(receipt, receipt["public_key"]), encoding="utf-8")
 
 
 def page(receipt: Mapping[str, Any], public_key: str) -> str:
