@@ -45,6 +45,7 @@ class Experiment(Workplace):
         names = {"client": self.config.data.client, "record": self.config.data.record}
         self._same_names(names)
         source = survey(self.config)
+        run.tags(self.holds(source.clients))  # before anything is logged: lineage must not miss it
         federation = self.federation(sorted({*source.clients, *clients_in(self.store.shards)}))
         began = time.perf_counter()  # starting actors is not training
         before = (federation.traffic.up, federation.traffic.down)
@@ -66,7 +67,8 @@ class Experiment(Workplace):
             "run_id": run.id,
             "tracking": public(self.tracker.uri),
         }
-        self.ledger.note("trained", names | {"state": done.state.digest, "records": summary["records"]})
+        learned_from = {"run": run.id, "clients": self.owners(client.name for client in done.state.clients)}
+        self.ledger.note("trained", names | {"state": done.state.digest, "records": summary["records"]} | learned_from)
         self._log_train(run, done, summary)
         summary["version"] = self.register(run, done.state)
         return summary
@@ -75,7 +77,8 @@ class Experiment(Workplace):
         """A tombstone knows a record by its client and id: once there are some, the columns must stay."""
         if not self.ledger.buried_anything():
             return
-        before = next((line.body for line in self.ledger.lines(["trained"])), names)
+        trained = [line.body for line in self.ledger.lines(["trained"])]
+        before = trained[-1] if trained else names
         for role, column in names.items():
             if before[role] != column:
                 raise ConfigError(
@@ -130,6 +133,9 @@ class Experiment(Workplace):
         federation = self.federation([client.name for client in state.clients])
         parent = self.network() if start == "current" else None
         with self.tracker.run("policy") as run:
+            learners = [client.name for client in state.clients]
+            run.tags(self.holds(learners))
+            self.ledger.note("learned", {"run": run.id, "clients": self.owners(learners)})
             learned = train_policy(
                 self.config.policy, [board_of(self.config, federation)], parent, iterations,
                 on_iteration=lambda number, metrics: run.metrics(metrics, number),
@@ -154,7 +160,6 @@ class Experiment(Workplace):
                 "seconds": round(learned.seconds, 3),
                 "run_id": run.id,
             }
-            run.tags(self.holds(state))
             run.params({"parent": str(lineage["parent"]), "seed": self.config.policy.seed})
             run.json(summary, "summary.json")
             run.json(learned.scores, "scores.json")

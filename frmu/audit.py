@@ -24,6 +24,7 @@ from frmu.erasure import exact_verdict
 from frmu.errors import RequestError, near_miss
 from frmu.federation import in_order
 from frmu.methods.analytic import analytic
+from frmu.registry import DETAIL
 from frmu.runtime.local import LocalFederation
 from frmu.types import State
 from frmu.verify.exact import rebuild
@@ -57,9 +58,10 @@ def verify(
     if receipt is not None and receipt not in receipts:
         raise RequestError(f'no receipt "{receipt}"{near_miss(receipt, receipts)}')
     state = x.state()
-    shared = {"receipt": receipt, "state_digest": state.digest, "ledger_lines": lines}
+    known = state.digest in x.ledger.clean_states()
+    shared = {"receipt": receipt, "state_digest": state.digest, "ledger_lines": lines, "state_in_ledger": known}
     if level in ("L1", "L5"):
-        return shared | _exact(x, state, receipt, level)
+        return shared | _exact(x, state, receipts.get(receipt or ""), level, known)
     if receipt is None:
         raise RequestError(f"level {level} asks what is left of somebody: say whose receipt")
     verdicts = _attack(x, state, receipts[receipt], level, forget, seed)
@@ -69,28 +71,32 @@ def verify(
     for proof in proofs:
         x.ledger.prove(receipt, proof)
     _log(x, receipt, level, proofs)
-    return shared | {"level": level, "verified": passed and telling, "telling": telling, "proofs": proofs}
+    return shared | {"level": level, "verified": passed and telling and known, "telling": telling, "proofs": proofs}
 
 
 def _now(x: Workplace) -> str:
     return x.ledger.now().isoformat(timespec="seconds")
 
 
-def _exact(x: Workplace, state: State, receipt: str | None, level: str) -> dict[str, Any]:
-    verdict = exact_verdict(x, state, x.ledger.tombstones(clients_in(x.store.shards), receipt, begun=True))
-    passed = verdict.passed if level == "L5" else verdict.level in ("L1", "L5")
-    evidence = verdict.evidence()
-    if receipt is not None:
+def _exact(x: Workplace, state: State, receipt: Mapping[str, Any] | None, level: str, known: bool) -> dict[str, Any]:
+    request = receipt["request"] if receipt is not None else None
+    verdict = exact_verdict(x, state, x.ledger.tombstones(clients_in(x.store.shards), request, begun=True))
+    left = x.registry.left_of(receipt["purge"]["mlflow"]["runs"] if receipt is not None else ()).carriers
+    reached = "L0" if left else verdict.level
+    passed = known and (reached == "L5" if level == "L5" else reached in ("L1", "L5"))
+    evidence = verdict.evidence() | {"left_in_mlflow": list(left)}
+    if request is not None:
         numbers = {name: evidence[name] for name in ("tombstoned_records_left", "records_scanned")}
-        bar = "no erased record is left on disk" + ("; the digest is that of never had" if level == "L5" else "")
+        bar = "no erased record is left on disk or in MLflow" + ("; the digest is that of never had" * (level == "L5"))
         proof = Verdict(level, "purge" if level == "L1" else "digest", passed, True, bar, numbers)
-        x.ledger.prove(receipt, {**proof.to_json(), "time": _now(x), "state_digest": state.digest})
-    return {"level": verdict.level, "verified": passed, "telling": True} | evidence
+        x.ledger.prove(request, {**proof.to_json(), "time": _now(x), "state_digest": state.digest})
+    return {"level": reached, "verified": passed, "telling": True} | evidence
 
 
 def _log(x: Workplace, receipt: str, level: str, proofs: Sequence[Mapping[str, Any]]) -> None:
     with x.tracker.run("verify") as run:
-        run.tags({"frmu.receipt": receipt, "frmu.level": level})
+        lineage = x.holds(client.name for client in x.state().clients)
+        run.tags({**lineage, DETAIL: "true", "frmu.receipt": receipt, "frmu.level": level})
         for proof in proofs:
             run.metrics({f"{level}/{name}".replace(": ", "/"): value for name, value in proof["numbers"].items()})
         run.json(list(proofs), "proofs.json")
@@ -104,7 +110,10 @@ def _attack(
 ) -> list[Verdict]:
     if not receipt["removed"]:
         raise RequestError(f"nobody held what {receipt['request']} means: there is nothing that a model could betray")
-    with tempfile.TemporaryDirectory(prefix="frmu-") as folder, _suspects(x, state, receipt, forget, Path(folder)) as s:
+    with (
+        tempfile.TemporaryDirectory(dir=x.store.scratch) as folder,
+        _suspects(x, state, receipt, forget, Path(folder)) as s,
+    ):
         if level == "L2":
             seeds = [x.config.model.seed + 1 + n for n in range(NOISE)]
             return [gap(s, lambda other: _retrained(x, s, other, Path(folder) / "back"), seeds)]
@@ -138,7 +147,7 @@ def _suspects(
     live = x.federation(names)
     replies = in_order(live.run(Restore(buried, x.key, scratch / "back" / "shards", path)))
     asked, back = sum(map(len, buried.values())), sum(reply.record["restored"] for reply in replies)
-    if back == 0 or (forget is None and back < asked):
+    if back < asked:
         raise RequestError(
             f"{path} holds {back} of the {asked} records that {receipt['request']} erased; levels L2 to L4 need them "
             "once more: give them as a Parquet file with --forget"

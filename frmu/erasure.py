@@ -21,6 +21,7 @@ from frmu.influence.network import Network, read_policy
 from frmu.ledger.receipt import Receipt
 from frmu.ledger.request import EraseRequest
 from frmu.methods.method import Round
+from frmu.registry import Purged
 from frmu.report.figures import measure
 from frmu.tracking import Run
 from frmu.types import State
@@ -82,6 +83,9 @@ def drain(x: Workplace, now: bool = False) -> dict[str, Any]:
     removed = x.ledger.plan([request.id for request in ready])
     batch = _Batch(tuple(request for request in ready if request.id in removed), removed, searched)
     with x.tracker.run("erasure") as run:
+        run.tags(
+            x.holds(client.name for client in state.clients)
+        )  # before anything is logged: lineage must not miss it
         return _Drain(x, run, federation, state, batch, began, moved).honour() | _waiting(x, pending, batch.ids)
 
 
@@ -104,17 +108,19 @@ def bury_pending(
         for request, names in reply.record["found"].items():
             found.setdefault(request, {})[reply.client] = names
     if state is not None:
-        _all_there(x, state, {reply.client for reply in replies if reply.record["held"]})
+        _all_there(x, state, {reply.client for reply in replies if reply.record["held"]}, list(selections))
     x.ledger.bury(found)
     return {reply.client: reply.record["searched"] for reply in replies}
 
 
-def _all_there(x: Workplace, state: State, held: Collection[str]) -> None:
-    """A client of the state without a shard was erased whole, by an earlier drain or one under way; or it is away."""
+def _all_there(x: Workplace, state: State, held: Collection[str], requests: Sequence[str]) -> None:
+    """A client of the state without a shard is being erased whole, by a drain that was killed; or it is away."""
     away = [client for client in state.clients if client.records and client.name not in held]
-    buried = x.ledger.tombstones([client.name for client in away])
+    if not away:
+        return
+    buried = [x.ledger.tombstones([client.name for client in away], request) for request in requests]
     for client in away:
-        if len(buried.get(client.name, ())) < client.records:
+        if len(frozenset().union(*(names.get(client.name, frozenset()) for names in buried))) < client.records:
             known = clients_in(x.store.shards)
             raise FederationError(
                 f'client "{client.name}" cannot be searched: its shard is not in {x.store.shards}'
@@ -156,15 +162,17 @@ class _Drain:
         seconds = round(time.perf_counter() - self._began, 4)
         moved = self.federation.traffic.up + self.federation.traffic.down - self._moved
         removed = self._purge_runs()
-        x.ledger.advance(batch.ids, "refitted", {"state": state.digest, "mlflow": removed})
+        learned_from = {"run": self.run.id, "clients": x.owners(client.name for client in state.clients)}
+        x.ledger.advance(batch.ids, "refitted", {"state": state.digest, "mlflow": removed, **learned_from})
         verdict = exact_verdict(x, state, x.ledger.tombstones(self.federation.clients, begun=True))
-        x.ledger.advance(batch.ids, "verified", {"passed": verdict.passed, "rebuilt": verdict.rebuilt})
+        passed = verdict.passed and removed["clean"]
+        x.ledger.advance(batch.ids, "verified", {"passed": passed, "state": state.digest, "rebuilt": verdict.rebuilt})
         shared = {
             "experiment": x.config.experiment,
             "store": x.ledger.store_id,
             "searched": batch.searched,
-            "level": verdict.level,
-            "verified": verdict.passed,
+            "level": verdict.level if removed["clean"] else "L0",
+            "verified": passed,
             "before_digest": self.state.digest,
             "state_digest": state.digest,
             "seconds": seconds,
@@ -178,11 +186,11 @@ class _Drain:
             _receipt(request, batch.removed[request.id], shared, self._purged(request, sources, removed))
             for request in batch.requests
         ]
-        filed = self._close(receipts, state) if verdict.passed else [receipt.to_json() for receipt in receipts]
+        filed = self._close(receipts, state) if passed else [receipt.to_json() for receipt in receipts]
         summary = {
             "receipts": filed,
             "state_digest": state.digest,
-            "verified": verdict.passed,
+            "verified": passed,
             "seconds": seconds,
             "verify_seconds": round(time.perf_counter() - self._began - seconds, 4),
             "bytes": moved,
@@ -214,8 +222,7 @@ class _Drain:
         for line in x.ledger.lines(["refitted"]):
             if line.request in self.batch.ids:
                 told.append(line.body["mlflow"])
-        owners = {x.ledger.owner(client)[:8] for client in self.batch.touched}
-        removed = x.registry.purge(owners, keep=(self.run.id,), delete_runs=x.config.erasure.runs == "delete").to_json()
+        removed = _purge_runs(x, self.batch.touched, self.run.id).to_json()
         for before in told:
             for name in ("runs", "versions"):
                 removed[name] = sorted({*removed[name], *before[name]})
@@ -248,7 +255,9 @@ class _Drain:
 
 def _open_part(receipt: Mapping[str, Any]) -> dict[str, Any]:
     """A receipt without what may name somebody: MLflow is no place that the ledger can shred."""
-    return {name: value for name, value in receipt.items() if name not in ("reason", "requester", "signature")}
+    named = ("reason", "requester", "signature", "removed", "searched", "purge")
+    counts = {name: sum(receipt[name].values()) for name in ("removed", "searched")}
+    return {name: value for name, value in receipt.items() if name not in named} | counts
 
 
 def _receipt(
@@ -285,9 +294,23 @@ def _tainted(network: Network, touched: Collection[str]) -> bool:
     return bool(set(network.lineage.get("clients", [])) & set(touched))
 
 
+def _purge_runs(x: Workplace, touched: Sequence[str], keep: str) -> Purged:
+    """Remove from MLflow what was learned from some clients: by lineage tags, and by what the ledger knows itself."""
+    owners = set(x.owners(touched))
+    whole = x.config.erasure.runs == "delete"
+    return x.registry.purge(owners, keep=(keep,), delete_runs=whole, known=x.ledger.runs(owners))
+
+
 def exact_verdict(x: Workplace, state: State, tombstones: dict[str, frozenset[str]]) -> ExactVerdict:
     """Level 5 of a state: against a federation rebuilt from the shards, and the shards against tombstones."""
-    return verify_exact(x.config, x.method, x.network(), x.store.shards, state, tombstones, x.key)
+    strange = x.store.strays()
+    known = {client.name for client in state.clients}
+    strange += [
+        f"the shard of {client}, which the state does not know"
+        for client in clients_in(x.store.shards)
+        if client not in known
+    ]
+    return verify_exact(x.config, x.method, x.network(), x.store.shards, state, tombstones, x.key, strange)
 
 
 # -- after a backup came back ---------------------------------------------------------------------------------
@@ -307,20 +330,23 @@ def replay(x: Workplace) -> dict[str, Any]:
         if read_policy(file).digest in x.ledger.retired():
             file.unlink()
     with x.tracker.run("replay") as run:
+        run.tags(x.holds(clients))
         done = x.method.erase(federation, x.method.init(), x.network(), federation.clients)
-        owners = {x.ledger.owner(client)[:8] for client in back}
-        removed = x.registry.purge(owners, keep=(run.id,), delete_runs=x.config.erasure.runs == "delete")
+        removed = _purge_runs(x, list(back), run.id)
         verdict = exact_verdict(x, done.state, x.ledger.tombstones(federation.clients, begun=True))
-        x.ledger.note("replayed", {"records": sum(back.values()), "state": done.state.digest})
-        if verdict.passed and done.state.clients:
+        passed = verdict.passed and removed.left.clean
+        learned_from = {"run": run.id, "clients": x.owners(client.name for client in done.state.clients)}
+        body = {"records": sum(back.values()), "state": done.state.digest, "passed": passed}
+        x.ledger.note("replayed", body | learned_from)
+        if passed and done.state.clients:
             x.register(run, done.state)
         x.log_round(run, done)
         run.metrics(measure(federation, done) | {"records_that_had_come_back": sum(back.values())})
     return {
         "came_back": back,
         "state_digest": done.state.digest,
-        "verified": verdict.passed,
-        "level": verdict.level,
+        "verified": passed,
+        "level": verdict.level if removed.left.clean else "L0",
         "mlflow": removed.to_json(),
         "pending": len(x.ledger.pending()),
         "run_id": run.id,

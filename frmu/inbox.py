@@ -17,14 +17,14 @@ from frmu.config import Config
 from frmu.data.shard import clients_in
 from frmu.data.tombstones import tombstone
 from frmu.data.where import parse_where
-from frmu.errors import RequestError, StoreError, near_miss
+from frmu.errors import LedgerError, RequestError, StoreError, near_miss
 from frmu.federation import in_order
 from frmu.influence.network import current_policy
 from frmu.ledger.ledger import Ledger
 from frmu.ledger.request import OPEN, EraseRequest, Stage
 from frmu.report.figures import forgotten
 from frmu.runtime.local import LocalFederation
-from frmu.store import Store
+from frmu.store import Anchor, Store
 from frmu.tracking import public
 from frmu.types import Selection
 
@@ -37,11 +37,23 @@ LONGEST = 1000  # characters of a record id, a subject, a client, a reason, a re
 def ledger_of(config: Config) -> Iterator[Ledger]:
     """The ledger of a config that was trained before, here or, where `store.ledger` is declared, elsewhere."""
     store = Store(config.folder, config.key_file) if config.store.ledger else Store.existing(config)
-    ledger = Ledger(store.ledger_url(config), store.existing_key())
+    anchor = store.anchor()
+    ledger = Ledger(store.ledger_url(config), store.existing_key(), make=False)
     try:
+        if anchor is not None:
+            check_anchor(ledger, anchor)
         yield ledger
     finally:
         ledger.close()
+
+
+def check_anchor(ledger: Ledger, anchor: Anchor) -> None:
+    """Raise `LedgerError` where the ledger has not the line that it had after the last job."""
+    if not ledger.follows(anchor.number, anchor.digest):
+        raise LedgerError(
+            f"line {anchor.number} is not the one that the ledger had after the last job: an older copy was put in its "
+            "place, or lines were cut off. Restore the ledger"
+        )
 
 
 def erase(

@@ -149,14 +149,22 @@ class Registry:
             folder.mkdir(parents=True, exist_ok=True)
             return Path(self._files(place).download_artifacts(_FILE, str(folder)))
 
-    def purge(self, owners: Collection[str], keep: Collection[str] = (), delete_runs: bool = False) -> Purged:
+    def purge(
+        self,
+        owners: Collection[str],
+        keep: Collection[str] = (),
+        delete_runs: bool = False,
+        known: Collection[str] = (),
+    ) -> Purged:
         """Remove what carries a state of these owners, but for the runs in `keep`, then look again.
+
+        `known` are runs that carry one whatever their tags say now.
 
         Of tainted runs those tagged `DETAIL` are deleted, and all with `delete_runs`; the rows of others stay, with
         their numbers. Where the store is a server, runs can only be marked deleted: `mlflow gc` has to run there.
         """
         with reaching(self._uri):
-            found = self._find(owners, keep)
+            found = self._find(owners, keep, known)
             notes: list[str] = []
             for version in found.versions:  # first: their tags and sources are what they are found by
                 self._forget(version)
@@ -172,7 +180,7 @@ class Registry:
                 notes.append(f"emptied rows of {_listed(found.names)}: number, dates and the path where the files were")
             if found:
                 self._compact(notes)
-            again = self._find(owners, keep)
+            again = self._find(owners, keep, known)
             # The places of before, too: a run that is gone from the store no longer tells where its files were.
             left = self._look(replace(again, places=tuple(dict.fromkeys(again.places + found.places))))
         runs = tuple(run.info.run_id for run in found.runs)
@@ -183,15 +191,22 @@ class Registry:
         with reaching(self._uri):
             return self._look(self._find(owners, keep))
 
-    def _find(self, owners: Collection[str], keep: Collection[str]) -> _Found:
+    def left_of(self, runs: Collection[str]) -> Left:
+        """What the store still has of some runs: files, versions, logged models."""
+        with reaching(self._uri):
+            return self._look(self._find((), (), runs))
+
+    def _find(self, owners: Collection[str], keep: Collection[str], known: Collection[str] = ()) -> _Found:
         from mlflow.entities import ViewType
 
         wanted, kept, client = set(owners), set(keep), self._client
-        if not wanted:
+        if not wanted and not known:
             return _Found()
         query = {"experiment_ids": [self._experiment], "filter_string": f"tags.`{_HOLDS}0` LIKE '%'"}
         rows = _pages(client.search_runs, run_view_type=ViewType.ALL, max_results=1000, **query)
         runs = [run for run in rows if held(run.data.tags) & wanted and run.info.run_id not in kept]
+        there = {run.info.run_id for run in runs}
+        runs += [run for name in known if name not in there and name not in kept for run in self._run(name)]
         ids = {run.info.run_id for run in runs}
         models = [
             model
@@ -210,6 +225,11 @@ class Registry:
                 if ours and not _mentions(place, ids | kept) and not place.startswith(("runs:", "models:")):
                     places.append(place)
         return _Found(tuple(runs), tuple(models), tuple(versions), tuple(dict.fromkeys(places)))
+
+    def _run(self, run_id: str) -> Iterator[Any]:
+        """A run by its id, in whatever experiment of this store; one that is gone gives nothing."""
+        with _unless("RESOURCE_DOES_NOT_EXIST"):
+            yield self._client.get_run(run_id)
 
     def _models(self) -> Iterator[Any]:
         """The logged models of the experiment, with those that were deleted where the store can be asked."""

@@ -4,23 +4,43 @@
          state.safetensors           the checkpoint
          policies/<n>-<digest>.safetensors
          ledger.db  mlflow.db  mlartifacts/
+         anchor                      which ledger this is, and its last line after the last job
+         scratch/                    what an audit puts back, while it runs
          key                         the secret behind keyed hashes, seals and signatures; mode 0600
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from frmu.config import Config
+from frmu.data.shard import strays
 from frmu.errors import StoreError
 
-__all__ = ["Store"]
+__all__ = ["Anchor", "Store"]
+
+_OURS = {"shards", "policies", "mlartifacts", "scratch", "state.safetensors", "key", "anchor", ".lock"}
+_DATABASES = ("ledger.db", "mlflow.db")
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """What the folder knows of its ledger: whose it is, and a line that must be in it.
+
+    A ledger from a backup is whole in itself; only what stands outside of it can tell that it is old.
+    """
+
+    home: str
+    number: int
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +84,42 @@ class Store:
     def policies(self) -> Path:
         """The folder of policies trained here."""
         return self.folder / "policies"
+
+    @property
+    def scratch(self) -> Path:
+        """The folder of what lasts no longer than a job."""
+        return self.folder / "scratch"
+
+    def sweep(self) -> None:
+        """Remove what an audit that was killed left behind: erased records, put back for it. For the lock's holder."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir(mode=0o700)
+
+    def strays(self) -> list[str]:
+        """Files in the folder that frmu did not put there: nobody looks after what is in them."""
+        ours = _OURS | {f"{name}{suffix}" for name in _DATABASES for suffix in ("", "-wal", "-shm", "-journal")}
+        strange = [file.name for file in self.folder.iterdir() if file.name not in ours]
+        policies = [file.name for file in self.policies.iterdir() if file.suffix != ".safetensors"]
+        return sorted(
+            [*strays(self.shards), *(f"../{name}" for name in strange), *(f"../policies/{n}" for n in policies)]
+        )
+
+    def anchor(self) -> Anchor | None:
+        """The anchor, or None in a folder that is new; raises `StoreError` where it must have been there."""
+        try:
+            return Anchor(**json.loads((self.folder / "anchor").read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            if self.state.exists() or any(self.shards.glob("*.parquet")):
+                raise StoreError(f"{self.folder / 'anchor'}: is gone; restore it from a backup") from None
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise StoreError(f"{self.folder / 'anchor'}: cannot be read: {error}; restore it from a backup") from None
+
+    def drop_anchor(self, anchor: Anchor) -> None:
+        """Write the anchor, atomically."""
+        partial = self.folder / "scratch" / "anchor"
+        partial.write_text(json.dumps({"home": anchor.home, "number": anchor.number, "digest": anchor.digest}))
+        partial.replace(self.folder / "anchor")
 
     def ledger_url(self, config: Config) -> str:
         """Where the ledger is: as declared, else SQLite in the folder."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ from frmu.config import Config
 from frmu.data.shard import sweep
 from frmu.errors import LedgerError, StoreError
 from frmu.federation import Federation
+from frmu.inbox import check_anchor
 from frmu.influence.network import Network, current_policy
 from frmu.influence.observation import FEATURES
 from frmu.ledger.ledger import Ledger
@@ -23,7 +25,7 @@ from frmu.registry import DETAIL, Registry, holds_tags
 from frmu.report.figures import explain
 from frmu.report.picture import draw_influence
 from frmu.runtime.local import LocalFederation
-from frmu.store import Store
+from frmu.store import Anchor, Store
 from frmu.tracking import Run, Tracker
 from frmu.types import State
 
@@ -61,13 +63,16 @@ class Workplace:
             self.tracker = tracker_of(self.config)
             self.registry = registry_of(self.tracker, self.config)
             stack.enter_context(self.store.lock())
+            self.store.sweep()
+            stack.callback(self.store.sweep)
+            anchor = self.store.anchor()
             self.key = self.store.key()
-            self.ledger = Ledger(self.store.ledger_url(self.config), self.key)
+            self.ledger = Ledger(self.store.ledger_url(self.config), self.key, make=anchor is None)
             stack.callback(self.ledger.close)
-            if not self.ledger.check() and self.store.state.exists():
-                raise LedgerError(
-                    f"{self.store.folder}: there is a state but no line of its ledger; restore the ledger"
-                )
+            self.ledger.check()
+            self._home = self._at_home(anchor)
+            self._drop_anchor()
+            stack.callback(self._drop_anchor)
             sweep(self.store.shards)
             sweep(self.store.policies)
             self.method = analytic(self.config)
@@ -78,6 +83,24 @@ class Workplace:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    def _at_home(self, anchor: Anchor | None) -> str:
+        """Which folder the ledger belongs to; raises `LedgerError` where it is another, or the ledger is an old one."""
+        opened = [line.body["home"] for line in self.ledger.lines(["opened"])]
+        if anchor is None and not opened:
+            home = secrets.token_hex(8)
+            self.ledger.note("opened", {"home": home})
+            return home
+        if anchor is None or opened != [anchor.home]:
+            raise LedgerError(
+                f"the ledger belongs to another working folder than {self.store.folder}, and two must not share one. "
+                "Set another store.ledger, or ask for erasures there with `frmu erase`"
+            )
+        check_anchor(self.ledger, anchor)
+        return anchor.home
+
+    def _drop_anchor(self) -> None:
+        self.store.drop_anchor(Anchor(self._home, *self.ledger.head()))
 
     def federation(self, clients: Sequence[str]) -> Federation:
         """The live federation; started once, and again only when a client is new."""
@@ -121,22 +144,27 @@ class Workplace:
             "frmu.state_digest": state.digest,
             "frmu.store": self.ledger.store_id,
             "frmu.receipts": ",".join(receipts)[-4000:],
-            **self.holds(state),
+            **self.holds(client.name for client in state.clients),
         }
         version = self.registry.register(run.id, self.store.state, tags)
         self.registry.promote(version)
         return version
 
-    def holds(self, state: State) -> dict[str, str]:
-        """Lineage tags: codes of the clients whose records made a state."""
-        return holds_tags(self.ledger.owner(client.name)[:8] for client in state.clients)
+    def owners(self, clients: Iterable[str]) -> list[str]:
+        """Codes of clients, 8 digits each, as they stand in lineage tags and in the ledger."""
+        return [self.ledger.owner(client)[:8] for client in clients]
+
+    def holds(self, clients: Iterable[str]) -> dict[str, str]:
+        """Lineage tags of what is learned from some clients: to be set before anything else is logged."""
+        return holds_tags(self.owners(clients))
 
     def log_round(self, run: Run, done: Round) -> None:
         """Log what a round gave: its digest and lineage, why each slice counts as it does, and a picture of it.
 
         Numbers of one client or slice go into a run of their own, nested in `run`: an erasure removes it whole.
         """
-        tags = {"frmu.state_digest": done.state.digest, "frmu.policy": done.state.policy, **self.holds(done.state)}
+        names = [client.name for client in done.state.clients]
+        tags = {"frmu.state_digest": done.state.digest, "frmu.policy": done.state.policy, **self.holds(names)}
         run.tags(tags)
         with self.tracker.run("slices") as detail:
             detail.tags({**tags, DETAIL: "true"})

@@ -13,7 +13,7 @@ from conftest import drain, put, train
 from frmu import api
 from frmu.client.work import Commit
 from frmu.config import Config
-from frmu.errors import ConfigError, DataError, LedgerError, PolicyError, StoreError
+from frmu.errors import ConfigError, DataError, FederationError, LedgerError, PolicyError, RequestError, StoreError
 from frmu.influence.network import read_policy, shipped, write_policy
 from frmu.ledger.ledger import Ledger
 from frmu.types import Selection
@@ -242,6 +242,153 @@ def test_a_record_cannot_come_back_under_another_name(trained: Config, table: pd
 
     with pytest.raises(ConfigError, match=r'data\.client = "band" was "home"'):
         train(load(trained.file))
+
+
+def test_names_that_changed_before_an_erasure_do_not_change_back(trained: Config) -> None:
+    from frmu.config import load
+
+    home = trained.file.read_text()
+    trained.file.write_text(home.replace('client = "home"', 'client = "band"'))
+    config = load(trained.file)
+    train(config)
+    api.erase(config, PERSON)
+    drain(config)
+    train(config)
+    trained.file.write_text(home)
+    with pytest.raises(ConfigError, match=r'data\.client = "home" was "band"'):
+        train(load(trained.file))
+
+
+def test_a_client_that_is_away_is_not_one_that_was_erased(trained: Config, table: pd.DataFrame, tmp_path: Path) -> None:
+    many = tuple(table[table.home == "home 2"].record[:300])
+    api.erase(trained, Selection("records", records=many))
+    drain(trained)
+    shard = trained.folder / "shards" / "home%202.parquet"
+    api.erase(trained, Selection("subject", subject="p1"))
+    shard.rename(tmp_path / "away")
+    with pytest.raises(FederationError, match="cannot be searched"):
+        drain(trained)
+
+
+def test_a_wiped_ledger_is_not_begun_anew(trained: Config) -> None:
+    api.erase(trained, PERSON)
+    drain(trained)
+    tables = ("frmu_line", "frmu_head", "frmu_version", "frmu_key", "frmu_owner", "frmu_tombstone")
+    for name in tables:
+        alter(trained, f"DROP TABLE {name}")
+    for attempt in (lambda: api.erase(trained, PERSON), lambda: train(trained), lambda: verify(trained)):
+        with pytest.raises(LedgerError, match="there is no ledger in this database"):
+            attempt()
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_older_ledger_is_noticed(trained: Config, alone: bool) -> None:
+    with sqlite3.connect(trained.folder / "ledger.db") as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    old = (trained.folder / "ledger.db").read_bytes()
+    api.erase(trained, PERSON)
+    drain(trained)
+    (trained.folder / "ledger.db").write_bytes(old)
+    if not alone:
+        (trained.folder / "state.safetensors").unlink()
+    for attempt in (lambda: train(trained), lambda: verify(trained)):
+        with pytest.raises(LedgerError, match="an older copy was put in its place"):
+            attempt()
+
+
+def test_two_folders_do_not_share_a_ledger(trained: Config, tmp_path: Path, table: pd.DataFrame) -> None:
+    other = put(tmp_path / "other", table)
+    text = f'ledger = "sqlite:///{trained.folder}/ledger.db"\nkey = "{trained.key_file}"\n'
+    other.file.write_text(other.file.read_text() + text)
+    from frmu.config import load
+
+    with pytest.raises(LedgerError, match="belongs to another working folder"):
+        train(load(other.file))
+
+
+def test_a_state_that_no_line_names_is_not_verified(trained: Config) -> None:
+    stale = (trained.folder / "state.safetensors").read_bytes()
+    api.erase(trained, PERSON)
+    drain(trained)
+    (trained.folder / "state.safetensors").write_bytes(stale)
+    found = verify(trained)
+    assert (found["verified"], found["state_in_ledger"]) == (False, False)
+
+
+@pytest.mark.parametrize("name", ["%68ome%200.parquet", "ghost.parquet", "../rows.parquet", "../policies/rows.parquet"])
+def test_a_copy_of_a_shard_under_any_name_fails_the_purge(trained: Config, name: str) -> None:
+    shard = trained.folder / "shards" / "home%200.parquet"
+    copy = shard.read_bytes()
+    api.erase(trained, PERSON)
+    receipt = drain(trained)["receipts"][0]["request"]
+    (shard.parent / name).write_bytes(copy)
+    with api.Experiment(trained, "local") as experiment:
+        assert not experiment.verify(receipt, "L1")["verified"]
+        assert not experiment.verify(receipt, "L5")["verified"]
+
+
+def test_an_audit_that_was_killed_leaves_no_rows(trained: Config) -> None:
+    (trained.folder / "scratch" / "x" / "shards").mkdir(parents=True)
+    (trained.folder / "scratch" / "x" / "shards" / "home%200.parquet").write_bytes(b"rows")
+    assert verify(trained)["verified"]
+    assert list((trained.folder / "scratch").iterdir()) == []
+
+
+def test_a_purge_of_mlflow_that_failed_closes_nothing(trained: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    api.erase(trained, PERSON)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalArtifactRepository, "delete_artifacts", lambda *_: None)
+        first = drain(trained)
+    assert (first["verified"], first["receipts"][0]["level"]) == (False, "L0")
+    assert not api.status(trained)["state_is_clean"]
+    assert drain(trained)["verified"]
+
+
+def test_lineage_does_not_rest_on_tags(trained: Config) -> None:
+    with api.Experiment(trained, "local") as experiment:
+        client, old = experiment.tracker.client, experiment.registry.champion()
+        assert old is not None
+        for key in list(client.get_run(old.run_id).data.tags):
+            if key.startswith("frmu."):
+                client.delete_tag(old.run_id, key)
+    api.erase(trained, PERSON)
+    assert old.run_id in drain(trained)["receipts"][0]["purge"]["mlflow"]["runs"]
+    assert client.list_artifacts(old.run_id) == []
+
+
+def test_what_is_logged_is_tagged_first(trained: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drain killed while it logs the new state leaves a run that the next purge finds."""
+    from frmu.workplace import Workplace
+
+    api.erase(trained, PERSON)
+    with monkeypatch.context() as patch:
+        patch.setattr(Workplace, "log_round", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            drain(trained)
+    api.erase(trained, Selection("subject", subject="p1"))
+    drain(trained)
+    states = list((trained.folder / "mlartifacts").rglob("state.safetensors"))
+    assert len(states) == 1
+
+
+def test_made_up_records_do_not_stand_for_the_erased(trained: Config, table: pd.DataFrame, tmp_path: Path) -> None:
+    receipt = api.erase(trained, PERSON)["request"]
+    drain(trained)
+    table[table.person == "p3"].head(3).assign(load=1.0).to_parquet(tmp_path / "some.parquet", index=False)
+    with api.Experiment(trained, "local") as experiment, pytest.raises(RequestError, match=r"holds 3 of the \d+"):
+        experiment.verify(receipt, "L4", tmp_path / "some.parquet")
+
+
+def test_ids_that_are_times_stay_the_same_in_any_unit(tmp_path: Path, table: pd.DataFrame) -> None:
+    stamped = table.drop_duplicates("ts").assign(record=lambda t: t.ts)
+    config = put(tmp_path / "stamped", stamped)
+    train(config)
+    api.erase(config, PERSON)
+    drain(config)
+    put(tmp_path / "stamped", stamped.assign(record=stamped.record.astype("datetime64[ns]")))
+    assert train(config)["refused"] == int((stamped.person == "p3").sum())
 
 
 def test_a_head_that_is_not_finite_is_no_head(tmp_path: Path, table: pd.DataFrame) -> None:

@@ -340,13 +340,11 @@ def receipt_show(config: Path, request: str, out: Path | None, as_json: bool) ->
 def receipt_check(file: Path, public_key: str | None, as_json: bool) -> None:
     """Check a receipt's signature; needs the JSON file alone."""
     from frmu.errors import LedgerError
-    from frmu.ledger.receipt import check_receipt
+    from frmu.ledger.receipt import check_receipt, read_receipt
 
     try:
-        read = jsonlib.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(read, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
+        read = read_receipt(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise LedgerError(f"{file}: cannot be read as a receipt: {error}") from None
     check_receipt(read, public_key)
     who = "by this key" if public_key else f"by the key that it names, {read['public_key']}: is it theirs?"

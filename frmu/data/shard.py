@@ -54,8 +54,8 @@ def sweep(folder: Path) -> None:
 
 
 def strays(folder: Path) -> list[str]:
-    """Files among the shards that are none: nobody looks after what is in them."""
-    return sorted(file.name for file in folder.iterdir() if file.suffix != ".parquet")
+    """Files among the shards that are none, or not under their own name: nobody looks after what is in them."""
+    return sorted(file.name for file in folder.iterdir() if file != path_of(folder, unquote(file.stem)))
 
 
 def write(table: pa.Table, path: Path) -> None:

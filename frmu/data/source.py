@@ -290,7 +290,10 @@ def _slice_column_there(config: Config, file: str) -> None:
 
 
 def text_of(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
-    """Any kind of label as text; 7.0, which is how many tools save an integer with gaps, is "7"."""
+    """Any kind of label as text, the same however it was stored.
+
+    7.0, which is how many tools save an integer with gaps, is "7"; a time is in UTC and microseconds.
+    """
     kind = column.type
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)
@@ -303,8 +306,12 @@ def text_of(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
         whole = pc.and_(pc.equal(pc.floor(values), values), pc.less(pc.abs(values), 2.0**53))
         as_whole = pc.if_else(whole, values, 0.0).cast(pa.int64()).cast(pa.string())
         return pc.if_else(whole, as_whole, values.cast(pa.string()))
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        column = _moments(column, file, name)
     try:
         text = column.cast(pa.string())
+        if pa.types.is_decimal(kind) and kind.scale > 0:
+            text = pc.utf8_rtrim(pc.utf8_rtrim(text, "0"), ".")
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise DataError(f'{file}: column "{name}" must be text or a number, got {kind}') from None
     if pc.any(pc.match_substring(text, "\0")).as_py():

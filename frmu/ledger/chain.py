@@ -100,9 +100,10 @@ class Writer:
 class Chain:
     """The chain at a SQLAlchemy URL; raises `LedgerError` where the database cannot be opened with these keys."""
 
-    def __init__(self, url: str, keys: Keys, clock: Callable[[], dt.datetime]) -> None:
+    def __init__(self, url: str, keys: Keys, clock: Callable[[], dt.datetime], make: bool) -> None:
         self._keys = keys
         self._clock = clock
+        self._make = make
         try:
             self.engine = _engine(url)
             try:
@@ -125,6 +126,8 @@ class Chain:
                     "changed. Use the frmu that wrote it, or set another store.ledger"
                 )
             return
+        if not self._make:
+            raise LedgerError("there is no ledger in this database; restore it, or check store.ledger")
         tables.create_all(connection)
         connection.execute(_version.insert().values(version=VERSION))
         connection.execute(_head.insert().values(id=1, number=0, mac=_mac(self._keys, 0, _GENESIS)))
@@ -154,6 +157,8 @@ class Chain:
         """A transaction that only reads."""
         try:
             with self.engine.connect().execution_options(frmu_reads=True) as connection:
+                if connection.dialect.name == "postgresql":  # several statements see one state, as on SQLite
+                    connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
                 yield connection
         except (sql.exc.SQLAlchemyError, KeyError, TypeError, ValueError) as error:
             raise LedgerError(f"the ledger cannot be read: {_reason(error)}; restore it from a backup") from None
@@ -174,6 +179,15 @@ class Chain:
             query = query.where(_line.c.kind.in_(kinds))
         rows = connection.execute(query)
         return [Line(r.number, r.time, r.kind, r.request, _body(r.number, r.body), r.previous, r.digest) for r in rows]
+
+    def last(self, connection: Connection) -> tuple[int, str]:
+        """The number and the digest of the last line; 0 where there is none."""
+        row = connection.execute(sql.select(_line).order_by(_line.c.number.desc()).limit(1)).one_or_none()
+        return (row.number, row.digest) if row else (0, "")
+
+    def digest_of(self, connection: Connection, number: int) -> str | None:
+        """The digest of a line, or None where it is not there."""
+        return connection.execute(sql.select(_line.c.digest).where(_line.c.number == number)).scalar()
 
     def stages(self, connection: Connection, kinds: Collection[str]) -> dict[str, str]:
         """The last of these kinds of line that each request has."""

@@ -57,12 +57,15 @@ def _utc() -> dt.datetime:
 
 
 class Ledger:
-    """The ledger at a SQLAlchemy URL; `secret` is the store's, `clock` gives aware UTC times."""
+    """The ledger at a SQLAlchemy URL; `secret` is the store's, `clock` gives aware UTC times.
 
-    def __init__(self, url: str, secret: bytes, clock: Callable[[], dt.datetime] = _utc) -> None:
+    With `make` one that is not there is made; a `LedgerError` otherwise.
+    """
+
+    def __init__(self, url: str, secret: bytes, clock: Callable[[], dt.datetime] = _utc, make: bool = True) -> None:
         self._keys = Keys(secret)
         self._clock = clock
-        self._chain = Chain(url, self._keys, clock)
+        self._chain = Chain(url, self._keys, clock, make)
 
     def close(self) -> None:
         """Let go of the database."""
@@ -81,6 +84,16 @@ class Ledger:
     def store_id(self) -> str:
         """What this store is known by in receipts and tags, 16 hex digits."""
         return hashlib.sha256(bytes.fromhex(self._keys.public)).hexdigest()[:16]
+
+    def head(self) -> tuple[int, str]:
+        """The number and the digest of the last line; 0 where there is none."""
+        with self._chain.reading() as connection:
+            return self._chain.last(connection)
+
+    def follows(self, number: int, digest: str) -> bool:
+        """Whether a line that stood here once still does: if not, an older copy of the ledger was put in its place."""
+        with self._chain.reading() as connection:
+            return number == 0 or self._chain.digest_of(connection, number) == digest
 
     def owner(self, client: str) -> str:
         """The code that stands for a client in the ledger and in lineage tags, 32 hex digits."""
@@ -107,14 +120,15 @@ class Ledger:
             file, meaning = new_key(), new_key()
             self._keep(writer, request, _FILE, file, about)
             self._keep(writer, request, _MEANING, meaning)
+            self._bury(writer, {request: found or {}})
             body = {
                 "kind": selection.kind,
+                "tombstones": self._tombstone_digest(self._buried(writer.connection, request)),
                 "due": due.isoformat(timespec="seconds"),
                 "file": seal(file, {"reason": reason, "requester": requester}, f"{request} {_FILE}"),
                 "meaning": seal(meaning, selection.to_json(), f"{request} {_MEANING}"),
             }
             writer.append("received", request, body)
-            self._bury(writer, {request: found or {}})
         return EraseRequest(request, selection.kind, selection, reason, requester, received, due, "received")
 
     def _keep(self, writer: Writer, request: str, purpose: str, key: bytes, about: str | None = None) -> None:
@@ -140,16 +154,18 @@ class Ledger:
     def bury(self, found: Found) -> None:
         """Write tombstones, by request and client: before the records are purged, so that none can come back.
 
-        A request that was planned already, and means more now, is planned anew.
+        A request that was planned already, and means more now, is planned anew; one that is over is passed over.
         """
         if not any(names for clients in found.values() for names in clients.values()):
             return
         with self._chain.writing() as writer:
-            plans = {line.request: line for line in self._chain.lines(writer.connection, ["planned"])}
-            self._bury(writer, found)
-            for request in found:
-                if request in plans and self._planned(writer, request) != plans[request].body:
-                    writer.append("planned", request, self._planned(writer, request))
+            stages = self._chain.stages(writer.connection, STAGES)
+            mine = {request: clients for request, clients in found.items() if stages.get(request) in OPEN}
+            before = {request: self._planned(writer, request) for request in mine}
+            self._bury(writer, mine)
+            for request in mine:
+                if (body := self._planned(writer, request)) != before[request]:
+                    writer.append("buried" if stages[request] == "received" else "planned", request, body)
 
     def _bury(self, writer: Writer, found: Found) -> None:
         owners = {client: self.owner(client) for clients in found.values() for client in clients}
@@ -176,14 +192,21 @@ class Ledger:
         planned = {}
         with self._chain.writing() as writer:
             stages = self._chain.stages(writer.connection, STAGES)
+            told = self._told(writer.connection)
+            names = self._names(writer.connection)
             for request in requests:
                 if stages.get(request) not in OPEN:
                     continue
                 body = self._planned(writer, request)
+                if body["tombstones"] != told[request].body["tombstones"] or set(body["records"]) - set(names):
+                    raise LedgerError(_TOMBSTONES.format(request, told[request].number))
                 writer.append("planned", request, body)
                 planned[request] = body["records"]
-            names = self._names(writer.connection)
         return {request: {names[o]: n for o, n in sorted(counts.items())} for request, counts in planned.items()}
+
+    def _told(self, connection: Connection) -> dict[str, Line]:
+        """The last line of each request that tells its tombstones."""
+        return {line.request: line for line in self._chain.lines(connection, ["received", "buried", "planned"])}
 
     def _planned(self, writer: Writer, request: str) -> dict[str, Any]:
         buried = self._buried(writer.connection, request)
@@ -221,8 +244,8 @@ class Ledger:
         """A line holds a receipt sealed, and in clear only what names nobody."""
         signed = issue(receipt, self._keys, writer.number, writer.digest)
         key = self._unwrapped(writer.connection, _FILE, {signed["request"]}).get(signed["request"])
-        open_part = {name: signed[name] for name in ("outcome", "level", "verified", "state_digest", "signature")}
-        body = {**open_part, "receipt": hashlib.sha256(canonical(signed)).hexdigest()}
+        open_part = {name: signed[name] for name in ("outcome", "level", "verified", "state_digest")}
+        body = {**open_part, "receipt": self._keys.keyed(canonical(signed).decode())}
         writer.append(kind, signed["request"], body | ({"sealed": seal(key, signed, signed["request"])} if key else {}))
         return signed
 
@@ -243,6 +266,8 @@ class Ledger:
             if still := [name for name in requests if stages[name] in OPEN]:
                 raise RequestError(f"request {still[0]} is open; drain or withdraw it before its key is shredded")
             writer.connection.execute(_key.delete().where(_key.c.request.in_(requests)))
+            kept = sql.select(_tombstone.c.owner).where(_tombstone.c.request.in_(sql.select(_key.c.request)))
+            writer.connection.execute(_owner.delete().where(_owner.c.owner.not_in(kept)))
             for name in requests:
                 writer.append("shredded", name, {})
         self._scrub()
@@ -261,8 +286,14 @@ class Ledger:
     def _scrub(self) -> None:
         """What was deleted must not live on in a write-ahead log, or in dead rows."""
         with self._chain.aside() as connection:
-            sqlite = connection.dialect.name == "sqlite"
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)" if sqlite else "VACUUM frmu_key")
+            if connection.dialect.name != "sqlite":
+                connection.exec_driver_sql("VACUUM frmu_key")
+                return
+            if connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()[0]:
+                raise LedgerError(
+                    "what was forgotten is still in the ledger's write-ahead log, because another program reads the "
+                    "ledger; end that and run `frmu ledger check`"
+                )
 
     # -- reading ----------------------------------------------------------------------------------------------
 
@@ -341,14 +372,20 @@ class Ledger:
         return frozenset(line.body["policy"] for line in self.lines(["retired"]))
 
     def clean_states(self) -> frozenset[str]:
-        """Digests of the states that no erasure has overtaken: made after the last purge that took something."""
+        """Digests of the states that no erasure has overtaken: made, and proven, after the last purge that took any."""
         clean: set[str] = set()
-        for line in self.lines(["trained", "refitted", "purged"]):
-            if line.kind != "purged":
-                clean.add(line.body["state"])
-            elif line.body["records"]:
+        for line in self.lines(["trained", "verified", "replayed", "purged"]):
+            if line.kind == "purged" and line.body["records"]:
                 clean.clear()
+            elif line.kind != "purged" and line.body.get("passed", True):
+                clean.add(line.body["state"])
         return frozenset(clean)
+
+    def runs(self, owners: Collection[str]) -> list[str]:
+        """The MLflow runs that learned from any of some clients, by the first 8 digits of their codes."""
+        wanted = set(owners)
+        lines = self.lines(["trained", "refitted", "replayed", "learned"])
+        return list(dict.fromkeys(line.body["run"] for line in lines if wanted & set(line.body["clients"])))
 
     def lines(self, kinds: Collection[str] | None = None) -> list[Line]:
         """Lines in order, all or those of some kinds."""
@@ -357,16 +394,20 @@ class Ledger:
 
     def check(self) -> int:
         """The number of lines, if the chain holds; else a `LedgerError` that names what was touched."""
+        self._scrub()
         with self._chain.reading() as connection:
             number = self._chain.check(connection)
-            plans = {line.request: line for line in self._chain.lines(connection, ["planned"])}
+            told = self._told(connection)
+            over = {name for name, stage in self._chain.stages(connection, STAGES).items() if stage == "withdrawn"}
             query = sql.select(_tombstone.c.request, _tombstone.c.owner, _tombstone.c.hash)
             found: dict[str, dict[str, list[str]]] = {}
             for request, owner, name in connection.execute(query):
                 found.setdefault(request, {}).setdefault(owner, []).append(name)
-        for request, line in plans.items():
-            if line.body["tombstones"] != self._tombstone_digest(found.get(request, {})):
-                raise LedgerError(f"the tombstones of request {request} are not those of line {line.number}, its plan")
+        for request, line in told.items():
+            if request not in over and line.body["tombstones"] != self._tombstone_digest(found.get(request, {})):
+                raise LedgerError(_TOMBSTONES.format(request, line.number))
+        if strange := sorted(name for name in found if name not in told or name in over):
+            raise LedgerError(f"there are tombstones of {strange[0]}, which has none: they were put into the database")
         return number
 
     def _buried(
@@ -397,6 +438,11 @@ class Ledger:
     def _tombstone_digest(self, buried: Mapping[str, Iterable[str]]) -> str:
         pairs = sorted(f"{owner} {name}" for owner, names in buried.items() for name in names)
         return self._keys.keyed("\n".join(pairs))
+
+
+_TOMBSTONES = (
+    "the tombstones of request {} are not those of line {}: they were changed; restore the ledger from a backup"
+)
 
 
 def _number(request: str) -> int:

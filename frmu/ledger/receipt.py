@@ -6,14 +6,15 @@ receipt and the public key that the federation is known by.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from frmu.errors import LedgerError
 from frmu.ledger.keys import Keys, signed_by
 
-__all__ = ["FORMAT", "Receipt", "check_receipt", "issue"]
+__all__ = ["FORMAT", "Receipt", "check_receipt", "issue", "read_receipt"]
 
 FORMAT = "frmu-receipt/2"
 
@@ -64,6 +65,25 @@ def issue(receipt: Mapping[str, Any], keys: Keys, line: int, digest: str) -> dic
     return {**body, "signature": keys.sign(body)}
 
 
+def read_receipt(text: str) -> dict[str, Any]:
+    """A receipt from its JSON text; raises `ValueError` where two readers could see two receipts in it."""
+    found = json.loads(text, object_pairs_hook=_once, parse_constant=_number)
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f'"{twice[0]}" stands in it twice')
+    return dict(pairs)
+
+
+def _number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def check_receipt(receipt: Mapping[str, Any], public_key: str | None = None) -> None:
     """Raise `LedgerError` unless a receipt bears the signature of the key it names, and that is `public_key`.
 
@@ -76,6 +96,8 @@ def check_receipt(receipt: Mapping[str, Any], public_key: str | None = None) -> 
             f"the receipt was signed with the key {receipt.get('public_key')}, not with {public_key.strip()}: it is "
             "from another federation, or forged"
         )
+    if missing := [one.name for one in fields(Receipt) if one.name not in receipt]:
+        raise LedgerError(f"not a whole receipt: it has no {missing[0]}")
     body = {name: value for name, value in receipt.items() if name != "signature"}
     if not signed_by(str(receipt.get("public_key")), body, str(receipt.get("signature"))):
         raise LedgerError("the receipt's signature does not hold: the receipt was changed after it was signed")

@@ -13,7 +13,7 @@ from typing import Any
 
 from frmu.client.work import Scan
 from frmu.config import Config
-from frmu.data.shard import clients_in, strays
+from frmu.data.shard import clients_in
 from frmu.errors import FrmuError
 from frmu.federation import Federation
 from frmu.influence.network import Network
@@ -80,8 +80,9 @@ def verify_exact(
     state: State,
     tombstones: dict[str, frozenset[str]],
     key: bytes,
+    strays: list[str],
 ) -> ExactVerdict:
-    """Hold a state against a rebuilt federation, and the shards against the tombstones.
+    """Hold a state against a rebuilt federation, and the shards against the tombstones; `strays` must be none.
 
     Raises `FrmuError` where the state was made with another config or policy: that is no question of erasure.
     """
@@ -93,4 +94,4 @@ def verify_exact(
     with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
         (Path(folder) / "shards").symlink_to(shards.absolute())
         left, scanned = left_behind(LocalFederation(config, clients_in(shards), Path(folder)), tombstones, key)
-    return ExactVerdict(state.digest, rebuilt.digest, left, scanned, strays(shards), numerics())
+    return ExactVerdict(state.digest, rebuilt.digest, left, scanned, strays, numerics())

@@ -292,10 +292,46 @@ def test_tombstones_are_told_by_client_and_request(ledger: Ledger) -> None:
     assert ledger.holding([one, other, "r9"]) == {one, other}
 
 
+def test_what_is_over_takes_no_tombstones(ledger: Ledger) -> None:
+    """A search that began before a withdrawal ends after it."""
+    request = ledger.receive(SELECTION, found={"home 1": ["aa"]}).id
+    ledger.withdraw(request)
+    ledger.bury({request: {"home 1": ["aa", "bb"]}})
+    assert ledger.tombstones(["home 1"]) == {}
+    assert ledger.check() == 2
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM frmu_tombstone WHERE request = 'r1'",
+        "UPDATE frmu_tombstone SET request = 'r2' WHERE request = 'r1'",
+        "UPDATE frmu_tombstone SET request = 'r999' WHERE request = 'r1'",
+        "UPDATE frmu_tombstone SET hash = 'zz'",
+    ],
+)
+def test_tombstones_of_an_open_request_are_kept_account_of(ledger: Ledger, url: str, statement: str) -> None:
+    one = ledger.receive(SELECTION, found={"home 1": ["aa"]}).id
+    other = ledger.receive(SELECTION).id
+    alter(url, statement)
+    for attempt in (ledger.check, lambda: ledger.plan([one, other])):
+        with pytest.raises(LedgerError, match="tombstones of"):
+            attempt()
+
+
+def test_readers_beside_writers_see_one_state(ledger: Ledger, url: str) -> None:
+    command = [sys.executable, "-c", WRITE, url, "150"]
+    writers = [subprocess.Popen(command) for _ in range(2)]
+    while any(writer.poll() is None for writer in writers):
+        ledger.check()
+        ledger.pending()
+    none_lost_none_doubled(ledger, 300)
+
+
 def test_tombstones_that_were_taken_away_are_missed(ledger: Ledger, url: str) -> None:
     close(ledger, fill(ledger, 1)[0])
     alter(url, "DELETE FROM frmu_tombstone WHERE hash = 'aa'")
-    with pytest.raises(LedgerError, match="tombstones of request r1 are not those of line 2"):
+    with pytest.raises(LedgerError, match="tombstones of request r1 are not those of line 3"):
         ledger.check()
 
 
@@ -360,8 +396,11 @@ def test_states_that_an_erasure_has_overtaken_are_not_clean(ledger: Ledger) -> N
     assert ledger.clean_states() == {"a"}
     ledger.advance(request, "purged", {"records": 2})
     assert ledger.clean_states() == frozenset()
-    ledger.advance(request, "refitted", {"state": "b"})
-    assert ledger.clean_states() == {"b"}
+    ledger.advance(request, "verified", {"state": "b", "passed": False})
+    assert ledger.clean_states() == frozenset()
+    ledger.advance(request, "verified", {"state": "b", "passed": True})
+    ledger.note("replayed", {"state": "c", "passed": True})
+    assert ledger.clean_states() == {"b", "c"}
 
 
 # -- on a disk ------------------------------------------------------------------------------------------------
