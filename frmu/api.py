@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from frmu import audit, erasure
+from frmu.aggregation.checkpoint import config_of
 from frmu.client.work import Commit, Discard, Import
 from frmu.config import Config
 from frmu.data.shard import clients_in
@@ -24,6 +25,7 @@ from frmu.inbox import erase, ledger_of, receipt_of, requests, status, withdraw
 from frmu.influence.network import write_policy
 from frmu.methods.method import Round
 from frmu.report.figures import forgotten, measure
+from frmu.runtime.local import LocalFederation
 from frmu.tracking import Run, public
 from frmu.workplace import Workplace
 
@@ -93,7 +95,7 @@ class Experiment(Workplace):
         """
         pending = self.ledger.pending()
         if pending and clients_in(self.store.shards):
-            erasure.bury_pending(self, federation, pending, None)
+            erasure.bury_pending(self, self._as_they_are(federation), pending, None)
         open_requests = {request.id: request.selection for request in pending if request.selection is not None}
         try:
             replies = list(federation.run(Import(self.ledger.tombstones(clients), self.key, open_requests), on=clients))
@@ -111,6 +113,13 @@ class Experiment(Workplace):
         if not any(reply.record["rows"] for reply in replies):
             raise StoreError(f"{self.config.source}: every record there has been erased; there is nothing to train on")
         return sum(reply.record["refused"] for reply in replies)
+
+    def _as_they_are(self, federation: Federation) -> Federation:
+        """The shards as the config reads them that wrote them: its columns may not be those of today."""
+        before = config_of(self.store.state) if self.store.state.exists() else self.config
+        if before.fingerprint() == self.config.fingerprint():
+            return federation
+        return LocalFederation(before, clients_in(self.store.shards), self.store.folder.absolute())
 
     def _log_train(self, run: Run, done: Round, summary: Mapping[str, Any]) -> None:
         run.params({"config": self.config.file.name, "fingerprint": self.config.fingerprint(), **_flat(self.config)})

@@ -23,6 +23,7 @@ from frmu.data.source import TARGET
 from frmu.erasure import exact_verdict
 from frmu.errors import RequestError, near_miss
 from frmu.federation import in_order
+from frmu.inbox import find_receipt
 from frmu.methods.analytic import analytic
 from frmu.registry import DETAIL
 from frmu.runtime.local import LocalFederation
@@ -54,17 +55,17 @@ def verify(
     if level not in LEVELS:
         raise RequestError(f'no level "{level}"{near_miss(level, LEVELS)} ({", ".join(LEVELS)})')
     lines = x.ledger.check()
-    receipts = {entry["request"]: entry for entry in x.ledger.receipts()}
-    if receipt is not None and receipt not in receipts:
-        raise RequestError(f'no receipt "{receipt}"{near_miss(receipt, receipts)}')
+    filed = find_receipt(x.ledger, receipt) if receipt is not None else None
+    if forget is not None and not forget.is_file():
+        raise RequestError(f"{forget}: no such file, given with --forget")
     state = x.state()
     known = state.digest in x.ledger.clean_states()
     shared = {"receipt": receipt, "state_digest": state.digest, "ledger_lines": lines, "state_in_ledger": known}
     if level in ("L1", "L5"):
-        return shared | _exact(x, state, receipts.get(receipt or ""), level, known)
-    if receipt is None:
+        return shared | _exact(x, state, filed, level, known)
+    if receipt is None or filed is None:
         raise RequestError(f"level {level} asks what is left of somebody: say whose receipt")
-    verdicts = _attack(x, state, receipts[receipt], level, forget, seed)
+    verdicts = _attack(x, state, filed, level, forget, seed)
     passed = all(verdict.passed for verdict in verdicts)
     telling = any(verdict.telling for verdict in verdicts)
     proofs = [{**verdict.to_json(), "time": _now(x), "state_digest": state.digest} for verdict in verdicts]
@@ -90,7 +91,8 @@ def _exact(x: Workplace, state: State, receipt: Mapping[str, Any] | None, level:
         bar = "no erased record is left on disk or in MLflow" + ("; the digest is that of never had" * (level == "L5"))
         proof = Verdict(level, "purge" if level == "L1" else "digest", passed, True, bar, numbers)
         x.ledger.prove(request, {**proof.to_json(), "time": _now(x), "state_digest": state.digest})
-    return {"level": reached, "verified": passed, "telling": True} | evidence
+    told = "L1" if level == "L1" and reached == "L5" else reached
+    return {"level": told, "verified": passed, "telling": True} | evidence
 
 
 def _log(x: Workplace, receipt: str, level: str, proofs: Sequence[Mapping[str, Any]]) -> None:

@@ -246,12 +246,12 @@ class Erasure(_Table):
 class Store(_Table):
     """`[store]`: where frmu keeps its own shards, checkpoints, ledger and runs."""
 
-    folder: str | None = None
-    key: str | None = None
+    folder: str | None = Field(default=None, min_length=1)
+    key: str | None = Field(default=None, min_length=1)
     purge_source: bool = False
-    ledger: str | None = None
-    tracking: str | None = None
-    experiment: str | None = None
+    ledger: str | None = Field(default=None, min_length=1)
+    tracking: str | None = Field(default=None, min_length=1)
+    experiment: str | None = Field(default=None, min_length=1)
 
 
 class RayTable(_Table):
@@ -283,6 +283,11 @@ class Config(_Table):
         if self.data.time is not None:
             return "month"
         return "subject" if self.data.subject is not None else self.data.record
+
+    @property
+    def slice_rule(self) -> str:
+        """What gives the keys of slices their meaning."""
+        return f"{self.slice_by}/{self.slices.buckets}"
 
     @property
     def folder(self) -> Path:

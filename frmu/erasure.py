@@ -70,7 +70,7 @@ def drain(x: Workplace, now: bool = False) -> dict[str, Any]:
     state = x.state()
     pending = x.ledger.pending()
     if not pending:
-        return {"receipts": [], "state_digest": state.digest, "verified": True, "pending": 0, "waiting": 0}
+        return {"receipts": [], "state_digest": state.digest, "verified": None, "pending": 0, "waiting": 0}
     x.network()  # a policy that cannot be read is told before anything is purged
     before = time.perf_counter()
     federation = x.federation(sorted({*(c.name for c in state.clients), *clients_in(x.store.shards)}))
@@ -79,7 +79,7 @@ def drain(x: Workplace, now: bool = False) -> dict[str, Any]:
     searched = bury_pending(x, federation, pending, state)
     ready = _ready(x, pending, now)
     if not ready:
-        return {"receipts": [], "state_digest": state.digest, "verified": True} | _waiting(x, pending)
+        return {"receipts": [], "state_digest": state.digest, "verified": None} | _waiting(x, pending)
     removed = x.ledger.plan([request.id for request in ready])
     batch = _Batch(tuple(request for request in ready if request.id in removed), removed, searched)
     with x.tracker.run("erasure") as run:
@@ -240,7 +240,7 @@ class _Drain:
     def _close(self, receipts: Sequence[Receipt], state: State) -> list[dict[str, Any]]:
         """The clean version is the champion before a request is closed."""
         if state.clients:
-            self.x.register(self.run, state)
+            self.x.register(self.run, state, self.batch.ids)
         return self.x.ledger.close_requests(receipts)
 
     def _log(self, done: Round | None, state: State, summary: Mapping[str, Any]) -> None:

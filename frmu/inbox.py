@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, get_args
 
 from frmu.aggregation.checkpoint import load_state
@@ -66,6 +67,8 @@ def erase(
     no record can have.
     """
     check_selection(config, selection)
+    if selection.kind == "slice":
+        selection = replace(selection, rule=config.slice_rule)
     _short(reason=reason, requester=requester)
     with ledger_of(config) as ledger:
         found = _search(config, selection)
@@ -97,7 +100,9 @@ def check_selection(config: Config, selection: Selection) -> None:
             raise RequestError("a time window must be FROM TO with FROM before TO (TO itself is not in it)")
     if selection.kind == "where":
         parse_where(selection.where or "", config)
-    _short(subject=selection.subject or "", client=selection.client or "", slice=selection.slice or "")
+    for name, text in (("subject", selection.subject), ("client", selection.client), ("slice", selection.slice)):
+        if text is not None and (reason := malformed(text)):
+            raise RequestError(f"{text[:40]!r} cannot be a {name}: {reason}")
     for record in selection.records:
         if reason := malformed(record):
             raise RequestError(f"{record[:40]!r} cannot be a record id: {reason}; nothing was requested")
@@ -157,8 +162,13 @@ def _unknown(config: Config, selection: Selection, found: Mapping[str, Collectio
 def receipt_of(config: Config, request: str) -> dict[str, Any]:
     """The signed receipt of a closed request, as it was last filed."""
     with ledger_of(config) as ledger:
-        receipts = {receipt["request"]: receipt for receipt in ledger.receipts()}
-        stages = {one.id: one.stage for one in ledger.requests()} if request not in receipts else {}
+        return find_receipt(ledger, request)
+
+
+def find_receipt(ledger: Ledger, request: str) -> dict[str, Any]:
+    """The same in a ledger; raises `RequestError` that says why there is none."""
+    receipts = {receipt["request"]: receipt for receipt in ledger.receipts()}
+    stages = {one.id: one.stage for one in ledger.requests()} if request not in receipts else {}
     if request in receipts:
         return receipts[request]
     why = {"closed": "its key was shredded", "withdrawn": "it was withdrawn"}.get(stages.get(request, ""), "it is open")

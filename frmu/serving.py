@@ -81,6 +81,7 @@ def predict(config: Config, file: Path, out: Path, version: str | None = None) -
     Raises `RequestError` where the registry has no champion, or the version holds a state that an erasure has
     overtaken, or that this federation never made.
     """
+    _may_be_written(config, file, out)
     registry = registry_of(tracker_of(config), config)
     champion = registry.champion()
     if version is None and champion is None:
@@ -102,6 +103,20 @@ def predict(config: Config, file: Path, out: Path, version: str | None = None) -
     pq.write_table(answer, partial)
     partial.replace(out)
     return {"rows": answer.num_rows, "out": str(out), "version": number, "state_digest": model.state.digest}
+
+
+def _may_be_written(config: Config, file: Path, out: Path) -> None:
+    """Predictions replace no file that somebody reads."""
+    if out.exists() and not out.is_file():
+        raise RequestError(f"{out}: is not a regular file; give another --out")
+    if not out.absolute().parent.is_dir():
+        raise RequestError(f"{out}: its folder is not there; make it, or give another --out")
+    if config.folder.resolve() in out.resolve().parents:
+        raise RequestError(f"{out}: lies in the working folder, which is frmu's own; give another --out")
+    if out.exists() and any(
+        read.exists() and out.samefile(read) for read in [file, *map(Path, source.files_of(config))]
+    ):
+        raise RequestError(f"{out}: is a file that records are read from; give another --out")
 
 
 class _Pyfunc:

@@ -151,6 +151,8 @@ class Store:
     def existing_key(self) -> bytes:
         """The secret of a store that is there, or a `StoreError`."""
         try:
+            if (mode := self.key_file.stat().st_mode) & 0o007:
+                raise StoreError(f"{self.key_file}: everybody may use it ({mode & 0o777:o}); chmod 600 it")
             key = self.key_file.read_bytes()
         except OSError as error:
             raise StoreError(f"{self.key_file}: no key there: {error.strerror}; check store.key") from None

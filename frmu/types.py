@@ -148,7 +148,8 @@ class Selection:
     """Which records an erase request means; `client` narrows any kind to one client.
 
     `records` are record ids, `subject` a person, `between` a time window [from, to) in naive UTC, `slice` the key of
-    a slice, `where` an SQL-like filter on declared columns. A selection with only a client means all its records.
+    a slice as `rule` cuts them, `where` an SQL-like filter on declared columns. A selection with only a client means
+    all its records.
     """
 
     kind: Literal["records", "subject", "client", "between", "slice", "where"]
@@ -158,6 +159,7 @@ class Selection:
     between: tuple[dt.datetime, dt.datetime] | None = None
     slice: str | None = None
     where: str | None = None
+    rule: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -170,6 +172,7 @@ class Selection:
             "between": window,
             "slice": self.slice,
             "where": self.where,
+            "rule": self.rule,
         }
 
     @staticmethod
@@ -181,5 +184,5 @@ class Selection:
         """
         window = raw["between"]
         between = (dt.datetime.fromisoformat(window[0]), dt.datetime.fromisoformat(window[1])) if window else None
-        records = tuple(raw["records"])
-        return Selection(raw["kind"], raw["client"], records, raw["subject"], between, raw["slice"], raw["where"])
+        plain = {name: raw[name] for name in ("kind", "client", "subject", "slice", "where", "rule")}
+        return Selection(**plain, records=tuple(raw["records"]), between=between)

@@ -134,12 +134,15 @@ class Workplace:
             raise StoreError(f"{self.store.state}: trained with another config; run `frmu train` first")
         return state
 
-    def register(self, run: Run, state: State) -> str:
-        """Make a state the champion of the model registry, unless it is; its version there."""
+    def register(self, run: Run, state: State, requests: Sequence[str] = ()) -> str:
+        """Make a state the champion of the model registry, unless it is; its version there.
+
+        `requests` are those that it honours beside the closed ones.
+        """
         champion = self.registry.champion()
         if champion is not None and champion.digest == state.digest:
             return champion.number
-        receipts = [receipt["request"] for receipt in self.ledger.receipts()]
+        receipts = [receipt["request"] for receipt in self.ledger.receipts()] + list(requests)
         tags = {
             "frmu.state_digest": state.digest,
             "frmu.store": self.ledger.store_id,

@@ -37,7 +37,7 @@ def test_a_day_at_the_desk(config: Config, tmp_path: Path) -> None:
     window = ("--between", "2025-02-01", "2025-02-03", "--client", "home 3")
     assert last(frmu("erase", config.file, *window, "--json"))["records"] == 4
     status = last(frmu("status", config.file, "--json"))
-    assert [entry["days_left"] for entry in status["pending"]] == [29, 2, 29]
+    assert [entry["days_left"] for entry in status["pending"]] == [30, 3, 30]
     drained = last(frmu("drain", config.file, "--address", "local", "--json"))
     for receipt in drained["receipts"]:
         assert receipt.keys() >= {"request", "level", "verified", "state_digest", "seconds", "bytes"}
@@ -73,6 +73,12 @@ def test_the_same_for_people(config: Config, command: tuple[str, ...]) -> None:
         (("receipt", "show", "CONFIG", "r99"), 'no receipt "r99"'),
         (("receipt", "check", "/nowhere"), "cannot be read as a receipt"),
         (("ledger", "shred", "CONFIG"), "whose keys"),
+        (("erase", "CONFIG", "--due", "x"), "not a valid integer"),
+        (("nosuch",), "No such command"),
+        (("erase", "CONFIG", "--subject", ""), "cannot be a subject: it is empty"),
+        (("predict", "CONFIG", "/nowhere.parquet", "-o", "/dev/full"), "not a regular file"),
+        (("receipt", "check", "/dev/null"), "cannot be read as a receipt"),
+        (("train", "CONFIG", "--address", "127.0.0.1:1"), "no Ray cluster at 127.0.0.1:1"),
         (("predict", "CONFIG", "/nowhere.parquet", "-o", "/tmp/x.parquet"), "no such file"),
         (("erase", "CONFIG", "--between", "soon", "2025-01-02"), '"soon" is not a time'),
         (("erase", "CONFIG", "--records", "/nowhere"), "cannot be read"),
@@ -92,6 +98,44 @@ def test_an_error_is_json_too(config: Config) -> None:
     result = frmu("status", config.file, "--json")
     assert result.exit_code == 2
     assert json.loads(result.stdout)["kind"] == "StoreError"
+
+
+@pytest.mark.parametrize("arguments", [("erase", "x.toml", "--due", "x", "--json"), ("drain", "--json")])
+def test_what_click_refuses_is_json_too(arguments: tuple[str, ...]) -> None:
+    result = frmu(*arguments)
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["kind"] == "UsageError"
+
+
+def test_an_interrupt_is_told(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("frmu.api.requests", interrupt)
+    result = frmu("requests", config.file, "--json")
+    assert result.exit_code == 130
+    assert json.loads(result.stdout)["kind"] == "Interrupted"
+
+
+def test_a_receipt_in_which_two_could_be_read_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    for text, message in (
+        ('{"a": 1, "a": 2}', "stands in it twice"),
+        ("[" * 100_000, "cannot be read"),
+        ('{"a": NaN}', "NaN"),
+    ):
+        file.write_text(text)
+        result = frmu("receipt", "check", file)
+        assert result.exit_code == 2
+        assert message in result.output
+
+
+def test_a_key_that_everybody_may_read_is_refused(config: Config) -> None:
+    assert frmu("train", config.file, "--address", "local").exit_code == 0
+    config.key_file.chmod(0o644)
+    result = frmu("status", config.file)
+    assert result.exit_code == 2
+    assert "chmod 600" in result.output
 
 
 def test_an_unreachable_tracking_server_stops_before_anything_is_written(tmp_path: Path, table: pd.DataFrame) -> None:

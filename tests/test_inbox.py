@@ -66,7 +66,7 @@ def test_a_request_keeps_who_asked_why_and_by_when(trained: Config) -> None:
     second = api.erase(trained, Selection("client", client="home 1"), "contract over", 3)["request"]
     rows = api.requests(trained)
     assert [row["request"] for row in rows] == [second, first]
-    assert [row["days_left"] for row in rows] == [2, 39]
+    assert [row["days_left"] for row in rows] == [3, 40]
     assert (rows[1]["requester"], rows[1]["reason"], rows[1]["stage"]) == ("A. Clerk", "objection", "received")
     assert [row["request"] for row in api.requests(trained, due_within=7)] == [second]
     receipts = {receipt["request"]: receipt for receipt in drain(trained)["receipts"]}
@@ -78,7 +78,7 @@ def test_a_request_keeps_who_asked_why_and_by_when(trained: Config) -> None:
 def test_a_default_deadline_can_be_set(trained: Config) -> None:
     config = with_table(trained, "[erasure]\ndue = 10")
     api.erase(config, PERSON)
-    assert api.requests(config)[0]["days_left"] == 9
+    assert api.requests(config)[0]["days_left"] == 10
 
 
 def test_a_withdrawn_request_leaves_everything_as_it_was(trained: Config) -> None:
@@ -114,6 +114,39 @@ def test_a_client_that_is_away_leaves_the_request_open(trained: Config, tmp_path
     assert api.requests(trained)[0]["stage"] == "received"
     (tmp_path / "away").rename(shard)
     assert drain(trained)["receipts"][0]["verified"]
+
+
+def test_a_config_that_changes_before_the_drain_hides_nothing(trained: Config, table: pd.DataFrame) -> None:
+    api.erase(trained, PERSON)
+    table["wind"] = 1.0
+    text = trained.file.read_text().replace('"humidity", "yesterday"', '"humidity", "wind", "yesterday"')
+    config = put(trained.file.parent, table[table.home != "home 1"])
+    config.file.write_text(text)
+    config = load(config.file)
+    train(config)
+    assert sum(drain(config)["receipts"][0]["removed"].values()) == int((table.person == "p3").sum())
+    table.to_parquet(config.source, index=False)
+    assert train(config)["refused"] == int((table.person == "p3").sum())
+
+
+@pytest.mark.parametrize(
+    ("selection", "change"),
+    [
+        (Selection("where", where="humidity > 50"), ('"humidity", "yesterday"', '"yesterday"')),
+        (Selection("slice", slice="2025-02"), ('by = "month"', 'by = "subject"')),
+    ],
+    ids=["where", "slice"],
+)
+def test_a_request_that_a_config_gives_no_meaning_to_is_named(
+    trained: Config, selection: Selection, change: tuple[str, str]
+) -> None:
+    request = api.erase(trained, selection)["request"]
+    text = trained.file.read_text()
+    trained.file.write_text(text.replace(*change).replace("humidity = [0, 100]\n", ""))
+    with pytest.raises(RequestError, match=f"request {request} means nothing under this config any more.*withdraw"):
+        train(load(trained.file))
+    trained.file.write_text(text)
+    assert drain(load(trained.file))["verified"]
 
 
 # -- batches --------------------------------------------------------------------------------------------------

@@ -114,6 +114,15 @@ def _interrupted(self: object, name: str) -> object:
     return object.__getattribute__(self, name)
 
 
+@pytest.mark.parametrize("out", ["homes.parquet", "homes.frmu/out.parquet", "nowhere/out.parquet", "."])
+def test_predictions_replace_nothing_that_is_read(config: Config, out: str) -> None:
+    train(config)
+    before = Path(config.source).read_bytes()
+    with pytest.raises(RequestError, match="another --out"):
+        predict(config, Path(config.source), config.file.parent / out)
+    assert Path(config.source).read_bytes() == before
+
+
 def test_when_everything_went_nothing_is_served(config: Config, table: pd.DataFrame, tmp_path: Path) -> None:
     train(config)
     api.erase(config, Selection("where", where="load > -100"))

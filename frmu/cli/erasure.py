@@ -34,9 +34,11 @@ from frmu.cli.shell import (
     "--records", metavar="FILE", type=click.Path(path_type=Path), help="A text file with one record id a line."
 )
 @click.option("--client", metavar="ID", help="One client: all it holds, or it narrows the other kinds.")
-@click.option("--between", metavar="T0 T1", nargs=2, help="A time window, T1 not in it.")
+@click.option("--between", metavar="T0 T1", nargs=2, help="A time window in UTC, T1 not in it.")
 @click.option("--slice", "slice_", metavar="KEY", help="One slice, as `frmu policy show` and MLflow name it.")
-@click.option("--where", metavar="FILTER", help="A filter on declared columns, as in SQL: \"age > 70 and ward = 'b'\".")
+@click.option(
+    "--where", metavar="FILTER", help="A filter on declared columns, as in SQL: \"age > 70 and subject in ('a', 'b')\"."
+)
 @click.option("--reason", metavar="TEXT", default="", help="Why; sealed in the ledger, and on the receipt.")
 @click.option("--requester", metavar="NAME", default="", help="Who asks; sealed in the ledger, and on the receipt.")
 @click.option(
@@ -194,7 +196,7 @@ def drain(config: Path, now: bool, replay: bool, address: str | None, as_json: b
     with Experiment(read_trained(config), address) as experiment:
         result = experiment.replay() if replay else experiment.drain(now)
     show(as_json, result, _tell_replay if replay else _tell_drain)
-    return 0 if result["verified"] else 1
+    return 1 if result["verified"] is False else 0
 
 
 def _tell_replay(result: dict[str, Any]) -> None:
@@ -347,7 +349,7 @@ def receipt_check(file: Path, public_key: str | None, as_json: bool) -> None:
     except (OSError, ValueError, RecursionError) as error:
         raise LedgerError(f"{file}: cannot be read as a receipt: {error}") from None
     check_receipt(read, public_key)
-    who = "by this key" if public_key else f"by the key that it names, {read['public_key']}: is it theirs?"
+    who = "by this key" if public_key else f"by the key {read['public_key']}; compare it with the one they publish"
     result = {name: read[name] for name in ("request", "outcome", "level", "verified", "closed", "public_key")}
     show(as_json, result | {"whole": True}, lambda r: say(
         f"The receipt of {r['request']} is whole and was signed {who}",

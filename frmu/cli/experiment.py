@@ -90,7 +90,7 @@ def _tell_train(result: dict[str, Any]) -> None:
         for name, value in metrics.items()
         if f"keep_{name}" in metrics
     ]
-    table("Errors on records that were not fitted", ["", "nothing forgotten", "as learned"], rows)
+    table("Measured on records that were not fitted", ["", "nothing forgotten", "as learned"], rows)
     below = sum(len(slices) for slices in result["forgotten"].values())
     say(
         f"forgotten or attenuated: {count(below, 'slice')} at {count(len(result['forgotten']), 'client')}",

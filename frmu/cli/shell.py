@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -30,7 +30,33 @@ address_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Group(click.Group):
+    """A group that tells what click itself refuses as everything else is told: in one line, and as JSON if asked."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        given = options.get("args") or (arguments[0] if arguments else None) or sys.argv[1:]
+        try:
+            sys.exit(super().main(*arguments, **{**options, "standalone_mode": False}) or 0)
+        except click.ClickException as error:
+            context = error.ctx if isinstance(error, click.UsageError) else None
+            where = f" (`{context.command_path} --help` lists what there is)" if context is not None else ""
+            _fail(f"{error.format_message()}{where}", "UsageError", "--json" in given)
+        except click.Abort:
+            _interrupted("--json" in given)
+
+
+def _fail(message: str, kind: str, as_json: bool, code: int = 2) -> NoReturn:
+    if as_json:
+        print(jsonlib.dumps({"error": message, "kind": kind}))
+    click.echo(f"frmu: {message}", err=True)
+    sys.exit(code)
+
+
+def _interrupted(as_json: bool) -> NoReturn:
+    _fail("interrupted; the same command again goes on from here", "Interrupted", as_json, 130)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 @click.option("-v", "--verbose", is_flag=True, help="Log decisions as they are made.")
 def main(verbose: bool) -> None:
@@ -44,13 +70,16 @@ def command(group: click.Group, name: str | None = None) -> Callable[[Callable[.
     def register(function: Callable[..., int | None]) -> click.Command:
         @wraps(function)
         def guarded(**options: Any) -> None:
+            as_json = bool(options.get("as_json"))
             try:
                 code = function(**options)
-            except (FrmuError, OSError) as error:  # of OSError: a disk that is full, a folder that is read-only
-                if options.get("as_json"):
-                    print(jsonlib.dumps({"error": str(error), "kind": type(error).__name__}))
-                click.echo(f"frmu: {error}", err=True)
-                sys.exit(2)
+            except FrmuError as error:
+                _fail(str(error), type(error).__name__, as_json)
+            except OSError as error:  # a disk that is full, a folder that is read-only
+                where = f"{error.filename}: " if error.filename else ""
+                _fail(f"{where}{error.strerror or error}", type(error).__name__, as_json)
+            except KeyboardInterrupt:
+                _interrupted(as_json)
             sys.exit(code or 0)
 
         return group.command(name)(guarded)

@@ -65,6 +65,7 @@ def propose(parquet: Sequence[str], out: Path, named: Mapping[str, str], force: 
         raise DataError(
             f"{parquet[0]}: no numeric column is left to be a feature; it has {', '.join(table.column_names)}"
         )
+    notes += _left_out(table, roles, features)
     notes += [
         f'"{name}" has nulls or values that are not finite; `frmu train` will refuse them'
         for name in [*features, *roles.values()]
@@ -150,6 +151,13 @@ def _unique_text(column: pa.ChunkedArray) -> bool:
 
 def _features(table: pa.Table, used: set[str]) -> list[str]:
     return [name for name in table.column_names if name not in used and _is_number(table[name].type)]
+
+
+def _left_out(table: pa.Table, roles: Mapping[str, str], features: list[str]) -> list[str]:
+    """What nothing will be learned from, and no filter can name."""
+    rest = [name for name in table.column_names if name not in {*features, *roles.values()}]
+    told = ", ".join(f"{name} ({table.schema.field(name).type})" for name in rest)
+    return [f"left out: {told}; features are numbers, so give a class a column of 0 and 1"] if rest else []
 
 
 def _render(path: str, table: pa.Table, roles: Mapping[str, str], features: list[str], notes: list[str]) -> str:

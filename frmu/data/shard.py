@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from frmu.config import CALENDAR, Config, parse_duration
 from frmu.data.source import RECORD, SLICE, SUBJECT, TARGET, TIME, columns_of, read_parquet
 from frmu.data.where import parse_where
-from frmu.errors import StoreError
+from frmu.errors import RequestError, StoreError
 from frmu.types import Float, Selection
 
 __all__ = ["SPLITS", "Shard", "ages", "clients_in", "features", "path_of", "strays", "sweep", "write"]
@@ -127,7 +127,13 @@ class Shard:
             found |= _look_up(_texts(self.table, SUBJECT), persons)
         for name, one in mine.items():
             if one.kind not in ("subject", "records"):
-                found[name] = np.flatnonzero(self._mask(one, client, config))
+                try:
+                    found[name] = np.flatnonzero(self._mask(one, client, config))
+                except RequestError as error:
+                    raise RequestError(
+                        f"request {name} means nothing under this config any more: {error}. Change the config back, or "
+                        "withdraw the request"
+                    ) from None
         return {name: found[name] for name in requests if name in found and len(found[name])}
 
     def _mask(self, selection: Selection, client: str, config: Config) -> NDArray[np.bool_]:
@@ -135,6 +141,8 @@ class Shard:
             first, last = (np.datetime64(moment, "us") for moment in selection.between)
             times = _times(self.table)
             return (times >= first) & (times < last)
+        if selection.kind == "slice" and selection.rule not in (None, config.slice_rule):
+            raise RequestError(f"slices were cut by {selection.rule} then, and are cut by {config.slice_rule} now")
         if selection.kind == "slice":
             return np.asarray(self.slices == selection.slice, dtype=bool)
         if selection.kind == "where" and selection.where is not None:

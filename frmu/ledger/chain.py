@@ -125,6 +125,7 @@ class Chain:
                     f"the ledger has version {version}, this frmu reads and writes version {VERSION}; nothing was "
                     "changed. Use the frmu that wrote it, or set another store.ledger"
                 )
+            self._own(connection, *self.last(connection))
             return
         if not self._make:
             raise LedgerError("there is no ledger in this database; restore it, or check store.ledger")
@@ -181,9 +182,9 @@ class Chain:
         return [Line(r.number, r.time, r.kind, r.request, _body(r.number, r.body), r.previous, r.digest) for r in rows]
 
     def last(self, connection: Connection) -> tuple[int, str]:
-        """The number and the digest of the last line; 0 where there is none."""
+        """The number and the digest of the last line; 0 and zeros where there is none."""
         row = connection.execute(sql.select(_line).order_by(_line.c.number.desc()).limit(1)).one_or_none()
-        return (row.number, row.digest) if row else (0, "")
+        return (row.number, row.digest) if row else (0, _GENESIS)
 
     def digest_of(self, connection: Connection, number: int) -> str | None:
         """The digest of a line, or None where it is not there."""

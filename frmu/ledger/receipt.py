@@ -7,6 +7,7 @@ receipt and the public key that the federation is known by.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -91,6 +92,8 @@ def check_receipt(receipt: Mapping[str, Any], public_key: str | None = None) -> 
     """
     if receipt.get("format") != FORMAT:
         raise LedgerError(f"not a receipt of this frmu: its format is {receipt.get('format')!r}, not {FORMAT!r}")
+    if public_key is not None and not re.fullmatch(r"\s*[0-9a-fA-F]{64}\s*", public_key):
+        raise LedgerError(f"a public key is 64 hex digits, got {public_key[:80]!r}")
     if public_key is not None and receipt.get("public_key") != public_key.strip().lower():
         raise LedgerError(
             f"the receipt was signed with the key {receipt.get('public_key')}, not with {public_key.strip()}: it is "

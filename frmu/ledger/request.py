@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,5 +33,6 @@ class EraseRequest:
     stage: Stage
 
     def days_left(self, now: dt.datetime) -> int:
-        """Whole days to the deadline; negative after it."""
-        return (self.due - now).days
+        """Days to the deadline, begun ones counted; negative after it."""
+        days = (self.due - now).total_seconds() / 86400
+        return math.ceil(days) if days >= 0 else math.floor(days)

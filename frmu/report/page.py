@@ -62,6 +62,8 @@ def write_receipt(receipt: Mapping[str, Any], path: Path) -> None:
     """Write a receipt as what was signed (.json) or as a page to file (.html); raises `LedgerError` otherwise."""
     if path.suffix not in (".json", ".html"):
         raise LedgerError(f"{path}: a receipt is written as .json or .html")
+    if path.exists() and not path.is_file():
+        raise LedgerError(f"{path}: is not a regular file; give another name")
     text = json.dumps(receipt, indent=2, ensure_ascii=False)
     path.write_text(text if path.suffix == ".json" else page(receipt, receipt["public_key"]), encoding="utf-8")
 

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -89,8 +90,22 @@ def _silence() -> None:
         global_worker_stdstream_dispatcher.add_handler("frmu", lambda data: _log.debug("%s", data))
 
 
+def _answers(address: str) -> None:
+    """Raise `FederationError` where nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise FederationError(f"no Ray cluster at {address}: {error}; check the address") from None
+
+
 def _connect(named: str | None, folder: str | None) -> None:
     import ray
+
+    if named is not None:
+        _answers(named)
 
     quiet: dict[str, Any] = {
         "logging_level": logging.ERROR,

@@ -134,10 +134,8 @@ def test_what_is_written_survives_reopening(ledger: Ledger, opened: Callable[...
 
 def test_another_key_adds_nothing_and_reads_nothing(ledger: Ledger, opened: Callable[..., Ledger]) -> None:
     fill(ledger)
-    other = opened(b"x" * 32)
-    for attempt in (other.check, other.pending, lambda: fill(other, 1)):
-        with pytest.raises(LedgerError, match="another key"):
-            attempt()
+    with pytest.raises(LedgerError, match="another key"):
+        opened(b"x" * 32)
     assert ledger.check() == 4
 
 
