@@ -83,9 +83,8 @@ def drain(x: Workplace, now: bool = False) -> dict[str, Any]:
     removed = x.ledger.plan([request.id for request in ready])
     batch = _Batch(tuple(request for request in ready if request.id in removed), removed, searched)
     with x.tracker.run("erasure") as run:
-        run.tags(
-            x.holds(client.name for client in state.clients)
-        )  # before anything is logged: lineage must not miss it
+        # Before anything else is logged, so that lineage misses nothing of a drain that is killed.
+        run.tags(x.holds(client.name for client in state.clients))
         return _Drain(x, run, federation, state, batch, began, moved).honour() | _waiting(x, pending, batch.ids)
 
 

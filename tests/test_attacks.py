@@ -120,7 +120,7 @@ def test_records_that_came_after_an_interrupted_plan_go_too(
         ("DELETE FROM frmu_line WHERE number = (SELECT max(number) FROM frmu_line)", "cut off"),
         ("DELETE FROM frmu_line", "cut off"),
         ("UPDATE frmu_line SET body = 'x' WHERE number = 1", "line 1 .*changed"),
-        ("DROP TABLE frmu_line", "cannot be read: no such table"),
+        ("DROP TABLE frmu_line", "no such table"),
     ],
 )
 def test_a_ledger_that_was_touched_is_not_worked_with(trained: Config, statement: str, message: str) -> None:

@@ -186,6 +186,10 @@ class Chain:
         row = connection.execute(sql.select(_line).order_by(_line.c.number.desc()).limit(1)).one_or_none()
         return (row.number, row.digest) if row else (0, _GENESIS)
 
+    def count(self, connection: Connection, kind: str) -> int:
+        """How many lines of a kind there are."""
+        return connection.execute(sql.select(sql.func.count()).where(_line.c.kind == kind)).scalar_one()
+
     def digest_of(self, connection: Connection, number: int) -> str | None:
         """The digest of a line, or None where it is not there."""
         return connection.execute(sql.select(_line.c.digest).where(_line.c.number == number)).scalar()

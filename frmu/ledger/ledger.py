@@ -116,7 +116,7 @@ class Ledger:
         due = received + dt.timedelta(days=due_days)
         about = f"subject {selection.subject}" if selection.subject is not None else None
         with self._chain.writing() as writer:
-            request = f"r{writer.number + 1}"
+            request = f"r{self._chain.count(writer.connection, 'received') + 1}"
             file, meaning = new_key(), new_key()
             self._keep(writer, request, _FILE, file, about)
             self._keep(writer, request, _MEANING, meaning)

@@ -202,7 +202,7 @@ def test_nobody_is_named_in_clear(ledger: Ledger, url: str) -> None:
     request = fill(ledger, 1)[0]
     close(ledger, request)
     stands = everything(url)
-    for word in ("ada", "clerk", "asked", "home 1"):
+    for word in ("lovelace", "clerk", "asked", "home 1"):
         assert word not in stands
     assert ledger.receipts()[0]["requester"] == "a clerk"
     assert ledger.requests()[0].selection is None
