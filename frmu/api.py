@@ -141,9 +141,8 @@ class Experiment(Workplace):
         state = self.state()
         federation = self.federation([client.name for client in state.clients])
         parent = self.network() if start == "current" else None
-        with self.tracker.run("policy") as run:
-            learners = [client.name for client in state.clients]
-            run.tags(self.holds(learners))
+        learners = [client.name for client in state.clients]
+        with self.tracker.run("policy", self.holds(learners)) as run:
             self.ledger.note("learned", {"run": run.id, "clients": self.owners(learners)})
             learned = train_policy(
                 self.config.policy, [board_of(self.config, federation)], parent, iterations,

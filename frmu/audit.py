@@ -96,9 +96,8 @@ def _exact(x: Workplace, state: State, receipt: Mapping[str, Any] | None, level:
 
 
 def _log(x: Workplace, receipt: str, level: str, proofs: Sequence[Mapping[str, Any]]) -> None:
-    with x.tracker.run("verify") as run:
-        lineage = x.holds(client.name for client in x.state().clients)
-        run.tags({**lineage, DETAIL: "true", "frmu.receipt": receipt, "frmu.level": level})
+    lineage = x.holds(client.name for client in x.state().clients)
+    with x.tracker.run("verify", {**lineage, DETAIL: "true", "frmu.receipt": receipt, "frmu.level": level}) as run:
         for proof in proofs:
             run.metrics({f"{level}/{name}".replace(": ", "/"): value for name, value in proof["numbers"].items()})
         run.json(list(proofs), "proofs.json")

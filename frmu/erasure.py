@@ -82,9 +82,8 @@ def drain(x: Workplace, now: bool = False) -> dict[str, Any]:
         return {"receipts": [], "state_digest": state.digest, "verified": None} | _waiting(x, pending)
     removed = x.ledger.plan([request.id for request in ready])
     batch = _Batch(tuple(request for request in ready if request.id in removed), removed, searched)
-    with x.tracker.run("erasure") as run:
-        # Before anything else is logged, so that lineage misses nothing of a drain that is killed.
-        run.tags(x.holds(client.name for client in state.clients))
+    # Tagged before anything is logged, so that lineage misses nothing of a drain that is killed.
+    with x.tracker.run("erasure", x.holds(client.name for client in state.clients)) as run:
         return _Drain(x, run, federation, state, batch, began, moved).honour() | _waiting(x, pending, batch.ids)
 
 
@@ -163,7 +162,9 @@ class _Drain:
         removed = self._purge_runs()
         learned_from = {"run": self.run.id, "clients": x.owners(client.name for client in state.clients)}
         x.ledger.advance(batch.ids, "refitted", {"state": state.digest, "mlflow": removed, **learned_from})
+        proving = time.perf_counter()
         verdict = exact_verdict(x, state, x.ledger.tombstones(self.federation.clients, begun=True))
+        proving = round(time.perf_counter() - proving, 4)
         passed = verdict.passed and removed["clean"]
         x.ledger.advance(batch.ids, "verified", {"passed": passed, "state": state.digest, "rebuilt": verdict.rebuilt})
         shared = {
@@ -191,7 +192,7 @@ class _Drain:
             "state_digest": state.digest,
             "verified": passed,
             "seconds": seconds,
-            "verify_seconds": round(time.perf_counter() - self._began - seconds, 4),
+            "verify_seconds": proving,
             "bytes": moved,
             "metrics": measure(self.federation, done) if done is not None else {},
             "run_id": self.run.id,
@@ -328,8 +329,7 @@ def replay(x: Workplace) -> dict[str, Any]:
     for file in sorted(x.store.policies.glob("*.safetensors")):
         if read_policy(file).digest in x.ledger.retired():
             file.unlink()
-    with x.tracker.run("replay") as run:
-        run.tags(x.holds(clients))
+    with x.tracker.run("replay", x.holds(clients)) as run:
         done = x.method.erase(federation, x.method.init(), x.network(), federation.clients)
         removed = _purge_runs(x, list(back), run.id)
         verdict = exact_verdict(x, done.state, x.ledger.tombstones(federation.clients, begun=True))

@@ -98,10 +98,10 @@ class Tracker:
         self._open: list[str] = []
 
     @contextmanager
-    def run(self, name: str) -> Iterator[Run]:
+    def run(self, name: str, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
         """A run, nested in the one that is open, if any; it ends as FAILED where an error passes through."""
-        tags = {"mlflow.parentRunId": self._open[-1]} if self._open else {}
-        with _open_run(self.client, self.experiment_id, name, tags) as run:
+        parent = {"mlflow.parentRunId": self._open[-1]} if self._open else {}
+        with _open_run(self.client, self.experiment_id, name, {**parent, **(tags or {})}) as run:
             self._open.append(run.id)
             try:
                 yield run

@@ -169,8 +169,7 @@ class Workplace:
         names = [client.name for client in done.state.clients]
         tags = {"frmu.state_digest": done.state.digest, "frmu.policy": done.state.policy, **self.holds(names)}
         run.tags(tags)
-        with self.tracker.run("slices") as detail:
-            detail.tags({**tags, DETAIL: "true"})
+        with self.tracker.run("slices", {**tags, DETAIL: "true"}) as detail:
             detail.metrics(_by_slice(done))
         run.json(explain(done), "slices.json")
         if not done.state.clients:
