@@ -161,7 +161,11 @@ class Ledger:
         with self._chain.writing() as writer:
             stages = self._chain.stages(writer.connection, STAGES)
             mine = {request: clients for request, clients in found.items() if stages.get(request) in OPEN}
+            told = self._told(writer.connection)
             before = {request: self._planned(writer, request) for request in mine}
+            for request, body in before.items():
+                if body["tombstones"] != told[request].body["tombstones"]:
+                    raise LedgerError(_TOMBSTONES.format(request, told[request].number))
             self._bury(writer, mine)
             for request in mine:
                 if (body := self._planned(writer, request)) != before[request]:
@@ -270,7 +274,11 @@ class Ledger:
             writer.connection.execute(_owner.delete().where(_owner.c.owner.not_in(kept)))
             for name in requests:
                 writer.append("shredded", name, {})
-        self._scrub()
+        if not self._scrub():
+            raise LedgerError(
+                f"the keys of {', '.join(requests)} are deleted, but still stand in the ledger's write-ahead log: "
+                "another program reads the ledger. End it and run `frmu ledger check`"
+            )
         return requests
 
     def note(self, kind: str, body: Mapping[str, Any]) -> None:
@@ -283,17 +291,16 @@ class Ledger:
             some = _key.c.request.in_(requests[at : at + 500])
             writer.connection.execute(_key.delete().where(_key.c.purpose == _MEANING).where(some))
 
-    def _scrub(self) -> None:
-        """What was deleted must not live on in a write-ahead log, or in dead rows."""
+    def _scrub(self) -> bool:
+        """Whether what was deleted is gone from the write-ahead log, or from dead rows, too.
+
+        It is not while another program reads the ledger; then the next check does it.
+        """
         with self._chain.aside() as connection:
             if connection.dialect.name != "sqlite":
                 connection.exec_driver_sql("VACUUM frmu_key")
-                return
-            if connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()[0]:
-                raise LedgerError(
-                    "what was forgotten is still in the ledger's write-ahead log, because another program reads the "
-                    "ledger; end that and run `frmu ledger check`"
-                )
+                return True
+            return not connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()[0]
 
     # -- reading ----------------------------------------------------------------------------------------------
 

@@ -317,6 +317,13 @@ def test_tombstones_of_an_open_request_are_kept_account_of(ledger: Ledger, url: 
             attempt()
 
 
+def test_tombstones_that_were_put_in_are_not_blessed_by_a_search(ledger: Ledger, url: str) -> None:
+    request = ledger.receive(SELECTION, found={"home 1": ["aa"]}).id
+    alter(url, f"INSERT INTO frmu_tombstone VALUES ('{ledger.owner('home 1')}', 'bb', '{request}')")
+    with pytest.raises(LedgerError, match="tombstones of request r1"):
+        ledger.bury({request: {"home 1": ["cc"]}})
+
+
 def test_readers_beside_writers_see_one_state(ledger: Ledger, url: str) -> None:
     command = [sys.executable, "-c", WRITE, url, "150"]
     writers = [subprocess.Popen(command) for _ in range(2)]
