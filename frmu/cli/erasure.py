@@ -274,11 +274,15 @@ def verify(
 
 
 def _tell_exact(result: dict[str, Any]) -> None:
+    strange = "no line of the ledger says that this state was made and proven: run `frmu train`, or finish the drain"
     say(
         f"state                     {result['state_digest']}",
         f"rebuilt from what remains {result['digest_never_had']}",
         f"erased records found: {result['tombstoned_records_left']} in {result['records_scanned']:,} scanned; "
         f"ledger: {result['ledger_lines']} lines, chain whole",
+        *(f"left in the folder: {name}" for name in result["files_that_are_no_shards"]),
+        *(f"left in MLflow: {line}" for line in result["left_in_mlflow"]),
+        *([] if result["state_in_ledger"] else [strange]),
         f"{'VERIFIED' if result['verified'] else 'NOT VERIFIED'}: level {result['level']}",
     )
 
