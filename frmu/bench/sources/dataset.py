@@ -1,6 +1,6 @@
 """A data set: how its table is made, and the config that describes it.
 
-A series may carry a column `slot` as well: the stretch that is fitted, cut into equally many records in the
+A set with a time may carry a column `slot` as well: the stretch that is fitted, cut into equally many records in the
 order of time. Every client then has the same number of slices whatever its gaps, which is what a table of
 selectors at one number of slices needs.
 """
@@ -15,33 +15,33 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-__all__ = ["SLOTS", "DataSet", "calendar", "slots"]
+__all__ = ["SLOTS", "DataSet", "calendar", "slots_of"]
 
 SLOTS = 24
 
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """A table maker and the tables of the config that fit it; `series` says that it gets a column `slot`."""
+    """A table maker and the tables of the config that fit it; `slots` says that it gets a column `slot`."""
 
     make: Callable[[], pd.DataFrame]
     config: str
-    series: bool = False
+    slots: bool = False
 
     def table(self) -> pd.DataFrame:
         """The records, one row each, in the columns that the config names."""
         table = self.make()
-        return table.assign(slot=slots(table, self.config)) if self.series else table
+        return table.assign(slot=slots_of(table, self.config)) if self.slots else table
 
     def configs(self) -> dict[str, str]:
         """The text of each config by the name of its file."""
         texts = {"config.toml": self.config.lstrip()}
-        if self.series:
+        if self.slots:
             texts["slots.toml"] = re.sub(r'(?m)^by = ".*"$', 'by = "slot"\nbuckets = 0', texts["config.toml"])
         return texts
 
 
-def slots(table: pd.DataFrame, config: str) -> pd.Series:
+def slots_of(table: pd.DataFrame, config: str) -> pd.Series:
     """The slot of each record: "00" to "23" in the order of time within its client's fitted stretch, later "24".
 
     Slots of a client differ by at most one record.

@@ -121,6 +121,8 @@ def _whole(table: pd.DataFrame, weeks: int) -> pd.DataFrame:
 
 
 WEEKS = ("2000-03-27", "2000-04-17", "2000-05-08")  # of 20 weeks, 12 to fit, then 3, 3 and 2
+HOUR = {"hour_ago": "1h"}
+YESTERDAY = {"yesterday": "1d"}
 DAYS = ("2000-01-15", "2000-01-18", "2000-01-21")  # of 21 days, 12 to fit, then 3, 3 and 3
 
 
@@ -130,8 +132,10 @@ def _relative(
     target_range: tuple[float, float],
     by: str = "week",
     borders: tuple[str, str, str] = WEEKS,
+    lags: dict[str, str] = YESTERDAY,
 ) -> str:
     """The config of a series cut into periods."""
+    back = "\n".join(f'{name} = {{ column = "{target}", back = "{length}" }}' for name, length in lags.items())
     ranges = "\n".join(f"{name} = [{low}, {high}]" for name, (low, high) in features.items())
     return f"""
 [data]
@@ -144,10 +148,10 @@ task = "regression"
 
 [data.modalities]
 {CALENDAR}
-weather = [{", ".join(f'"{name}"' for name in [*features, "yesterday"])}]
+weather = [{", ".join(f'"{name}"' for name in [*features, *lags])}]
 
 [data.lags]
-yesterday = {{ column = "{target}", back = "1d" }}
+{back}
 
 [data.ranges]
 {CALENDAR_RANGES}
@@ -182,10 +186,12 @@ APPLIANCES = {
 }
 
 SERIES = {
-    "parking": DataSet(_parking, CONFIG.replace("parking.parquet", "data.parquet"), series=True),
-    "air": DataSet(_air, _relative("pm", AIR, (0.0, 8.0)), series=True),
-    "bikes": DataSet(_bikes, _relative("trips", BIKES, (0.0, 10.0)), series=True),
-    "power": DataSet(_power, _relative("load", POWER, (0.0, 4.0)), series=True),
-    "traffic": DataSet(_traffic, _relative("volume", TRAFFIC, (0.0, 8.0)), series=True),
-    "appliances": DataSet(_appliances, _relative("load", APPLIANCES, (2.0, 7.5), "day", DAYS), series=True),
+    "parking": DataSet(_parking, CONFIG.replace("parking.parquet", "data.parquet"), slots=True),
+    "air": DataSet(_air, _relative("pm", AIR, (0.0, 8.0)), slots=True),
+    "bikes": DataSet(_bikes, _relative("trips", BIKES, (0.0, 10.0)), slots=True),
+    "power": DataSet(_power, _relative("load", POWER, (0.0, 4.0)), slots=True),
+    "traffic": DataSet(_traffic, _relative("volume", TRAFFIC, (0.0, 8.0)), slots=True),
+    "appliances": DataSet(
+        _appliances, _relative("load", APPLIANCES, (2.0, 7.5), "day", DAYS, HOUR | YESTERDAY), slots=True
+    ),
 }
