@@ -194,13 +194,17 @@ class Model(_Table):
 
 
 class Policy(_Table):
-    """`[policy]`: how influences are chosen, and how the learned policy is trained."""
+    """`[policy]`: how influences are chosen, and how the learned policy is trained.
+
+    `theta` is the attention score, of an average of 1, below which a slice is shown as one to attenuate.
+    """
 
     selector: Literal["policy", "rules", "keep"] = "policy"
     file: str | None = None
     margin: float = Field(default=0.01, ge=0, lt=1)
     steps: int = Field(default=1, ge=1, le=16)
     price: float = Field(default=0.02, ge=0)
+    theta: float = Field(default=0.5, ge=0, le=1)
     iterations: int = Field(default=20, ge=1)
     samples: int = Field(default=512, ge=64)
     env_runners: int = Field(default=0, ge=0)

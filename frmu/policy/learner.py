@@ -18,6 +18,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.evaluation.postprocessing import Postprocessing
 
 from frmu.influence.observation import FEATURES
+from frmu.influence.scores import change
 
 __all__ = ["SliceLearner", "TemporalDifference"]
 
@@ -45,12 +46,13 @@ class TemporalDifference(ConnectorV2):
 def _updates(observation: Any, actions: Any, error: Any, pool: Any) -> list[np.ndarray[Any, Any]]:
     """One array a client that was met undisturbed: its number, its steps, then the mean update of each slice."""
     slices = observation[:, :-1, len(FEATURES)].sum(dim=1, keepdim=True)
-    share = pool * slices * _SIGN[actions.long()] * error[:, None]  # (steps, most)
+    share, sign, error = (pool * slices).numpy(), _SIGN[actions.long()].numpy(), error.numpy()  # (steps, most)
     client, real = observation[:, -1, 0].long(), observation[:, -1, 1] > 0.5
     updates = []
     for number in torch.unique(client[real]):
-        rows = share[real & (client == number)]
-        updates.append(np.concatenate([[float(number), float(len(rows))], rows.mean(dim=0).numpy()]))
+        rows = (real & (client == number)).numpy()
+        said = change(error[rows], share[rows], sign[rows])
+        updates.append(np.concatenate([[float(number), float(rows.sum())], said]))
     return updates
 
 
