@@ -78,7 +78,8 @@ class Settings:
 
     `rounds` T, `alpha` the step of Q's optimiser, `gamma` the discount, `explore` the share of random actions,
     `replays` how many minibatches DQN replays after each turn (their errors touch no score), `reduce` the influence
-    of line 13.
+    of line 13. theta was chosen with five clients of the three series that the shipped policy learned on: where line
+    19 stops, about half of the slices are below it, and of the values that fire at all it costs least.
     """
 
     rounds: int = 30
@@ -87,7 +88,7 @@ class Settings:
     explore: float = 0.2
     replays: int = 4
     eta: float = 0.1
-    theta: float = 0.05
+    theta: float = 0.01
     reduce: float = LEVELS[1]
     beta: float = 0.5
     epsilon: float = 1e-3
