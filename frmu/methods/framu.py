@@ -163,13 +163,19 @@ def stops(performance: Sequence[float], epsilon: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The agents: names, the keys of each one's slices, records n, modalities; and one trip to play turns there."""
+    """The agents: names, the keys of each one's slices, records n, modalities; and one trip to play turns there.
+
+    RLlib copies its config, and a copy of a world would be another federation: it is passed on as it is.
+    """
 
     names: tuple[str, ...]
     keys: tuple[tuple[str, ...], ...]
     n: tuple[float, ...]
     modalities: int
     ask: Callable[[Mapping[str, Trial]], Mapping[str, Seen]] = field(repr=False)
+
+    def __deepcopy__(self, memo: object) -> World:
+        return self
 
 
 @dataclass(frozen=True, slots=True)

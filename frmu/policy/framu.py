@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ray.rllib.algorithms.dqn.dqn import DQN, DQNConfig
 from ray.rllib.algorithms.dqn.dqn_learner import QF_PREDS, QF_TARGET_NEXT_PREDS
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
+from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, QNetAPI, TargetNetworkAPI
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
@@ -246,7 +247,8 @@ class _Dqn:
             targets = {key.replace("net.", "_target.", 1): value for key, value in w.items()}
             state[name] = {**state[name], **w, **targets}
         group.set_weights(state)
-        self.algorithm.env_runner_group.sync_weights(from_worker_or_learner_group=group, inference_only=True)
+        # Not by sync_weights: it passes over weights that no update of the learner has numbered.
+        self.algorithm.env_runner.set_state({COMPONENT_RL_MODULE: state})
 
     def greedy(self, weights: Weights, rows: Float) -> Float:
         """The network in numpy; the mean over modalities decides."""
@@ -300,7 +302,7 @@ def _config(world: World, settings: Settings) -> DQNConfig:
         .rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs=modules))
         .training(
             learner_class=QLearner, gamma=settings.gamma, lr=settings.alpha, train_batch_size_per_learner=BATCH,
-            num_steps_sampled_before_learning_starts=0, target_network_update_freq=1, grad_clip=10.0,
+            num_steps_sampled_before_learning_starts=0, target_network_update_freq=0, grad_clip=10.0,
             replay_buffer_config={"type": "MultiAgentEpisodeReplayBuffer", "capacity": CAPACITY},
             learner_config_dict={"replays": settings.replays},
         )
