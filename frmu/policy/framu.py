@@ -3,8 +3,8 @@
 Every slice of every client is an agent of one multi-agent environment, so that RLlib's transitions are Algorithm 1's:
 from s_ij to s'_ij, the same slice after the turn. All slices of a client share that client's module, w_k. The TD
 errors of a turn are read from the update on the turn itself, each transition once, as lines 9 to 11 have it; DQN's
-replays follow and touch no score. The target network is brought level after each update, since line 9 knows no
-other parameters than w_k.
+replays follow and touch no score. The target network is brought level after each update and each mix, since line 9
+knows no other parameters than w_k.
 
 (Deep Q-networks: Mnih et al., "Human-level control through deep reinforcement learning", Nature 518, 2015.)
 """
@@ -18,6 +18,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import ray
 import torch
 from numpy.typing import NDArray
 from ray.rllib.algorithms.dqn.dqn import DQN, DQNConfig
@@ -39,6 +40,7 @@ from ray.rllib.utils.metrics import (
 from torch import Tensor, nn
 
 from frmu.client.framu import Blocks, Seen, Trial
+from frmu.errors import PolicyError
 from frmu.influence.observation import FEATURES
 from frmu.influence.task import LEVELS, Task
 from frmu.methods.framu import Agents, Outcome, Settings, Weights, World, rows_of, run, world_of_tasks
@@ -270,7 +272,9 @@ def _module(number: int) -> str:
 
 @contextmanager
 def dqn(world: World, settings: Settings) -> Iterator[Agents]:
-    """RLlib's DQN over a world, in the learner's process; Ray must be up."""
+    """RLlib's DQN over a world, in the learner's process. Raises `PolicyError` where Ray is not up."""
+    if not ray.is_initialized():  # RLlib would start one of its own, open to the network
+        raise PolicyError("framu's agents are trained by RLlib, and Ray is not up; enter `frmu.runtime.remote.cluster`")
     with _quiet():
         algorithm = _config(world, settings).build_algo()
         # The buffer draws from a generator that RLlib does not seed.
@@ -315,6 +319,7 @@ def select(tasks: Sequence[Task], settings: Settings | None = None, by: Blocks |
     """`framu` as a selector: tasks are the agents of one federation, in the order given; one influence a slice.
 
     The more agents there are, the smaller is the mean of line 13, so tasks are given by federation: those of its
-    clients, and no others. Each needs validation records. `by` splits features by modality.
+    clients, and no others. Each needs validation records. `by` splits features by modality. The refits of the outcome
+    are those of all tasks together.
     """
     return run(world_of_tasks(tasks, by), settings or Settings(), dqn)

@@ -232,3 +232,11 @@ def test_line_19_compares_the_last_two(before: list[float], last: float, epsilon
 def test_settings_out_of_their_law_are_named(bad: dict[str, float]) -> None:
     with pytest.raises(FrmuError, match=f"{next(iter(bad))}"):
         replace(Settings(), **bad)  # type: ignore[arg-type]
+
+
+def test_tasks_that_nobody_can_judge_are_refused(config: Config) -> None:
+    with pytest.raises(FrmuError, match="one or more"):
+        world_of_tasks([])
+    blind = replace(make(config), validation=Statistics.zero(width(config), 1))
+    with pytest.raises(FrmuError, match="validation records"):
+        world_of_tasks([make(config), blind])

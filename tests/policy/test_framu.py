@@ -16,6 +16,7 @@ from frmu.client.framu import Seen, Trial
 from frmu.client.work import Commit, Import, Purge
 from frmu.config import Config
 from frmu.data.tombstones import tombstones
+from frmu.errors import PolicyError
 from frmu.federation import Federation
 from frmu.influence.task import LEVELS
 from frmu.methods.analytic import analytic
@@ -248,3 +249,18 @@ def test_with_nobody_to_judge_everything_is_kept(tmp_path: Path) -> None:
     assert done.refits == 0
     assert {i for client in done.state.clients for i in client.influence.values()} == {1.0}
     assert np.allclose(done.state.W, done.keep)
+
+
+def test_one_client_with_one_slice_is_an_agent(config: Config, federation: LocalFederation, world: World) -> None:
+    total, outputs = world.ask.total.open(), world.ask.outputs  # type: ignore[attr-defined]
+    client = federation.host.clients(world.names)[0]
+    key, part = next(iter(client.slices("fit", outputs).items()))
+    done = select([client.task({key: part}, total, outputs)], SETTINGS)
+    assert done.influence[0].shape == (1,)
+    assert done.scores[0].shape == (1, 1)
+
+
+def test_without_ray_it_does_not_start_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(PolicyError, match="Ray is not up"), dqn(world, SETTINGS):
+        pass
