@@ -156,7 +156,9 @@ def _environment(settings: Any) -> SliceEnv:
 def _digest(result: Mapping[str, Any], scores: Sequence[NDArray[np.float64]]) -> dict[str, float]:
     """The scalars of one iteration; updates the scores in place with what the TD errors say."""
     learner = result["learners"]["default_policy"]
-    for said in learner.get("score_updates", []):
+    # RLlib hands a series of one item over as that item, so the rows are told by their width.
+    width = 2 + max(len(raw) for raw in scores)
+    for said in np.reshape(learner.get("score_updates", ()), (-1, width)):
         raw = scores[int(said[0])]
         raw[:] = update(raw, np.asarray(said[2 : 2 + len(raw)]))
     runners = result["env_runners"]
