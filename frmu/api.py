@@ -23,6 +23,7 @@ from frmu.errors import ConfigError, FrmuError, RequestError, StoreError
 from frmu.federation import Federation
 from frmu.inbox import erase, ledger_of, receipt_of, requests, status, withdraw
 from frmu.influence.network import write_policy
+from frmu.influence.scores import below
 from frmu.methods.method import Round
 from frmu.report.figures import forgotten, measure
 from frmu.runtime.local import LocalFederation
@@ -165,6 +166,8 @@ class Experiment(Workplace):
                 "gain_first": learned.history[0]["gain"],
                 "gain_last": learned.history[-1]["gain"],
                 "td_error": learned.history[-1]["td_error"],
+                "theta": self.config.policy.theta,
+                "below_theta": below(learned.scores, self.config.policy.theta),
                 "seconds": round(learned.seconds, 3),
                 "run_id": run.id,
             }

@@ -38,10 +38,23 @@ def policy_train(config: Path, iterations: int | None, scratch: bool, address: s
 
     with Experiment(read_trained(config), address) as experiment:
         result = experiment.learn(iterations, "scratch" if scratch else "current")
-    show(as_json, result, lambda r: say(
-        f"policy {r['policy'][:16]} after {r['iterations']} iterations, {r['env_steps']:,} steps, {r['seconds']:.1f} s",
-        f"gain on later records: {100 * r['gain_first']:.2f} % at first, {100 * r['gain_last']:.2f} % at last",
-    ))  # fmt: skip
+    show(as_json, result, _tell_training)
+
+
+def _tell_training(result: dict[str, Any]) -> None:
+    say(
+        f"policy {result['policy'][:16]} after {result['iterations']} iterations, {result['env_steps']:,} steps, "
+        f"{result['seconds']:.1f} s",
+        f"gain on later records: {100 * result['gain_first']:.2f} % at first, "
+        f"{100 * result['gain_last']:.2f} % at last",
+    )
+    rows = [[client, key, f"{score:.2f}"] for client, of in result["below_theta"].items() for key, score in of.items()]
+    if rows:
+        table(
+            f"Attention below theta = {result['theta']:g}: would be attenuated; shown only, it steers no state",
+            ["client", "slice", "score"],
+            rows,
+        )
 
 
 @command(policy, "show")

@@ -24,6 +24,7 @@ from frmu.config import Config, Policy
 from frmu.errors import PolicyError
 from frmu.federation import Federation, in_order
 from frmu.influence.network import Network
+from frmu.influence.scores import normalise, update
 from frmu.methods.analytic import outputs_of, total_of
 from frmu.policy.env import GROUP, Board, SliceEnv, spaces
 
@@ -91,7 +92,8 @@ def train_policy(
         finally:
             algorithm.stop()
     shown = {
-        name: dict(zip(keys, _normal(raw), strict=True)) for (name, keys), raw in zip(teachers, scores, strict=True)
+        name: dict(zip(keys, normalise(raw).tolist(), strict=True))
+        for (name, keys), raw in zip(teachers, scores, strict=True)
     }
     seconds = time.perf_counter() - began
     return Learned(weights, shown, history, len(history), int(history[-1]["env_steps"]), seconds)
@@ -154,9 +156,11 @@ def _environment(settings: Any) -> SliceEnv:
 def _digest(result: Mapping[str, Any], scores: Sequence[NDArray[np.float64]]) -> dict[str, float]:
     """The scalars of one iteration; updates the scores in place with what the TD errors say."""
     learner = result["learners"]["default_policy"]
-    for update in learner.get("score_updates", []):
-        raw = scores[int(update[0])]
-        raw += 0.1 * np.asarray(update[2 : 2 + len(raw)])
+    # RLlib hands a series of one item over as that item, so the rows are told by their width.
+    width = 2 + max(len(raw) for raw in scores)
+    for said in np.reshape(learner.get("score_updates", ()), (-1, width)):
+        raw = scores[int(said[0])]
+        raw[:] = update(raw, np.asarray(said[2 : 2 + len(raw)]))
     runners = result["env_runners"]
     return {
         "gain": float(runners.get("gain", float("nan"))),
@@ -166,12 +170,6 @@ def _digest(result: Mapping[str, Any], scores: Sequence[NDArray[np.float64]]) ->
         "policy_loss": float(learner.get("policy_loss", float("nan"))),
         "value_loss": float(learner.get("vf_loss", float("nan"))),
     }
-
-
-def _normal(raw: NDArray[np.float64]) -> list[float]:
-    """Scores of one client on one scale: a softmax over its slices, mean 1."""
-    exponents = np.exp(raw - raw.max())
-    return [float(x) for x in exponents / exponents.mean()]
 
 
 def _get_weights(algorithm: Any) -> dict[str, NDArray[np.float32]]:

@@ -13,7 +13,7 @@ from frmu.client.work import Commit, Import
 from frmu.influence.network import Network, read_policy, shipped
 from frmu.influence.observation import FEATURES, Look
 from frmu.policy.env import CHAIN, MASK, Board, SliceEnv
-from frmu.policy.learn import board_of
+from frmu.policy.learn import _digest, board_of
 from frmu.policy.module import SliceNetwork
 from frmu.runtime.local import LocalFederation
 
@@ -132,3 +132,14 @@ def test_numpy_and_torch_compute_the_same_policy(twins: tuple[Network, SliceNetw
     assert np.allclose(ours[0], logits[0, :slices].numpy(), atol=1e-5)
     assert np.isclose(ours[1], float(value[0]), atol=1e-5)
     assert np.allclose(ours[2], pool[0, :slices].numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("updates", [0, 1, 3])
+def test_scores_take_any_number_of_updates(updates: int) -> None:
+    """RLlib gives a series of one item as the item itself."""
+    series = [np.array([1.0, 5.0, 1.0, -1.0, 0.0])] * updates
+    told = {"score_updates": series[0] if updates == 1 else series} if updates else {}
+    scores = [np.zeros(3), np.zeros(2)]
+    _digest({"learners": {"default_policy": told}, "env_runners": {}}, scores)
+    assert not scores[0].any()
+    assert np.allclose(scores[1], [0.1 * updates, -0.1 * updates])
