@@ -13,9 +13,23 @@ from scipy.linalg.lapack import dposv
 from frmu.errors import FrmuError
 from frmu.types import Float
 
-__all__ = ["solve"]
+__all__ = ["regularised", "solve"]
 
 FLOOR = 1e-6
+
+
+def regularised(H: Float, ridge: float) -> Float:
+    """H + ridge diag(H) + floor, (d, d): what is factorised.
+
+    >>> regularised(np.diag([1.0, 4.0]), 0.5).diagonal().round(3).tolist()
+    [1.5, 4.0]
+    """
+    A = H.copy()
+    diagonal = np.einsum("ii->i", A)
+    shrink = ridge * diagonal + FLOOR
+    shrink[-1] = FLOOR
+    diagonal += shrink
+    return A
 
 
 def solve(H: Float, B: Float, ridge: float) -> Float:
@@ -25,11 +39,7 @@ def solve(H: Float, B: Float, ridge: float) -> Float:
     >>> [round(float(w), 3) for w in W[:, 0]]
     [1.0, 2.0]
     """
-    A = H.copy()
-    diagonal = np.einsum("ii->i", A)
-    shrink = ridge * diagonal + FLOOR
-    shrink[-1] = FLOOR
-    diagonal += shrink
+    A = regularised(H, ridge)
     # A is symmetric, so its C order read as Fortran's is itself: no copy is made.
     _, W, info = dposv(A.T, np.asfortranarray(B), lower=0, overwrite_a=1)
     if info > 0:
