@@ -181,10 +181,11 @@ def _retrained(x: Workplace, suspects: Suspects, seed: int, folder: Path) -> dic
 def _trap(x: Workplace) -> Trap:
     """A trigger of this federation's own: its last few plain features at the top of their range, or of what is held."""
     data = x.config.data
-    columns = [name for name in data.features if name not in data.lags][-9:]
+    columns = [name for name in data.features if name not in data.lags and name not in x.config.texts][-9:]
     table = pq.read_table(path_of(x.store.shards, clients_in(x.store.shards)[0]))
     trigger = {
-        name: data.ranges[name][1] if name in data.ranges else float(np.max(table[name].to_numpy())) for name in columns
+        name: data.ranges[name][1] if name in data.ranges else float(np.nanmax(table[name].to_numpy()))
+        for name in columns
     }
     y = table[TARGET].to_numpy(zero_copy_only=False)
     if data.task == "regression":

@@ -189,9 +189,13 @@ def _naive(moment: dt.datetime | dt.date) -> dt.datetime:
 
 
 class Model(_Table):
-    """`[model]`: a frozen encoder for each modality and a ridge head."""
+    """`[model]`: a frozen encoder for each modality and a ridge head.
+
+    `encoders` names the encoder of single modalities; "hash" is for columns of text.
+    """
 
     encoder: Literal["relu", "fourier", "linear"] = "relu"
+    encoders: dict[str, Literal["relu", "fourier", "linear", "hash"]] = {}
     features: int = Field(default=64, ge=1, le=8192)
     ridge: float = Field(default=1e-3, gt=0)
     seed: int = Field(default=0, ge=0)
@@ -327,17 +331,37 @@ class Config(_Table):
         """The data path or glob, taken relative to the config."""
         return str(self.file.parent / self.data.path)
 
+    @property
+    def optional(self) -> bool:
+        """Whether a record may lack a modality: where there are others to learn from and predict by."""
+        return len(self.data.modalities) > 1
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The features that are text, in the order of the config."""
+        modalities = self.data.modalities.items()
+        return tuple(column for name, columns in modalities if self.encoder(name) == "hash" for column in columns)
+
+    def encoder(self, modality: str) -> str:
+        """The kind of encoder that a modality has."""
+        return self.model.encoders.get(modality, self.model.encoder)
+
     def fingerprint(self) -> str:
         """SHA-256 of everything in the config that can change a state.
 
         Paths, the store, the placement and the address cannot; nor can the settings of policy training,
         whose only trace is the policy file, which the state digests by itself.
         """
+        model = self.model.model_dump(mode="json", exclude={"encoders"})
+        own = {name: kind for name, kind in sorted(self.model.encoders.items()) if kind != self.model.encoder}
+        model |= {"encoders": own} if own else {}
+        # Several modalities are encoded with whether each is there, which states made before that were not.
+        model |= {"present": True} if self.optional else {}
         parts = {
             "data": self.data.model_dump(mode="json", exclude={"path"}),
             "slices": {"by": self.slice_by, "buckets": self.slices.buckets},
             "split": self.split.model_dump(mode="json"),
-            "model": self.model.model_dump(mode="json"),
+            "model": model,
             "policy": self.policy.model_dump(mode="json", include={"selector", "margin", "steps", "budget"}),
             "attention": self.attention.model_dump(mode="json"),
         }
@@ -357,7 +381,24 @@ class Config(_Table):
             )
         if self.split.dates and self.data.time is None:
             raise ValueError("dates in [split] need data.time")
+        for name in self.model.encoders:
+            if name not in self.data.modalities:
+                hint = near_miss(name, self.data.modalities)
+                raise ValueError(f'model.encoders: "{name}" is none of data.modalities{hint}')
+        self._no_numbers_of_text()
         return self
+
+    def _no_numbers_of_text(self) -> None:
+        """Text has no range, no lag, and is nobody's lag."""
+        data = self.data
+        for name in self.texts:
+            if name in data.ranges:
+                raise ValueError(f'range of "{name}": its encoder is "hash", so it is text, which has no range')
+            if name in data.lags:
+                raise ValueError(f'lag "{name}" is a number; its modality must not have the encoder "hash"')
+        for name, lag in data.lags.items():
+            if lag.column in self.texts:
+                raise ValueError(f'lag "{name}" must look at a number, got "{lag.column}", whose encoder is "hash"')
 
 
 def load(path: str | Path) -> Config:

@@ -66,13 +66,17 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class ClientState:
-    """One client's place in a state: records per slice, influence per slice, attention."""
+    """One client's place in a state: records per slice, influence per slice, attention.
+
+    `modalities` holds the influence of a modality within a slice, by slice and modality, where it is below one.
+    """
 
     name: str
     records: int
     attention: float
     influence: Mapping[str, float]
     chosen_by: str = "keep"
+    modalities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +109,15 @@ class State:
                     "name": client.name,
                     "records": client.records,
                     "attention": float(client.attention).hex(),
-                    "influence": {key: float(value).hex() for key, value in client.influence.items()},
+                    "influence": _hex(client.influence),
                     "chosen_by": client.chosen_by,
                 }
+                # A state in which every modality counts in full says nothing of modalities.
+                | (
+                    {"modalities": {key: _hex(of) for key, of in client.modalities.items()}}
+                    if client.modalities
+                    else {}
+                )
                 for client in self.clients
             ],
         }
@@ -120,12 +130,21 @@ class State:
                 entry["name"],
                 entry["records"],
                 float.fromhex(entry["attention"]),
-                {key: float.fromhex(value) for key, value in entry["influence"].items()},
+                _float(entry["influence"]),
                 entry["chosen_by"],
+                {key: _float(of) for key, of in entry.get("modalities", {}).items()},
             )
             for entry in header["clients"]
         )
         return State(header["config"], header["policy"], tuple(header["outputs"]), clients, W)
+
+
+def _hex(values: Mapping[str, float]) -> dict[str, str]:
+    return {key: float(value).hex() for key, value in values.items()}
+
+
+def _float(values: Mapping[str, str]) -> dict[str, float]:
+    return {key: float.fromhex(value) for key, value in values.items()}
 
 
 def digest_of(header: Mapping[str, Any], *arrays: Float) -> str:

@@ -181,7 +181,7 @@ class Workplace:
 
 
 def _by_slice(done: Round) -> dict[str, float]:
-    """Attention by client; influence and validation gain by client and slice."""
+    """Attention by client; influence and validation gain by client and slice, and by modality where there are some."""
     gain = FEATURES.index("gain")
     metrics = {}
     for client in done.state.clients:
@@ -189,4 +189,7 @@ def _by_slice(done: Round) -> dict[str, float]:
         metrics |= {f"influence/{client.name}/{key}": value for key, value in client.influence.items()}
         for key, seen in done.records[client.name]["slices"].items():
             metrics[f"gain/{client.name}/{key}"] = seen["features"][gain]
+            for name, of in seen.get("modalities", {}).items():
+                metrics[f"influence/{client.name}/{key}/{name}"] = of["influence"]
+                metrics[f"score/{client.name}/{key}/{name}"] = of["score"]
     return metrics

@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import CONFIG, WINDOW, drain, homes, put, train
 
 from frmu import api
+from frmu.aggregation.checkpoint import load_state
 from frmu.config import Config
 from frmu.errors import RequestError, StoreError
 from frmu.types import Selection
@@ -39,6 +41,48 @@ CLASSIFICATION = (
 )
 BY_PERSON = CONFIG.replace('by = "month"', 'by = "subject"\nbuckets = 4')
 BY_HASH = CONFIG.split("[split]")[0] + "[model]\nfeatures = 8\n"
+
+
+SAID = (
+    CONFIG.replace("[data.lags]", 'said = ["said"]\n[data.lags]')
+    + 'encoders = { said = "hash", calendar = "linear" }\n[policy]\nselector = "rules"\n'
+)
+LONG_AGO = ("2025-01", "2025-03")
+
+
+def said(seed: int = 1) -> pd.DataFrame:
+    """Records in which the load follows the words, some lack a modality, and the weather of two months is noise."""
+    table, rng = homes(3), np.random.default_rng(seed)
+    red, late = rng.random(len(table)) > 0.5, rng.random(len(table)) > 0.5
+    table["said"] = np.where(red, "Red", "blue") + pd.Series(np.where(late, " lamp, late", " lamp"))
+    table["temperature"] = rng.uniform(-10, 35, len(table))  # no season: the months are alike
+    table["load"] = 3 + 2.0 * red - 1.5 * late - 0.05 * table.temperature + rng.normal(0, 0.2, len(table))
+    for month in LONG_AGO:
+        rows = table.index[(table.ts.dt.strftime("%Y-%m") == month) & (table.home == "home 1")]
+        table.loc[rows, "temperature"] = rng.permutation(table.temperature[rows])
+    lacks = rng.random((len(table), 2)) < 0.03
+    table["said"] = table.said.mask(lacks[:, 0])
+    for column in ("temperature", "humidity"):
+        table[column] = table[column].mask(lacks[:, 1])
+    return table
+
+
+def test_a_month_of_broken_weather_is_muted_in_that_modality_and_can_be_erased(tmp_path: Path) -> None:
+    table, config = said(), put(tmp_path / "all", said(), SAID)
+    with api.Experiment(config, "local") as experiment:
+        trained = experiment.train()
+    before = load_state(config.folder / "state.safetensors")
+    assert before is not None
+    muted = {client.name: dict(client.modalities) for client in before.clients if client.modalities}
+    assert set(muted) == {"home 1"}
+    assert set(muted["home 1"]) <= set(LONG_AGO)
+    assert {name for of in muted["home 1"].values() for name in of} == {"weather"}
+    assert trained["metrics"]["test_rmse"] < trained["metrics"]["keep_test_rmse"]
+    gone = table.person == "p3"
+    api.erase(config, Selection("subject", subject="p3"))
+    drained = drain(config)
+    assert drained["state_digest"] == train(put(tmp_path / "never", table[~gone], SAID))["state_digest"]
+    assert [r["level"] for r in drained["receipts"]] == ["L5"]
 
 
 @pytest.mark.parametrize(

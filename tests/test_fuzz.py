@@ -34,8 +34,13 @@ def random_table(rng: np.random.Generator) -> pd.DataFrame:
         }
     )
     table["t"] = table["t"].astype("datetime64[us]")
+    table["note"] = rng.choice(["", "a lamp", "Lamp, b", "c c a"], n)
     table["y"] = table["a"] * 2 - table["b"] + rng.normal(size=n) * 0.1
     table["label"] = np.where(table["y"] > 1, "hi", np.where(table["y"] < -8, "rare", "lo"))
+    if rng.random() < 0.6:
+        lacks = rng.random((n, 2)) < rng.random()
+        table["b"], table["c"] = table["b"].mask(lacks[:, 0]), table["c"].astype("boolean").mask(lacks[:, 0])
+        table["note"] = table["note"].mask(lacks[:, 1])
     return table
 
 
@@ -45,14 +50,16 @@ def random_config(rng: np.random.Generator, table: pd.DataFrame) -> str:
     lags = bool(not classify and rng.random() < 0.5)
     classes = pick("", 'classes = ["hi", "lo", "rare"]\n') if classify else ""
     target, task = ("label", "classification") if classify else ("y", "regression")
+    text, encoders = pick(("", ""), ("said = ['note']", 'said = "hash"'))
     lines = [
         '[data]\npath = "data"\nclient = "site"\nrecord = "id"\nsubject = "who"\ntime = "t"',
         f'target = "{target}"\ntask = "{task}"\n{classes}',
-        f"[data.modalities]\nfirst = {['a', 'before'] if lags else ['a']}\nsecond = ['b', 'c']",
+        f"[data.modalities]\nfirst = {['a', 'before'] if lags else ['a']}\nsecond = ['b', 'c']\n{text}",
         '[data.lags]\nbefore = { column = "y", back = "1d" }' if lags else "",
         "[data.ranges]\na = [-10.0, 10.0]",
         f'[slices]\nby = "{pick("day", "week", "month", "subject", "group")}"\nbuckets = {pick(1, 3, 16)}',
         f'[model]\nencoder = "{pick("relu", "fourier", "linear")}"\nfeatures = {pick(1, 7, 20)}',
+        f"[model.encoders]\n{encoders}",
         f'[policy]\nselector = "{pick("policy", "policy", "rules", "keep")}"\nsteps = {pick(1, 2)}',
         f'[attention]\nrule = "{pick("counterfactual", "size")}"',
     ]
@@ -87,10 +94,11 @@ def random_request(rng: np.random.Generator, table: pd.DataFrame) -> tuple[Selec
         return Selection("subject", subject=who), table["who"] == who
     if kind == "where":
         bound, numbers = float(rng.normal()), sorted(int(x) for x in rng.integers(0, 5, 2))
-        text = f"a > {bound!r} and b in ({numbers[0]}, {numbers[1]}) or not (c = true or who <> 'p1')"
-        return Selection("where", where=text), (table["a"] > bound) & table["b"].isin(numbers) | ~(
-            table["c"] | (table["who"] != "p1")
-        )
+        text = f"a > {bound!r} and b in ({numbers[0]}, {numbers[1]}) or not (c = true or who <> 'p1') or b is null"
+        b, c = table["b"], table["c"].astype("boolean").fillna(True).astype(bool)  # not known: neither c nor not c
+        return Selection("where", where=text), (table["a"] > bound) & b.isin(numbers) | ~(
+            c | (table["who"] != "p1")
+        ) | b.isna()
     site = str(rng.choice(table["site"].unique()))
     if kind == "client":
         return Selection("client", client=site), table["site"] == site

@@ -60,6 +60,22 @@ def test_the_future_may_lack_what_only_lags_look_at(config: Config, table: pd.Da
     future.to_parquet(tmp_path / "in.parquet", index=False)
     predict(config, tmp_path / "in.parquet", tmp_path / "out.parquet")
     assert pd.read_parquet(tmp_path / "out.parquet").prediction.notna().all()
+    future.drop(columns=["temperature", "humidity"]).to_parquet(tmp_path / "in.parquet", index=False)
+    predict(config, tmp_path / "in.parquet", tmp_path / "out.parquet")
+    without = pd.read_parquet(tmp_path / "out.parquet")
+    future.assign(temperature=None, humidity=None).to_parquet(tmp_path / "in.parquet", index=False)
+    predict(config, tmp_path / "in.parquet", tmp_path / "out.parquet")
+    assert pd.read_parquet(tmp_path / "out.parquet").equals(without)
+    assert without.prediction.notna().all()
+    only = future.drop(columns=["temperature", "humidity"])
+    for lost in (
+        future.rename(columns={"temperature": "temprature", "humidity": "humid"}),
+        only.drop(columns=["hour_sin", "hour_cos"]),
+        future.drop(columns="humidity"),
+    ):
+        lost.to_parquet(tmp_path / "in.parquet", index=False)
+        with pytest.raises(DataError, match="no column"):
+            predict(config, tmp_path / "in.parquet", tmp_path / "out.parquet")
     future.assign(humidity=np.nan).to_parquet(tmp_path / "in.parquet", index=False)
     with pytest.raises(DataError, match='column "humidity" is null'):
         predict(config, tmp_path / "in.parquet", tmp_path / "out.parquet")

@@ -133,7 +133,9 @@ class Aggregate:
             policy=self.policy,
             outputs=self.outputs,
             clients=tuple(
-                ClientState(name, record["rows"], float(a), record["influence"], record["chosen_by"])
+                ClientState(
+                    name, record["rows"], float(a), record["influence"], record["chosen_by"], record["modalities"]
+                )
                 for (name, record), a in zip(sorted(self.records.items()), weights, strict=True)
             ),
             W=solve(total.G, total.b, ridge),

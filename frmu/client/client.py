@@ -23,7 +23,7 @@ from frmu.federation import Answer, Work
 from frmu.influence.network import Network
 from frmu.influence.observation import Fit
 from frmu.influence.task import PARTS, Task, task_of
-from frmu.learning.encoders import Encoder, encode, encoders, width
+from frmu.learning.encoders import Encoder, Words, blocks, encode, encoders, width
 from frmu.learning.statistics import one_thread, statistics_of, targets
 from frmu.types import Float, Statistics
 
@@ -36,11 +36,12 @@ BLOCK = 32_768  # rows encoded at a time, so that a long slice does not fill the
 class Client:
     """One holder of a shard."""
 
-    def __init__(self, name: str, config: Config, folder: Path, by: Mapping[str, Encoder]) -> None:
+    def __init__(self, name: str, config: Config, folder: Path, by: Mapping[str, Encoder | Words]) -> None:
         self.name = name
         self.config = config
         self.path = shards.path_of(folder, name)
         self.incoming: Any = None
+        self.blocks = blocks(config)
         self._encoders = dict(by)
         self._shard: Shard | None = None
         self._statistics: dict[tuple[str, ...], dict[tuple[int, str], Statistics]] = {}
@@ -112,7 +113,9 @@ class Client:
                 cache[code, key] = self.statistics_of_rows(rows, outputs)
         return {key: part for (at, key), part in sorted(cache.items()) if at == code}
 
-    def statistics(self, modalities: Mapping[str, Float], y: NDArray[Any], outputs: tuple[str, ...]) -> Statistics:
+    def statistics(
+        self, modalities: Mapping[str, NDArray[Any]], y: NDArray[Any], outputs: tuple[str, ...]
+    ) -> Statistics:
         """The statistics of some rows, encoded block by block; raises `DataError` where they overflow."""
         with np.errstate(over="ignore", invalid="ignore"):
             parts = [
@@ -134,7 +137,7 @@ class Client:
         modalities = {name: X[rows] for name, X in self.shard.modalities.items()}
         return self.statistics(modalities, self.shard.target[rows], outputs)
 
-    def encoded(self, modalities: Mapping[str, Float], rows: slice | NDArray[np.intp]) -> Float:
+    def encoded(self, modalities: Mapping[str, NDArray[Any]], rows: slice | NDArray[np.intp]) -> Float:
         """phi of some rows, (rows, d)."""
         return encode({name: X[rows] for name, X in modalities.items()}, self._encoders)
 

@@ -19,6 +19,7 @@ from frmu.config import Config
 from frmu.federation import Answer
 from frmu.influence.observation import fit, observe
 from frmu.influence.task import Task, validation_loss, weighted
+from frmu.learning import encoders
 from frmu.learning.encoders import width
 from frmu.learning.solve import solve
 from frmu.learning.statistics import loss, pack
@@ -32,13 +33,9 @@ _TINY = 1e-12
 
 def blocks(config: Config) -> dict[str, NDArray[np.intp]]:
     """Which features of an encoded record belong to which modality, the bias to each: indices by name."""
-    found, at = {}, 0
-    for name, columns in config.data.modalities.items():
-        alone = config.model_copy(update={"data": config.data.model_copy(update={"modalities": {name: columns}})})
-        wide = width(alone) - 1
-        found[name] = np.append(np.arange(at, at + wide), width(config) - 1)
-        at += wide
-    return found
+    bias = width(config) - 1
+    columns = np.arange(width(config))
+    return {name: np.append(columns[block], bias) for name, block in encoders.blocks(config).items()}
 
 
 @dataclass(frozen=True, slots=True)

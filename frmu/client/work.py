@@ -7,7 +7,7 @@ hashes; never a row.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from frmu.data.source import RECORD, gather
 from frmu.data.tombstones import tombstones
 from frmu.federation import Answer
 from frmu.influence.disturbance import disturb, draw
+from frmu.influence.modality import Muting, contribution, mute
 from frmu.influence.network import Network
 from frmu.influence.observation import fit, observe
 from frmu.influence.search import Account, Budget, ascend
@@ -204,30 +205,52 @@ class Choose(Each):
                 "chosen_by": "keep",
                 "losses": {},
                 "slices": {},
+                "modalities": {},
                 "refits": 0,
             }
             return Answer(client.name, record | nothing)
         task = client.task(slices, self.total.open(), self.outputs)
         policy = client.config.policy
         decision = decide(task, client.network, policy.selector, policy.margin, policy.steps, policy.budget)
+        muting = self._muted(client, task, decision)
+        below = muting.below(task, client.blocks) if muting else {}
+        influence = muting.influence if muting else decision.influence
         record |= {
-            "influence": dict(zip(task.keys, decision.influence.tolist(), strict=True)),
+            "influence": dict(zip(task.keys, influence.tolist(), strict=True)),
             "chosen_by": decision.chosen_by,
-            "losses": dict(decision.losses),
-            "slices": _explained(task, decision),
-            "refits": decision.refits,
+            "losses": dict(decision.losses) | ({"muted": muting.loss} if muting else {}),
+            "slices": _explained(task, decision, client.blocks, muting),
+            "modalities": below,
+            "refits": decision.refits + (muting.refits if muting else 0),
         }
-        if np.all(decision.influence == 1.0):
+        if np.all(influence == 1.0) and not below:
             return Answer(client.name, record)
-        parts = (slices[key].scaled(float(i)) for key, i in zip(task.keys, decision.influence, strict=True) if i != 0.0)
+        parts = (
+            contribution(slices[key], float(i), below.get(key, {}), client.blocks)
+            for key, i in zip(task.keys, influence, strict=True)
+            if i != 0.0
+        )
         sums = Statistics.total(parts, len(self.total.b), len(self.outputs))
         return Answer(client.name, record, {"H": pack(sums.G), "b": sums.b})
 
+    def _muted(self, client: Client, task: Task, decision: Decision) -> Muting | None:
+        """A second look at every slice, modality by modality, where there are several and anything is to be chosen."""
+        policy = client.config.policy
+        if policy.selector == "keep" or not client.config.optional or task.validation.n == 0:
+            return None
+        return mute(task, decision.influence, client.blocks, policy.margin)
 
-def _explained(task: Task, decision: Decision) -> dict[str, Any]:
+
+def _explained(task: Task, decision: Decision, names: Collection[str], muting: Muting | None) -> dict[str, Any]:
     """What was seen of each slice, for the tracker: aggregates only."""
     columns = zip(task.keys, task.n, decision.rows.tolist(), decision.pool.tolist(), strict=True)
-    return {key: {"records": int(n), "features": row, "pool": pool} for key, n, row, pool in columns}
+    seen: dict[str, Any] = {key: {"records": int(n), "features": row, "pool": pool} for key, n, row, pool in columns}
+    if muting is not None:
+        for key, scores, q in zip(task.keys, muting.scores.tolist(), muting.modality.tolist(), strict=True):
+            seen[key]["modalities"] = {
+                name: {"influence": i, "score": score} for name, i, score in zip(names, q, scores, strict=True)
+            }
+    return seen
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,8 +145,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _unique_text(column: pa.ChunkedArray) -> bool:
-    text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    return bool(text and pc.count_distinct(column).as_py() == len(column))
+    return bool(_is_text(column.type) and pc.count_distinct(column).as_py() == len(column))
 
 
 def _features(table: pa.Table, used: set[str]) -> list[str]:
@@ -157,7 +156,14 @@ def _left_out(table: pa.Table, roles: Mapping[str, str], features: list[str]) ->
     """What nothing will be learned from, and no filter can name."""
     rest = [name for name in table.column_names if name not in {*features, *roles.values()}]
     told = ", ".join(f"{name} ({table.schema.field(name).type})" for name in rest)
-    return [f"left out: {told}; features are numbers, so give a class a column of 0 and 1"] if rest else []
+    hint = "features are numbers, so give a class a column of 0 and 1"
+    if any(_is_text(table[name].type) for name in rest):
+        hint += ', or make text a modality of its own with the encoder "hash" (model.encoders)'
+    return [f"left out: {told}; {hint}"] if rest else []
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _render(path: str, table: pa.Table, roles: Mapping[str, str], features: list[str], notes: list[str]) -> str:

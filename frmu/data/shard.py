@@ -77,13 +77,13 @@ def write(table: pa.Table, path: Path) -> None:
 class Shard:
     """The records of one client as arrays, one row a record, in the order of the record ids.
 
-    `modalities` maps a modality to its scaled raw columns, (n, columns) float64; `target` is (n,) float64 for a
-    regression and (n,) str otherwise; `split` is (n,) int8 into `SPLITS`; `slices` is (n,) str.
+    `modalities` maps a modality to its raw columns, (n, columns), as `features` gives them; `target` is (n,) float64
+    for a regression and (n,) str otherwise; `split` is (n,) int8 into `SPLITS`; `slices` is (n,) str.
     """
 
     table: pa.Table
     ids: NDArray[Any]
-    modalities: dict[str, Float]
+    modalities: dict[str, NDArray[Any]]
     target: NDArray[Any]
     split: NDArray[np.int8]
     slices: NDArray[Any]
@@ -160,9 +160,17 @@ class Shard:
         return self.table.filter(pa.array(~rows))
 
 
-def features(table: pa.Table, config: Config) -> dict[str, Float]:
-    """The scaled columns of every modality of one client's rows, each (n, columns), lags among them."""
-    return {name: _modality(table, columns, config) for name, columns in config.data.modalities.items()}
+def features(table: pa.Table, config: Config) -> dict[str, NDArray[Any]]:
+    """The columns of every modality of one client's rows, each (n, columns), lags among them.
+
+    Numbers are scaled, float64; where a record may lack a modality, its columns are 0 there, and one more column
+    says 1 where it is there and 0 where it is not. Text stays as it is, (n, columns) of str, None where it is missing.
+    """
+    by = config.data.modalities.items()
+    return {
+        name: _words(table, columns) if config.encoder(name) == "hash" else _modality(table, columns, config)
+        for name, columns in by
+    }
 
 
 def ages(keys: list[str], config: Config) -> Float:
@@ -205,7 +213,18 @@ def _modality(table: pa.Table, columns: list[str], config: Config) -> Float:
             parts += _lag(table, name, config)
         else:
             parts.append(_scale(table[name].to_numpy(), config.data.ranges.get(name)))
-    return np.ascontiguousarray(np.stack(parts, axis=1))  # (n, columns)
+    if not config.optional:
+        return np.ascontiguousarray(np.stack(parts, axis=1))  # (n, columns)
+    there = np.ones(table.num_rows, dtype=bool)
+    for name in columns:
+        if name not in config.data.lags:
+            there &= ~np.isnan(table[name].to_numpy())
+    parts = [np.where(there, part, 0.0) for part in parts]
+    return np.ascontiguousarray(np.stack([*parts, there.astype(np.float64)], axis=1))
+
+
+def _words(table: pa.Table, columns: list[str]) -> NDArray[Any]:
+    return np.stack([np.array(table[name].to_pylist(), dtype=object) for name in columns], axis=1)
 
 
 def _scale(values: Float, declared: list[float] | None) -> Float:

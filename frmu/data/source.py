@@ -2,6 +2,9 @@
 
 Only the columns that the config names are read, so nothing else of a person enters a shard. Every check runs
 before anything is written, over a whole file at once, and names the file, the client, the column and the row.
+
+A record lacks a modality where all its columns are null, which is allowed where there are other modalities. A
+record with some of them null is refused: frmu fills nothing in.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from frmu.config import CALENDAR, Config
 from frmu.errors import DataError, near_miss
@@ -140,31 +144,80 @@ def _canonical(config: Config, file: str, index: int, wanted: pa.Array) -> pa.Ta
     else:
         labels = where.whole(text_of(table[data.target], file, data.target), data.target, "target")
         out[TARGET] = where.known(labels, data.target, data.classes)
+    missing = _missing(config, table, where)
     for name in _numeric(config):
-        out[name] = where.within(_numbers(table[name], file, name), name, config)
+        out[name] = where.within(_numbers(table[name], file, name), name, config, missing.get(name))
+    for name in config.texts:
+        out[name] = where.given(text_of(table[name], file, name), name, missing.get(name))
     return pa.table(out)
 
 
 def inputs(config: Config, file: str) -> pa.Table:
     """Rows to predict for, in their order, in the columns of a shard as far as the features need them.
 
-    A value that nothing but a lag looks at may be missing: it has not happened yet. Raises `DataError` as `gather`.
+    A value that nothing but a lag looks at may be missing: it has not happened yet. A modality may be missing in a
+    row as in `gather`, and in the whole file where all its columns are missing and another modality is there. Raises
+    `DataError` as `gather`.
     """
     data = config.data
-    named = [data.client, *([data.time] if data.lags and data.time else []), *_numeric(config)]
-    table = read_parquet(file, list(dict.fromkeys(named)))
+    named = [data.client, *([data.time] if data.lags and data.time else []), *_numeric(config), *config.texts]
+    table = _with_nulls(config, file, list(dict.fromkeys(named)))
     clients = text_of(table[data.client], file, data.client)
     _client_names(clients, file, data.client)
     where = _Where(file, clients, np.arange(table.num_rows))
     out: dict[str, Any] = {CLIENT: clients, _ROW: pa.array(np.arange(table.num_rows))}
     if data.lags and data.time:
         out[TIME] = where.whole(_moments(table[data.time], file, data.time), data.time, "time")
+    missing = _missing(config, table, where)
     for name in _numeric(config):
         column = _numbers(table[name], file, name)
         seen = column if name in data.features else column.fill_null(_inside(config, name))
-        where.within(seen, name, config)
+        where.within(seen, name, config, missing.get(name))
         out[name] = column.fill_null(np.nan)
+    for name in config.texts:
+        out[name] = where.given(text_of(table[name], file, name), name, missing.get(name))
     return pa.table(out)
+
+
+def _with_nulls(config: Config, file: str, columns: list[str]) -> pa.Table:
+    """Columns of a file, where those of a modality that the file does not have at all are null.
+
+    A column that is there under a similar name was not left out, but misspelt.
+    """
+    clients = read_parquet(file, [config.data.client])
+    known = pq.read_schema(file).names
+    own = {name: _own(config, name) for name in config.data.modalities}
+    absent = {column for names in own.values() if not set(names) & set(known) for column in names}
+    spare = [name for name in known if name not in columns]
+    if not any(set(names) & set(known) for names in own.values()) or any(near_miss(name, spare) for name in absent):
+        absent = set()
+    table = read_parquet(file, [name for name in columns if name not in absent])
+    for name in sorted(absent):
+        table = table.append_column(name, pa.nulls(len(clients), pa.float64()))
+    return table
+
+
+def _own(config: Config, modality: str) -> list[str]:
+    """The columns of the file that a modality has: its features without the lags."""
+    return [name for name in config.data.modalities[modality] if name not in config.data.lags]
+
+
+def _missing(config: Config, table: pa.Table, where: _Where) -> dict[str, NDArray[np.bool_]]:
+    """The rows that lack a modality, (rows,), for each of its columns; nothing where no record may lack one."""
+    found: dict[str, NDArray[np.bool_]] = {}
+    for modality in config.data.modalities if config.optional else ():
+        names = _own(config, modality)
+        if not names:
+            continue
+        null = np.stack([table[name].is_null().to_numpy(zero_copy_only=False) for name in names])  # (columns, rows)
+        for name, bad in zip(names, null & ~null.all(axis=0), strict=True):
+            if bad.any():
+                raise DataError(
+                    f'{where.file}: column "{name}" is null at {where.place(bad)}; frmu fills nothing in. A record '
+                    f'lacks the modality "{modality}" where all its columns are null'
+                )
+        found |= {name: np.all(null, axis=0) for name in names}
+    return found
 
 
 def _inside(config: Config, name: str) -> float:
@@ -175,14 +228,14 @@ def _inside(config: Config, name: str) -> float:
 def _numeric(config: Config) -> list[str]:
     """The numeric columns that a shard keeps: features of the file, and what lags look at."""
     data = config.data
-    wanted = [name for name in data.features if name not in data.lags]
+    wanted = [name for name in data.features if name not in data.lags and name not in config.texts]
     wanted += [lag.column for lag in data.lags.values()]
     return list(dict.fromkeys(wanted))
 
 
 def _columns(config: Config) -> list[str]:
     data = config.data
-    named = [data.client, data.record, data.subject, data.time, data.target, *_numeric(config)]
+    named = [data.client, data.record, data.subject, data.time, data.target, *_numeric(config), *config.texts]
     if _slice_column(config):
         named.append(config.slice_by)
     return list(dict.fromkeys(name for name in named if name is not None))
@@ -194,7 +247,7 @@ def columns_of(config: Config) -> list[str]:
     labels += [SUBJECT] if config.data.subject is not None else []
     labels += [TIME] if config.data.time is not None else []
     labels += [SLICE] if _slice_column(config) else []
-    return [*labels, *_numeric(config)]
+    return [*labels, *_numeric(config), *config.texts]
 
 
 def _slice_column(config: Config) -> bool:
@@ -232,11 +285,19 @@ class _Where:
             )
         return labels
 
-    def within(self, column: pa.ChunkedArray, name: str, config: Config) -> pa.Array:
-        values = column.to_numpy(zero_copy_only=False) if column.null_count == 0 else None
-        if values is None:
-            bad = column.is_null().to_numpy(zero_copy_only=False)
+    def given(self, column: pa.ChunkedArray, name: str, missing: NDArray[np.bool_] | None = None) -> pa.ChunkedArray:
+        """A value in every row, but for those that lack the modality."""
+        bad = column.is_null().to_numpy(zero_copy_only=False)
+        bad = bad if missing is None else bad & ~missing
+        if bad.any():
             raise DataError(f'{self.file}: column "{name}" is null at {self.place(bad)}; frmu fills nothing in')
+        return column
+
+    def within(
+        self, column: pa.ChunkedArray, name: str, config: Config, missing: NDArray[np.bool_] | None = None
+    ) -> pa.Array:
+        self.given(column, name, missing)
+        values = column.fill_null(_inside(config, name)).to_numpy(zero_copy_only=False)
         bad = ~np.isfinite(values)
         if bad.any():
             raise DataError(f'{self.file}: column "{name}" must be finite, got {values[bad][0]} at {self.place(bad)}')
@@ -248,7 +309,7 @@ class _Where:
                     f'{self.file}: column "{name}" must be within its declared range [{low:g}, {high:g}], got '
                     f"{values[bad][0]:g} at {self.place(bad)}; widen data.ranges.{name} or mend the record"
                 )
-        return pa.array(values)
+        return pa.array(values, mask=missing)
 
 
 def _no_duplicates(table: pa.Table, client: str, files: list[str]) -> None:
@@ -322,7 +383,8 @@ def text_of(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
 def _numbers(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
     kind = column.type
     if not (
-        pa.types.is_floating(kind)
+        pa.types.is_null(kind)  # a column without any value
+        or pa.types.is_floating(kind)
         or pa.types.is_integer(kind)
         or pa.types.is_boolean(kind)
         or pa.types.is_decimal(kind)

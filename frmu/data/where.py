@@ -101,7 +101,8 @@ class Where:
         >>> where.mask(pa.table({RECORD: ["1", "2"]}), "a").tolist()
         [True, True]
         """
-        return _rows(self._condition, table, client)
+        held = _rows(self._condition, table, client).fill_null(False)
+        return np.asarray(held.to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def parse_where(text: str, config: Config) -> Where:
@@ -111,7 +112,8 @@ def parse_where(text: str, config: Config) -> Where:
     lags look at and slices.by. Comparisons (`=`, `<>`, `!=`, `<`, `<=`, `>`, `>=`), `in`, `between`, `like` and `is
     null`, each also with `not`, are joined by `and`, `or`, `not` and parentheses. Text stands in single quotes, a
     name with blanks in double quotes. Times are ISO 8601, without a zone UTC, and a date means its midnight. `like`
-    knows `%` and `_`, and an escape character only where `escape '!'` names one.
+    knows `%` and `_`, and an escape character only where `escape '!'` names one. Where a record lacks a modality, its
+    columns are null: as in SQL no comparison holds there, nor does its negation.
 
     >>> from pathlib import Path
     >>> from frmu.config import parse
@@ -147,7 +149,7 @@ def _columns(config: Config) -> dict[str, _Column]:
         (data.record, RECORD, "text"),
         (data.subject, SUBJECT, "text"),
         (data.time, TIME, "time"),
-        *((name, name, "number") for name in held if name not in labels),
+        *((name, name, "text" if name in config.texts else "number") for name in held if name not in labels),
         (data.target, TARGET, target),
         (config.slice_by if SLICE in held else None, SLICE, "text"),
     ]
@@ -426,7 +428,7 @@ class _Translation:
             other = self._column(node, f"; text goes in single quotes: '{_cut(name)}'")
             raise RequestError(f'where: compares two columns, "{column.name}" and "{other.name}"; give a value')
         if kind == "Null":
-            raise RequestError(f'where: nothing equals null; write "{column.name} is null" (nothing in a shard is)')
+            raise RequestError(f'where: nothing equals null; write "{column.name} is null"')
         if not _is_value(node):
             raise _refused(node)
         if column.kind == "number":
@@ -608,35 +610,35 @@ def _cut(text: str, longest: int = 60) -> str:
 # --- from a condition to rows --------------------------------------------------------------------------------------
 
 
-def _rows(condition: _Condition, table: pa.Table, client: str) -> NDArray[np.bool_]:
+def _rows(condition: _Condition, table: pa.Table, client: str) -> Any:
+    """What a condition is in each row, (rows,): true, false, or null where it is not known (Kleene's logic)."""
     if isinstance(condition, _Not):
-        return ~_rows(condition.part, table, client)
+        return pc.invert(_rows(condition.part, table, client))
     if isinstance(condition, _Test):
         return _holds(condition, table, client)
-    join = np.logical_and if condition.word == "And" else np.logical_or
+    join = pc.and_kleene if condition.word == "And" else pc.or_kleene
     rows = _rows(condition.parts[0], table, client)
     for part in condition.parts[1:]:
         rows = join(rows, _rows(part, table, client))
     return rows
 
 
-def _holds(test: _Test, table: pa.Table, client: str) -> NDArray[np.bool_]:
-    if test.how == "is_null":  # nothing in a shard is null: the import refuses it
-        return np.zeros(table.num_rows, dtype=bool)
+def _holds(test: _Test, table: pa.Table, client: str) -> Any:
     if test.column.stored == CLIENT:  # a shard has no client column: it is all one client's
-        return np.full(table.num_rows, _compared(test, pa.array([client]))[0], dtype=bool)
+        return pa.repeat(_compared(test, pa.array([client]))[0], table.num_rows)
     return _compared(test, table[test.column.stored])
 
 
-def _compared(test: _Test, column: Any) -> NDArray[np.bool_]:
+def _compared(test: _Test, column: Any) -> Any:
     kind = _TYPES[test.column.kind]
+    if test.how == "is_null":
+        return pc.is_null(column)
     if test.how == "like":
-        held = pc.match_substring_regex(column, test.values[0])
-    elif test.how == "is_in":
+        return pc.match_substring_regex(column, test.values[0])
+    if test.how == "is_in":
         values = pa.array(test.values, kind)
         if test.column.kind == "number":  # is_in tells -0.0 from 0.0, = does not; the sum makes both 0.0
             column, values = pc.add(column, 0.0), pc.add(values, 0.0)
-        held = pc.is_in(column, value_set=values)
-    else:
-        held = getattr(pc, test.how)(column, pa.scalar(test.values[0], kind))
-    return np.asarray(held.to_numpy(zero_copy_only=False), dtype=bool)
+        # is_in says false of null.
+        return pc.if_else(pc.is_valid(column), pc.is_in(column, value_set=values), pa.scalar(None, pa.bool_()))
+    return getattr(pc, test.how)(column, pa.scalar(test.values[0], kind))

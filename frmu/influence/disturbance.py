@@ -35,9 +35,9 @@ def draw(keys: list[str], rng: np.random.Generator, kind: str | None = None) -> 
 
 
 def disturb(
-    kind: str, modalities: Mapping[str, Float], y: NDArray[Any], rng: np.random.Generator
-) -> tuple[dict[str, Float], NDArray[Any]]:
-    """The rows of one slice, disturbed: modalities (n, columns), targets (n,)."""
+    kind: str, modalities: Mapping[str, NDArray[Any]], y: NDArray[Any], rng: np.random.Generator
+) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
+    """The rows of one slice, disturbed: modalities (n, columns), numbers or text; targets (n,)."""
     X = dict(modalities)
     if kind == "features":
         return {name: rng.permuted(block, axis=0) for name, block in X.items()}, y

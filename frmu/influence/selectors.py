@@ -2,8 +2,9 @@
 
 Rules are fixed. The policy looks, proposes, and looks again under its own proposal; it refines what a short search
 on validation found as well, and its value, which was learned on later records, says which of all that it met to
-propose. Every proposal is judged on validation once more: it must not be worse than the best rule there, and
-anything but keeping everything must gain at least a margin.
+propose. The guard applies it if it gains at least a margin on validation, else everything is kept. Rules are tried
+beside it and told, not applied: chosen by validation among several, they lose on later records what the policy
+gains (`frmu bench policy`). Without a policy the best rule is what is proposed.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def _value(guided: Guided) -> float:
 
 
 def decide(task: Task, network: Network | None, selector: str, margin: float, steps: int, budget: int) -> Decision:
-    """Choose influences for a task: by the policy and the rules under the guard, by the rules alone, or keep.
+    """Choose influences for a task, under the guard: by the policy, by the rules, or keep everything.
 
     `budget` is in refits. Without a validation record there is nothing to judge by, so everything is kept.
     """
@@ -133,7 +134,6 @@ def _fitted(account: Account, influence: Float, known: Sequence[Fit]) -> Fit:
 
 
 def _guard(losses: Mapping[str, float], margin: float) -> str:
-    """The proposal with the least validation loss; the policy wins a tie, and keeping wins without a margin."""
-    order = sorted(losses, key=lambda name: (losses[name], name != "policy", name))
-    best = order[0]
+    """The policy's proposal, without one the best rule's; keeping everything if that does not gain the margin."""
+    best = "policy" if "policy" in losses else min(losses, key=lambda name: (losses[name], name))
     return best if losses[best] <= (1.0 - margin) * losses["keep"] else "keep"

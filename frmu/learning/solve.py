@@ -15,9 +15,23 @@ from scipy.linalg.lapack import dposv, dpotrf, dpotrs
 from frmu.errors import FrmuError
 from frmu.types import Float
 
-__all__ = ["Factor", "factorise", "solve"]
+__all__ = ["Factor", "factorise", "regularised", "solve"]
 
 FLOOR = 1e-6
+
+
+def regularised(H: Float, ridge: float) -> Float:
+    """H + ridge diag(H) + floor, (d, d): what is factorised.
+
+    >>> regularised(np.diag([1.0, 4.0]), 0.5).diagonal().round(3).tolist()
+    [1.5, 4.0]
+    """
+    A = H.copy()
+    diagonal = np.einsum("ii->i", A)
+    shrink = ridge * diagonal + FLOOR
+    shrink[-1] = FLOOR
+    diagonal += shrink
+    return A
 
 
 def solve(H: Float, B: Float, ridge: float) -> Float:
@@ -27,7 +41,7 @@ def solve(H: Float, B: Float, ridge: float) -> Float:
     >>> [round(float(w), 3) for w in W[:, 0]]
     [1.0, 2.0]
     """
-    A = _shrunk(H, ridge)
+    A = regularised(H, ridge)
     # A is symmetric, so its C order read as Fortran's is itself: no copy is made.
     _, W, info = dposv(A.T, np.asfortranarray(B), lower=0, overwrite_a=1)
     _check(info, len(H), ridge)
@@ -57,18 +71,9 @@ def factorise(H: Float, ridge: float) -> Factor:
     >>> factorise(np.diag([1.0, 4.0]), 1e-9)(np.array([[1.0], [8.0]]))[:, 0].round(3).tolist()
     [1.0, 2.0]
     """
-    L, info = dpotrf(_shrunk(H, ridge).T, lower=1, overwrite_a=1)
+    L, info = dpotrf(regularised(H, ridge).T, lower=1, overwrite_a=1)
     _check(info, len(H), ridge)
     return Factor(L)
-
-
-def _shrunk(H: Float, ridge: float) -> Float:
-    A = H.copy()
-    diagonal = np.einsum("ii->i", A)
-    shrink = ridge * diagonal + FLOOR
-    shrink[-1] = FLOOR
-    diagonal += shrink
-    return A
 
 
 def _check(info: int, d: int, ridge: float) -> None:

@@ -50,13 +50,17 @@ def forgotten(state: State) -> dict[str, dict[str, float]]:
 
 
 def explain(done: Round) -> dict[str, Any]:
-    """Why each slice counts as much as it does: aggregates, losses of every proposal, who was followed."""
+    """Why each slice counts as much as it does: aggregates, losses of every proposal, who was followed.
+
+    With several modalities, also the influence and the score of each within the slice.
+    """
     explained = {}
     for client in done.state.clients:
         record = done.records[client.name]
         slices = {
             key: {"influence": client.influence[key], **dict(zip(FEATURES, seen["features"], strict=True))}
             | {"records": seen["records"], "attention": seen["pool"]}
+            | ({"modalities": seen["modalities"]} if "modalities" in seen else {})
             for key, seen in record["slices"].items()
         }
         explained[client.name] = {

@@ -12,6 +12,7 @@ from conftest import CONFIG, put
 from frmu.config import Config
 from frmu.data.shard import SPLITS, Shard, ages, clients_in, path_of, write
 from frmu.data.source import gather
+from frmu.learning.encoders import blocks, encode, encoders
 
 
 @pytest.fixture
@@ -32,13 +33,44 @@ def test_scaling_rests_on_declared_ranges(shard: Shard, table: pd.DataFrame) -> 
 def test_a_lag_is_the_value_one_day_back_or_marked_missing(shard: Shard, table: pd.DataFrame) -> None:
     own = table[table.home == "home 0"].set_index("ts")
     by_record = {row.record: moment for moment, row in own.iterrows()}
-    for name, lagged, there in zip(shard.ids, *shard.modalities["weather"][:, 2:].T, strict=True):
+    for name, lagged, there in zip(shard.ids, *shard.modalities["weather"][:, 2:4].T, strict=True):
         before = by_record[name] - pd.Timedelta(days=1)
         if before in own.index:
             assert there == 1.0
             assert lagged == 2 * (own.load[before] + 5.0) / 25.0 - 1
         else:
             assert (lagged, there) == (0.0, 0.0)
+
+
+def test_a_modality_that_is_missing_is_zero_and_said_to_be(tmp_path: Path, table: pd.DataFrame) -> None:
+    lacks = table.index % 7 == 3
+    changed = table.assign(temperature=table.temperature.mask(lacks), humidity=table.humidity.mask(lacks))
+    config = put(tmp_path / "gaps", changed)
+    shard = Shard.of(gather(config, ["home 0"])["home 0"], config)
+    missing = np.isin(shard.ids, table.record[lacks])
+    assert missing.any()
+    assert np.array_equal(shard.modalities["weather"][:, -1], ~missing)
+    assert not shard.modalities["weather"][missing].any()
+    assert shard.modalities["calendar"][:, -1].all()
+    phi, block = encode(shard.modalities, encoders(config)), blocks(config)["weather"]
+    assert not phi[missing, block].any()
+    assert phi[~missing, block].any(axis=1).all()
+
+
+def test_text_stays_text_until_it_is_encoded(tmp_path: Path, table: pd.DataFrame) -> None:
+    said = np.where(table.index % 5 == 0, None, table.band + " of " + table.person)
+    text = CONFIG.replace("[data.lags]", 'said = ["said"]\n[data.lags]') + 'encoders = { said = "hash" }\n'
+    config = put(tmp_path / "text", table.assign(said=said), text)
+    shard = Shard.of(gather(config, ["home 1"])["home 1"], config)
+    words = shard.modalities["said"]
+    assert set(words[:, 0]) <= {None, *said}
+    phi = encode(shard.modalities, encoders(config))[:, blocks(config)["said"]]
+    missing = np.array([text is None for text in words[:, 0]])
+    assert missing.any()
+    assert not phi[missing].any()
+    assert np.allclose(np.sum(phi[~missing, :-1] ** 2, axis=1), 1.0)
+    write(shard.table, tmp_path / "again.parquet")
+    assert np.array_equal(Shard.read(tmp_path / "again.parquet", config).modalities["said"], words)
 
 
 def test_splits_follow_the_declared_dates(shard: Shard, table: pd.DataFrame) -> None:

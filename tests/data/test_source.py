@@ -11,6 +11,7 @@ from conftest import CONFIG
 
 from frmu import api
 from frmu.config import Config
+from frmu.data.source import gather
 from frmu.errors import DataError
 
 Change = Callable[[pd.DataFrame], pd.DataFrame | None]
@@ -39,6 +40,7 @@ def twice(table: pd.DataFrame) -> pd.DataFrame:
         (at(7, "humidity", None), 'column "humidity" is null at client "home 0", row 7'),
         (at(430, "load", np.inf), 'column "load" must be finite, got inf at client "home 1", row 430'),
         (at(3, "humidity", 101.0), r'"humidity" must be within its declared range \[0, 100\], got 101 .*row 3'),
+        (at(4, "humidity", None), 'the modality "weather" where all its columns are null'),
         (at(9, "person", None), r'column "person" \(subject\) is null at client "home 0", row 9'),
         (at(9, "record", None), r'column "record" \(record id\) is null'),
         (at(9, "home", None), r'column "home" \(client\) is null at row 9'),
@@ -52,6 +54,29 @@ def test_bad_records_are_named(broken: Callable[..., Config], change: Change, me
         experiment.train()
     assert not list((config.folder / "shards").iterdir())
     assert not (config.folder / "state.safetensors").exists()
+
+
+ALONE = CONFIG.replace('calendar = ["hour_sin", "hour_cos"]\n', "")
+
+
+def test_where_there_is_one_modality_no_record_may_lack_it(broken: Callable[..., Config]) -> None:
+    config = broken(lambda t: t.assign(temperature=np.nan, humidity=np.nan), ALONE)
+    with pytest.raises(DataError, match='"temperature" is null at client "home 0", row 0'):
+        gather(config, ["home 0"])
+
+
+def test_a_modality_without_any_value_is_missing(broken: Callable[..., Config]) -> None:
+    config = broken(lambda t: t.assign(temperature=None, humidity=np.nan))
+    assert gather(config, ["home 2"])["home 2"]["temperature"].null_count == 424
+
+
+def test_text_must_be_given_where_it_is_the_only_modality(broken: Callable[..., Config]) -> None:
+    text = ALONE.replace('["temperature", "humidity", "yesterday"]', '["band"]') + 'encoders = { weather = "hash" }\n'
+    text = text.replace('yesterday = { column = "load", back = "1d" }', "")
+    text = text.replace("temperature = [-20.0, 45.0]\nhumidity = [0, 100]\n", "")
+    config = broken(at(3, "band", None), text)
+    with pytest.raises(DataError, match='"band" is null at client "home 0", row 3'):
+        gather(config, ["home 0"])
 
 
 def test_a_truncated_file_is_named(config: Config) -> None:

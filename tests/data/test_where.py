@@ -510,3 +510,39 @@ def test_the_parser_is_loaded_when_a_filter_is_read() -> None:
 def test_nothing_but_the_config_decides_whether_a_filter_is_taken(tmp_path: Path) -> None:
     config = put(tmp_path / "homes", pd.DataFrame({"home": ["a"]}), CONFIG)
     assert parse_where("humidity < 0", config).text == "humidity < 0"
+
+
+# --- records that lack a modality ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("a > 1", [1]),
+        ("not a > 1", [0]),
+        ("a in (0, 2)", [0, 1]),
+        ("a not in (0)", [1]),
+        ("a is null", [2, 3]),
+        ("a is not null", [0, 1]),
+        ("said like '%lamp%'", [0, 2]),
+        ("said not like '%lamp%'", [1]),
+        ("said = 'a lamp'", [0]),
+        ("not (a > 1 and said = 'x')", [0, 1, 2]),
+        ("a > 1 or load = 3", [1, 3]),
+        ("not (a > 1 or home = 'other')", [0]),
+        ("home = 'home 1' and said is null", [3]),
+    ],
+)
+def test_what_is_not_known_is_neither_so_nor_not_so(text: str, rows: list[int]) -> None:
+    data = {"path": "x", "client": "home", "record": "record", "target": "load", "task": "regression"}
+    data |= {"modalities": {"numbers": ["a"], "notes": ["said"]}}
+    config = parse({"data": data, "model": {"encoders": {"notes": "hash"}}}, Path("homes.toml"))
+    table = pa.table(
+        {
+            RECORD: ["0", "1", "2", "3"],
+            TARGET: [0.0, 1.0, 2.0, 3.0],
+            "a": pa.array([0.0, 2.0, None, None]),
+            "said": ["a lamp", "red", "lamps", None],
+        }
+    )
+    assert np.flatnonzero(mask(text, config, table)).tolist() == rows

