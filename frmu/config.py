@@ -63,7 +63,10 @@ class Lag(_Table):
 
 
 class Data(_Table):
-    """`[data]`: where the records lie and what their columns mean."""
+    """`[data]`: where the records lie and what their columns mean.
+
+    `private` is a column of booleans: records where it is true must go, and are never learned from.
+    """
 
     path: str
     client: str
@@ -72,6 +75,7 @@ class Data(_Table):
     task: Literal["regression", "classification"]
     subject: str | None = None
     time: str | None = None
+    private: str | None = None
     classes: list[str] | None = None
     modalities: dict[str, list[str]] = Field(min_length=1)
     lags: dict[str, Lag] = {}
@@ -128,6 +132,11 @@ class Data(_Table):
                 raise ValueError(f'range of "{name}" names no feature{near_miss(name, known)}')
         if self.target in features:
             raise ValueError(f'target "{self.target}" must not be a feature as well')
+        uses = {"client": self.client, "record": self.record, "subject": self.subject, "time": self.time}
+        uses |= {"target": self.target} | {f"feature {name}": name for name in (*features, *numeric_target)}
+        uses |= {f"lag {name}": lag.column for name, lag in self.lags.items()}
+        if taken := [use for use, column in uses.items() if column == self.private and column is not None]:
+            raise ValueError(f'private "{self.private}" must be a column of its own, and it is the {taken[0]} as well')
         if self.classes is not None and self.task != "classification":
             raise ValueError('classes are for task = "classification"')
         return self
@@ -319,11 +328,12 @@ class Config(_Table):
     def fingerprint(self) -> str:
         """SHA-256 of everything in the config that can change a state.
 
-        Paths, the store, the placement and the address cannot; nor can the settings of policy training,
-        whose only trace is the policy file, which the state digests by itself.
+        Paths, the store, the placement and the address cannot, nor can the column that says which records are
+        private: like the path it says which records there are, not what is made of them. Nor can the settings of
+        policy training, whose only trace is the policy file, which the state digests by itself.
         """
         parts = {
-            "data": self.data.model_dump(mode="json", exclude={"path"}),
+            "data": self.data.model_dump(mode="json", exclude={"path", "private"}),
             "slices": {"by": self.slice_by, "buckets": self.slices.buckets},
             "split": self.split.model_dump(mode="json"),
             "model": self.model.model_dump(mode="json"),
@@ -337,6 +347,8 @@ class Config(_Table):
         by = self.slices.by
         if by in CALENDAR and self.data.time is None:
             raise ValueError(f'slices.by = "{by}" needs data.time')
+        if by is not None and by == self.data.private:
+            raise ValueError(f'slices.by = "{by}" must not be data.private: those records are in no slice')
         if by == "subject" and self.data.subject is None:
             raise ValueError('slices.by = "subject" needs data.subject')
         if self.split.dates and self.data.time is None:

@@ -29,8 +29,9 @@ from frmu.store import Anchor, Store
 from frmu.tracking import public
 from frmu.types import Selection
 
-__all__ = ["erase", "ledger_of", "receipt_of", "requests", "status", "withdraw"]
+__all__ = ["DECLARED", "erase", "ledger_of", "receipt_of", "requests", "status", "withdraw"]
 
+DECLARED = "declared in data.private"  # the requester where a column of the data asks
 LONGEST = 1000  # characters of a record id, a subject, a client, a reason, a requester
 
 
@@ -216,10 +217,10 @@ def status(config: Config) -> dict[str, Any]:
     if state is None:
         raise StoreError(f"{store.state}: no checkpoint; run `frmu train` first")
     with ledger_of(config) as ledger:
-        now = ledger.now()
-        pending = [
-            {"request": r.id, "kind": r.kind, "stage": r.stage, "days_left": r.days_left(now)} for r in ledger.pending()
-        ]
+        now, open_ = ledger.now(), ledger.pending()
+        meant = ledger.meant([r.id for r in open_])
+        pending = [{"request": r.id, "kind": r.kind, "stage": r.stage, "days_left": r.days_left(now)} for r in open_]
+        private = sum(meant.get(r.id, 0) for r in open_ if r.requester == DECLARED)
         closed = len(ledger.requests(["closed"]))
         policy = current_policy(config.policy_file, store.policies, ledger.retired())
         clean = state.digest in ledger.clean_states()
@@ -234,6 +235,7 @@ def status(config: Config) -> dict[str, Any]:
         "policy": policy.digest,
         "policy_learned_here_from": list(policy.lineage.get("clients", [])),
         "pending": pending,
+        "private_to_go": private,
         "receipts": closed,
         "public_key": public_key,
         "folder": str(store.folder),

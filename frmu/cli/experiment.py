@@ -53,6 +53,7 @@ def demo(folder: Path, sites: int, as_json: bool) -> int:
 @click.option("--target", help="The column to predict.")
 @click.option("--subject", help="The column that names the person.")
 @click.option("--time", help="The column of times.")
+@click.option("--private", help="The column of booleans that says which records must not be learned from.")
 @click.option("--force", is_flag=True, help="Overwrite a config that is there.")
 @json_option
 def init(parquet: tuple[str, ...], out: Path, force: bool, as_json: bool, **named: str | None) -> None:
@@ -84,6 +85,10 @@ def _tell_train(result: dict[str, Any]) -> None:
     )
     if result["refused"]:
         say(f"{result['refused']} records were refused: they have been erased before")
+    if result["private"]:
+        say(f"{count(result['private'], 'private record')}: never to be learned from")
+    for request in result["private_requests"]:
+        say(f"request {request} was filed for private records that had been learned from: `frmu drain` honours it")
     metrics = result["metrics"]
     rows = [
         [name, f"{metrics[f'keep_{name}']:.4f}", f"{value:.4f}"]
@@ -135,7 +140,8 @@ def _tell_status(result: dict[str, Any]) -> None:
         f"{sum(len(s) for s in result['forgotten'].values())} slices do not count in full; "
         f"policy {result['policy'][:16]}",
         *([] if result["state_is_clean"] else ["an erasure has overtaken this state, so it is not served"]),
-        f"{result['receipts']} receipts filed, {len(result['pending'])} requests pending",
+        f"{result['receipts']} receipts filed, {len(result['pending'])} requests pending"
+        + (f", by which {count(result['private_to_go'], 'private record')} must go" * bool(result["private_to_go"])),
         *(f"  {r['request']} ({r['kind']}, {r['stage']}): {r['days_left']} days left" for r in result["pending"]),
         f"folder {result['folder']}; receipts are signed with the key {result['public_key']}",
         ui(result["tracking"]),
