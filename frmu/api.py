@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from frmu import audit, erasure
+from frmu import audit, erasure, explanation
 from frmu.aggregation.checkpoint import config_of
 from frmu.client.work import Commit, Discard, Import
 from frmu.config import Config
@@ -206,6 +206,12 @@ class Experiment(Workplace):
     def _next_policy(self) -> Path:
         there = [int(file.name.split("-")[0]) for file in self.store.policies.glob("*.safetensors")]
         return self.store.policies / f"{max(there, default=0) + 1:05d}-policy.safetensors"
+
+    def explain(
+        self, client: str | None = None, slice_: str | None = None, picture: Path | None = None
+    ) -> dict[str, Any]:
+        """Say why slices count as they do; see `frmu.explanation.explain`."""
+        return explanation.explain(self, client, slice_, picture)
 
     # -- erase ------------------------------------------------------------------------------------------------
 

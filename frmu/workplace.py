@@ -176,7 +176,7 @@ class Workplace:
             return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "influence.png"
-            draw_influence(done.state, path)
+            draw_influence(done.state, self.config.slice_by, path)
             run.picture(path)
 
 

@@ -1,4 +1,4 @@
-"""demo, init, train, predict, status."""
+"""demo, init, train, explain, predict, status."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from frmu.cli.shell import (
     json_option,
     main,
     read_config,
+    read_trained,
     say,
     show,
     table,
@@ -101,6 +102,73 @@ def _tell_train(result: dict[str, Any]) -> None:
         f"forgotten or attenuated: {count(below, 'slice')} at {count(len(result['forgotten']), 'client')}",
         ui(result["tracking"]),
     )
+
+
+@command(main)
+@config_argument
+@click.option("--client", metavar="ID", help="Only one client's slices.")
+@click.option("--slice", "slice_", metavar="KEY", help="Only one slice, in full.")
+@click.option("--picture", metavar="FILE", type=click.Path(path_type=Path), help="A PNG to write.")
+@json_option
+def explain(config: Path, client: str | None, slice_: str | None, picture: Path | None, as_json: bool) -> None:
+    """Say why each slice counts as it does: features, proposals, what would be without it, history."""
+    from frmu.api import Experiment
+
+    with Experiment(read_trained(config), "local") as experiment:
+        result = experiment.explain(client, slice_, picture)
+    show(as_json, result, lambda r: _tell_why(r, slice_ is not None))
+
+
+def _tell_why(result: dict[str, Any], in_full: bool) -> None:
+    for name, told in result["clients"].items():
+        losses = ", ".join(f"{who} {loss:.4g}" for who, loss in told["proposals"].items())
+        say(
+            f"{name}: {count(told['records'], 'record')}; attention {told['attention']:.2f}, score {told['score']:.3g}",
+            f"  followed: {told['chosen_by']}. Validation loss by proposal: {losses or 'nothing was weighed'}",
+        )
+        if not in_full:
+            _tell_slices(result["features"], told["slices"])
+        else:
+            for key, one in told["slices"].items():
+                _tell_slice(key, one)
+    found = result["history_from"]
+    say(f"history from {count(found['policies'], 'policy run')} and {count(found['rounds'], 'round')} in MLflow")
+    if "picture" in result:
+        say(f"Wrote {result['picture']}")
+
+
+def _tell_slices(features: list[str], slices: dict[str, Any]) -> None:
+    """A line a slice, with those features that tell slices apart."""
+    telling = [name for name in features if len({round(one["features"][name], 2) for one in slices.values()}) > 1]
+    telling = [name for name in telling if name != "influence"][:10]
+    rows = [
+        [key, f"{one['records']:,}", f"{one['influence']:.2g}", *_changes(one)]
+        + [f"{one['features'][name]:.2f}" for name in telling]
+        for key, one in slices.items()
+    ]
+    table("", ["slice", "records", "influence", "without it %", "in full %", *telling], rows)
+
+
+def _changes(one: dict[str, Any]) -> list[str]:
+    """What leaving a slice out would change, where it counts; what counting it in full would, where it does not."""
+    out, full = one["without_percent"], one["in_full_percent"]
+    return [_signed(out if one["influence"] > 0.0 else None), _signed(full if one["influence"] < 1.0 else None)]
+
+
+def _signed(percent: float | None) -> str:
+    return "" if percent is None else f"{percent:+.2f}"
+
+
+def _tell_slice(key: str, one: dict[str, Any]) -> None:
+    say(f"  {key}, {count(one['records'], 'record')}: {one['why']}.")
+    rows = [[name, f"{value:.3f}"] for name, value in one["features"].items()]
+    table("", ["feature", "under the applied influences"], rows)
+    for what, history in (
+        ("score in the training of a policy", one["scores"]),
+        ("influence in a round", one["rounds"]),
+    ):
+        if history:
+            table("", ["UTC", what], [[time[:19].replace("T", " "), f"{number:.3f}"] for time, number in history])
 
 
 @command(main)
