@@ -7,6 +7,7 @@ with Experiment(load("homes.toml")) as experiment:
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -38,8 +39,18 @@ class Experiment(Workplace):
 
     # -- train ------------------------------------------------------------------------------------------------
 
-    def train(self) -> dict[str, Any]:
-        """Import the records, run one round, measure it, log it; the summary as plain JSON types."""
+    def train(self, until: dt.date | None = None) -> dict[str, Any]:
+        """Import the records, run one round, measure it, log it; the summary as plain JSON types.
+
+        `until` is the day that the split is counted back from where the config says "today"; the UTC day by default.
+        Raises `ConfigError` where it is given and the config says otherwise.
+        """
+        if until is not None and not self.declared.split.rolling:
+            raise ConfigError(
+                f"{self.declared.file}: the split does not roll, so no day can be given for it; declare split.until = "
+                '"today" and durations for validation, later and test'
+            )
+        self.move(until or dt.datetime.now(dt.UTC).date())
         with self.tracker.run("train") as run:
             return self._train(run)
 
@@ -59,6 +70,7 @@ class Experiment(Workplace):
             "state_digest": done.state.digest,
             "metrics": measure(federation, done),
             "rounds": 1,
+            "split_until": str(self.config.split.until) if self.declared.split.rolling else None,
             "seconds": round(seconds, 4),
             "bytes_up": federation.traffic.up - before[0],
             "bytes_down": federation.traffic.down - before[1],

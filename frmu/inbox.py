@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, get_args
 
-from frmu.aggregation.checkpoint import load_state
+from frmu.aggregation.checkpoint import load_state, settled
 from frmu.client.work import Locate
 from frmu.config import Config
 from frmu.data.shard import clients_in
@@ -139,7 +139,7 @@ def _search(config: Config, selection: Selection) -> dict[str, list[str]]:
     """The tombstones of what a request means at the clients whose shards lie here, by client."""
     store = Store(config.folder, config.key_file)
     clients = clients_in(store.shards)
-    federation = LocalFederation(config, clients, store.folder)
+    federation = LocalFederation(settled(config, store.state), clients, store.folder)
     replies = in_order(federation.run(Locate({"": selection}, store.existing_key())))
     return {reply.client: reply.record["found"][""] for reply in replies if reply.record["found"]}
 
@@ -216,6 +216,7 @@ def status(config: Config) -> dict[str, Any]:
     state = load_state(store.state)
     if state is None:
         raise StoreError(f"{store.state}: no checkpoint; run `frmu train` first")
+    now_settled = settled(config, store.state)
     with ledger_of(config) as ledger:
         now, open_ = ledger.now(), ledger.pending()
         meant = ledger.meant([r.id for r in open_])
@@ -227,7 +228,8 @@ def status(config: Config) -> dict[str, Any]:
         public_key = ledger.public_key
     return {
         "state_digest": state.digest,
-        "trained_with_this_config": state.config == config.fingerprint(),
+        "trained_with_this_config": state.config == now_settled.fingerprint(),
+        "split_until": str(now_settled.split.until) if config.split.rolling else None,
         "state_is_clean": clean,
         "clients": len(state.clients),
         "records": sum(client.records for client in state.clients),

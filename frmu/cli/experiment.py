@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json as jsonlib
 from pathlib import Path
 from typing import Any
@@ -67,14 +68,21 @@ def init(parquet: tuple[str, ...], out: Path, force: bool, as_json: bool, **name
 
 @command(main)
 @config_argument
+@click.option(
+    "--until",
+    metavar="DAY",
+    type=click.DateTime(["%Y-%m-%d"]),
+    help='The day that a split with until = "today" is counted back from; default: today, in UTC.',
+)
 @address_option
 @json_option
-def train(config: Path, address: str | None, as_json: bool) -> None:
+def train(config: Path, until: dt.datetime | None, address: str | None, as_json: bool) -> None:
     """Import the records that remain and train: one exact round."""
     from frmu.api import Experiment
 
+    day = until.date() if until is not None else None
     with Experiment(read_config(config), address) as experiment:
-        result = experiment.train()
+        result = experiment.train(day)
     show(as_json, result, _tell_train)
 
 

@@ -231,9 +231,9 @@ def _split(table: pa.Table, ids: NDArray[Any], config: Config) -> NDArray[np.int
     if dates is not None:
         borders = np.array([np.datetime64(moment, "us") for moment in dates])
         return np.searchsorted(borders, _times(table), side="right").astype(np.int8)
-    split = config.split
-    fit = 1.0 - split.validation - split.later - split.test
-    borders = np.cumsum([fit, split.validation, split.later])
+    validation, later, test = config.split.shares
+    fit = 1.0 - validation - later - test
+    borders = np.cumsum([fit, validation, later])
     shares = np.array([_hash(name, "split") / 2.0**64 for name in ids])
     return np.searchsorted(borders, shares, side="right").astype(np.int8)
 
