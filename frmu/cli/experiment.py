@@ -20,6 +20,7 @@ from frmu.cli.shell import (
     read_trained,
     say,
     show,
+    stop_signal,
     table,
     ui,
 )  # fmt: skip
@@ -74,16 +75,85 @@ def init(parquet: tuple[str, ...], out: Path, force: bool, as_json: bool, **name
     type=click.DateTime(["%Y-%m-%d"]),
     help='The day that a split with until = "today" is counted back from; default: today, in UTC.',
 )
+@click.option("--follow", is_flag=True, help="Stay, and train again whenever the files of data.path have changed.")
+@click.option("--every", default="60s", show_default=True, metavar="DURATION", help="How often --follow looks.")
+@click.option("--rounds", type=click.IntRange(1), help="End --follow after so many rounds.")
+@click.option("--drain", is_flag=True, help="With --follow: drain what is pending after a round, and while waiting.")
 @address_option
 @json_option
-def train(config: Path, until: dt.datetime | None, address: str | None, as_json: bool) -> None:
-    """Import the records that remain and train: one exact round."""
+def train(
+    config: Path, until: dt.datetime | None, follow: bool, every: str, rounds: int | None, drain: bool,
+    address: str | None, as_json: bool,
+) -> int | None:  # fmt: skip
+    """Import the records that remain and train: one exact round.
+
+    With --follow a round whenever the data change, one line each. Ctrl-C or SIGTERM ends it after the round under way,
+    with exit code 0; a second one at once.
+    """
     from frmu.api import Experiment
 
     day = until.date() if until is not None else None
+    if follow:
+        return _follow(config, day, every, rounds, drain, address, as_json)
+    if rounds is not None or drain:
+        raise click.UsageError("--rounds and --drain go with --follow")
     with Experiment(read_config(config), address) as experiment:
         result = experiment.train(day)
     show(as_json, result, _tell_train)
+    return 0
+
+
+def _follow(
+    config: Path, until: dt.date | None, every: str, rounds: int | None, drain: bool, address: str | None,
+    as_json: bool,
+) -> int:  # fmt: skip
+    """Rounds as they come, a line each, and a summary as the last."""
+    from frmu.config import parse_duration
+    from frmu.continual import Follow, kept
+
+    try:
+        follow = Follow(config, address, parse_duration(every), rounds, until, drain)
+    except ValueError as error:
+        raise click.UsageError(f"--every: {error}") from None
+    done, failed, digest = 0, 0, ""
+    with kept(read_config(config), address), stop_signal() as stopped:
+        for told in follow.run(stopped):
+            done, digest = told["round"], told.get("state_digest", digest)
+            failed += told.get("verified") is False
+            show(as_json, told, _tell_round)
+    summary = {"rounds": done, "state_digest": digest, "stopped_by": "signal" if stopped() else "rounds"}
+    show(as_json, summary, lambda s: say(f"{count(s['rounds'], 'round')}; state {s['state_digest'][:16]}"))
+    return 1 if failed else 0
+
+
+def _tell_round(told: dict[str, Any]) -> None:
+    now = dt.datetime.now().isoformat(sep=" ", timespec="seconds")
+    if told["kind"] == "error":
+        say(f"{now}  {told['error']}")
+    elif told["kind"] == "drain":
+        receipts = ", ".join(f"{r['request']} {r['level']}" for r in told["receipts"])
+        say(f"{now}  drained: {receipts or 'nothing yet, waiting for erasure.min_batch'}")
+    else:
+        say(f"{now}  round {told['round']}: {_in_a_line(told)}")
+
+
+def _in_a_line(told: dict[str, Any]) -> str:
+    """A training in one line."""
+    metrics = told["metrics"]
+    name = next((name for name in ("test_rmse", "test_accuracy", *metrics) if name in metrics), None)
+    kept = f" ({metrics[f'keep_{name}']:.4f} with nothing forgotten)" if f"keep_{name}" in metrics else ""
+    parts = [
+        count(told["clients"], "client"),
+        count(told["records"], "record"),
+        *([f"{name} {metrics[name]:.4f}{kept}"] if name is not None else []),
+        f"{count(sum(map(len, told['forgotten'].values())), 'slice')} not in full",
+        *([f"{told['private']:,} private"] if told["private"] else []),
+        *([f"{count(told['pending'], 'request')} pending"] if told["pending"] else []),
+        *([f"split back from {told['split_until']}"] if told["split_until"] else []),
+        f"{told['seconds']:.2f} s",
+        f"state {told['state_digest'][:16]}",
+    ]
+    return ", ".join(parts)
 
 
 def _tell_train(result: dict[str, Any]) -> None:
