@@ -143,10 +143,14 @@ class Data(_Table):
 
 
 class Slices(_Table):
-    """`[slices]`: which records stand or fall together."""
+    """`[slices]`: which records stand or fall together.
+
+    `buckets` are those of a hash of the subject or of a column. With 0 each value of a column is a slice of its own:
+    the server then reads the values, and where there is a time takes them for its order, the first for the oldest.
+    """
 
     by: str | None = None
-    buckets: int = Field(default=16, ge=1, le=4096)
+    buckets: int = Field(default=16, ge=0, le=4096)
 
 
 class Split(_Table):
@@ -402,6 +406,11 @@ class Config(_Table):
             raise ValueError(f'slices.by = "{by}" must not be data.private: those records are in no slice')
         if by == "subject" and self.data.subject is None:
             raise ValueError('slices.by = "subject" needs data.subject')
+        if self.slices.buckets == 0 and by in (*CALENDAR, None, "subject", self.data.record):
+            raise ValueError(
+                f"slices.buckets = 0 makes a slice of each value, so slices.by must name a column that is not the "
+                f"record id, got {by}"
+            )
         if (self.split.rolling or self.split.dates) and self.data.time is None:
             raise ValueError("dates in [split] need data.time")
         return self
