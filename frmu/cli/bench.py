@@ -142,12 +142,21 @@ def _tell_continual(result: dict[str, Any]) -> None:
         f"lower RMSE on the month to come than keeping all, %, {len(result['sites'])} sites x {result['seeds']} seeds"
     )
     table(title, ["", *kinds, "worst site"], rows)
-    say("± is the standard error over sites. How far the product is ahead of the best without it:")
+    unseen, found = result["unseen"], result["tables"]
+    rows = [[way, *(f"{_over(found[kind][way]['by_site'], unseen):+.1f}" for kind in kinds)] for way in ways]
+    names = ", ".join(result["sites"][at] for at in unseen)
+    table(f"the same, on what the policy did not learn from: {names}", ["", *kinds], rows)
+    say("± is the standard error over sites. How far the product is ahead of the best rule:")
     for kind in kinds:
-        found = {way: f for way, f in result["tables"][kind].items() if not way.startswith("product")}
-        best = max(found, key=lambda way: found[way]["gain"])
-        say(f"  {kind}: {found[best]['product_ahead']:+.1f} ± {found[best]['product_ahead_error']:.1f} ({best})")
+        others = {way: figures for way, figures in found[kind].items() if not way.startswith(("product", "changed"))}
+        best = max(others, key=lambda way: others[way]["gain"])
+        say(f"  {kind}: {others[best]['product_ahead']:+.1f} ± {others[best]['product_ahead_error']:.1f} ({best})")
     say(f"policy {result['policy'][:16]}, {result['seconds']:.0f} s")
+
+
+def _over(numbers: list[float], at: list[int]) -> float:
+    """The mean of some of them."""
+    return sum(numbers[one] for one in at) / len(at)
 
 
 @command(bench, "forgetting")
