@@ -258,12 +258,17 @@ class Model(_Table):
 
 
 class Policy(_Table):
-    """`[policy]`: how influences are chosen, and how the learned policy is trained."""
+    """`[policy]`: how influences are chosen, and how the learned policy is trained.
+
+    A policy looks `steps` times at most before a proposal stands; `budget` is the refits that one client may spend on
+    a choice. Neither is in seconds: a state must not depend on how fast a machine is.
+    """
 
     selector: Literal["policy", "rules", "keep"] = "policy"
     file: str | None = None
     margin: float = Field(default=0.01, ge=0, lt=1)
-    steps: int = Field(default=1, ge=1, le=16)
+    steps: int = Field(default=3, ge=1, le=16)
+    budget: int = Field(default=16, ge=8)
     price: float = Field(default=0.02, ge=0)
     iterations: int = Field(default=20, ge=1)
     samples: int = Field(default=512, ge=64)
@@ -392,7 +397,7 @@ class Config(_Table):
             "slices": {"by": self.slice_by, "buckets": self.slices.buckets},
             "split": self.split.model_dump(mode="json", exclude={"until"} if self.split.until is None else None),
             "model": self.model.model_dump(mode="json"),
-            "policy": self.policy.model_dump(mode="json", include={"selector", "margin", "steps"}),
+            "policy": self.policy.model_dump(mode="json", include={"selector", "margin", "steps", "budget"}),
             "attention": self.attention.model_dump(mode="json"),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

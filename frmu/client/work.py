@@ -22,9 +22,10 @@ from frmu.data.tombstones import tombstones
 from frmu.federation import Answer
 from frmu.influence.disturbance import disturb, draw
 from frmu.influence.network import Network
-from frmu.influence.observation import observe
+from frmu.influence.observation import fit, observe
+from frmu.influence.search import Account, Budget, ascend
 from frmu.influence.selectors import Decision, decide
-from frmu.influence.task import Task, refit
+from frmu.influence.task import Task
 from frmu.learning.statistics import loss, pack, targets, unpack
 from frmu.types import Float, Selection, Statistics
 
@@ -227,7 +228,7 @@ class Choose(Each):
             return Answer(client.name, record | nothing)
         task = client.task(slices, self.total.open(), self.outputs)
         policy = client.config.policy
-        decision = decide(task, client.network, policy.selector, policy.margin, policy.steps)
+        decision = decide(task, client.network, policy.selector, policy.margin, policy.steps, policy.budget)
         record |= {
             "influence": dict(zip(task.keys, decision.influence.tolist(), strict=True)),
             "chosen_by": decision.chosen_by,
@@ -337,20 +338,22 @@ class Move:
     """One step of an episode at one client.
 
     `seed` names the task, `influence` what to refit with (None: keep all), `step` the share of steps taken, `look`
-    whether observation rows are wanted as well.
+    whether an observation is wanted as well. With `search` the client first ascends its validation loss from there,
+    in so many refits.
     """
 
     seed: int
     influence: tuple[float, ...] | None
     step: float
     look: bool
+    search: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Play(Each):
     """Steps of RL episodes: the client disturbs some of its slices by the seed, refits, and tells what it sees.
 
-    The answer holds observation rows (aggregates), the loss on the later records under the influences and under
+    The answer holds an observation (aggregates), the influences, the loss on the later records under them and under
     full influence, and which slices were disturbed, for the account of precision and recall.
     """
 
@@ -370,29 +373,40 @@ class Play(Each):
             if len(client.rehearsals) >= REHEARSALS:
                 client.rehearsals.pop(next(iter(client.rehearsals)))
             rehearsal = client.rehearsals[move.seed] = self.rehearse(client, move.seed)
-        kind, hit, task, keep = rehearsal
-        influence = np.ones(len(task)) if move.influence is None else np.array(move.influence)
+        kind, hit, task, kept, keep = rehearsal
+        here = kept if move.influence is None else fit(task, np.array(move.influence))
+        if move.search:
+            here = ascend(Account(task, Budget()), here, move.search)
+        look = observe(task, here, move.step, kept.loss) if move.look else None
         return {
             "kind": kind,
             "keys": task.keys,
             "hit": [key in hit for key in task.keys],
-            "rows": observe(task, influence, move.step) if move.look else None,
-            "loss": loss(refit(task, influence), task.later),
+            "by_itself": task.by_itself,
+            "influence": here.influence,
+            "rows": look and look.rows,
+            "relation": look and look.relation,
+            "loss": loss(here.W, task.later),
             "keep": keep,
         }
 
-    def rehearse(self, client: Client, seed: int) -> Rehearsal:
-        """A task over some newest slices of the client, a few of them disturbed, drawn from the seed alone."""
+    def rehearse(self, client: Client, seed: int, kind: str | None = None, whole: bool = False) -> Rehearsal:
+        """A task over some newest slices of the client, a few of them disturbed, drawn from the seed alone.
+
+        The kind may be given, and `whole` takes as many slices as there may be.
+        """
         rng = np.random.Generator(np.random.PCG64(seed))
         slices = client.slices("fit", self.outputs)
         keys = sorted(slices)[-self.most :]
-        keys = keys[-int(rng.integers(min(4, len(keys)), len(keys) + 1)) :]
-        kind, hit = draw(keys, rng)
+        if not whole:
+            keys = keys[-int(rng.integers(min(4, len(keys)), len(keys) + 1)) :]
+        kind, hit = draw(keys, rng, kind)
         chosen = dict(slices)
         groups = client.groups(0)
         for key in hit:
             modalities = {name: X[groups[key]] for name, X in client.shard.modalities.items()}
             y = client.shard.target[groups[key]]
             chosen[key] = client.statistics(*disturb(kind, modalities, y, rng), self.outputs)
-        task = client.task({key: chosen[key] for key in keys}, self.total.open(), self.outputs, hit)
-        return kind, frozenset(hit), task, loss(refit(task, np.ones(len(task))), task.later)
+        task = client.task({key: chosen[key] for key in keys}, self.total.open(), self.outputs)
+        kept = fit(task, task.keep)
+        return kind, frozenset(hit), task, kept, loss(kept.W, task.later)

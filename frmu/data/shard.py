@@ -115,6 +115,12 @@ class Shard:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def in_time(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Some rows in the order of their times, and of record ids within one time or where there is none."""
+        if TIME not in self.table.column_names:
+            return rows
+        return rows[np.argsort(_times(self.table)[rows], kind="stable")]
+
     def find(self, requests: Mapping[str, Selection], client: str, config: Config) -> dict[str, NDArray[np.intp]]:
         """The rows that each selection means, by request, in their order; requests that mean none are left out.
 

@@ -11,7 +11,7 @@ from conftest import homes, put
 
 from frmu.client.work import Commit, Import
 from frmu.influence.network import Network, read_policy, shipped
-from frmu.influence.observation import FEATURES
+from frmu.influence.observation import FEATURES, Look
 from frmu.policy.env import CHAIN, MASK, Board, SliceEnv
 from frmu.policy.learn import board_of
 from frmu.policy.module import SliceNetwork
@@ -50,7 +50,7 @@ def test_a_seed_replays(board: Board) -> None:
         e, rng = env(board), np.random.default_rng(0)
         seen = [e.reset(seed=5)[0]]
         for _ in range(4):
-            observation, reward, *_ = e.step(rng.integers(0, 3, (24, MOST)))
+            observation, reward, *_ = e.step(rng.normal(size=(24, MOST)).astype(np.float32))
             seen += [observation, reward]
         return seen
 
@@ -60,7 +60,7 @@ def test_a_seed_replays(board: Board) -> None:
 def test_an_episode_ends_for_all_and_begins_anew(board: Board) -> None:
     e = env(board)
     e.reset(seed=0)
-    ends = [e.step(np.full((24, MOST), 2))[2] for _ in range(CHAIN + 2)]
+    ends = [e.step(np.full((24, MOST), 2.0, np.float32))[2] for _ in range(CHAIN + 2)]
     assert [end.all() for end in ends] == [False] * (CHAIN - 1) + [True] + [False] * 2
     assert not ends[0].any()
 
@@ -68,7 +68,7 @@ def test_an_episode_ends_for_all_and_begins_anew(board: Board) -> None:
 def test_equal_actions_earn_equal_rewards(board: Board) -> None:
     e = env(board)
     e.reset(seed=0)
-    _, reward, *_ = e.step(np.full((24, MOST), 2))
+    _, reward, *_ = e.step(np.full((24, MOST), 2.0, np.float32))
     assert np.allclose(reward, 0.0)
 
 
@@ -83,8 +83,8 @@ def test_forgetting_what_was_shuffled_earns_more(board: Board) -> None:
         hit = np.array(_hit(e, name, game.seed))
         if not hit.any() or hit.all():
             continue
-        actions = np.full((2, MOST), 2)
-        actions[0, : len(hit)] = np.where(hit, 0, 2)
+        actions = np.full((2, MOST), 9.0, np.float32)
+        actions[0, : len(hit)] = np.where(hit, -9.0, 9.0)
         _, reward, *_ = e.step(actions)
         wins.append(reward[0] > reward[1])
         assert client < 3
@@ -101,7 +101,7 @@ def _hit(e: SliceEnv, name: str, seed: int) -> list[bool]:
 
 def test_the_last_row_is_for_the_account_alone(board: Board) -> None:
     observation, _ = env(board).reset(seed=0)
-    assert observation.shape == (24, MOST + 1, len(FEATURES) + 1)
+    assert observation.shape == (24, MOST + 1, MASK + 1 + 2 * MOST)
     assert not observation[:, -1, MASK].any()
 
 
@@ -116,13 +116,19 @@ def twins() -> tuple[Network, SliceNetwork]:
 @pytest.mark.parametrize("slices", [1, 3, 9])
 def test_numpy_and_torch_compute_the_same_policy(twins: tuple[Network, SliceNetwork], slices: int) -> None:
     network, twin = twins
-    rows = np.random.default_rng(slices).normal(size=(slices, len(FEATURES)))
-    padded = torch.zeros(1, 12, len(FEATURES), dtype=torch.float64)
-    padded[0, :slices] = torch.tensor(rows)
+    rng = np.random.default_rng(slices)
+    first, now = (
+        Look(rng.normal(size=(slices, len(FEATURES))), rng.uniform(-1, 1, (slices, slices)), None)  # type: ignore[arg-type]
+        for _ in range(2)
+    )
+    rows, relations = torch.zeros(1, 12, 2 * len(FEATURES)), torch.zeros(1, 2, 12, 12)
+    rows[0, :slices] = torch.tensor(np.concatenate([first.rows, now.rows], axis=1))
+    for number, seen in enumerate((first, now)):
+        relations[0, number, :slices, :slices] = torch.tensor(seen.relation)
     mask = torch.arange(12)[None] < slices
     with torch.no_grad():
-        logits, value, pool = twin(padded, mask)
-    ours = network(rows)
-    assert np.allclose(ours[0], logits[0, :slices].numpy(), atol=1e-6)
-    assert np.isclose(ours[1], float(value[0]), atol=1e-6)
-    assert np.allclose(ours[2], pool[0, :slices].numpy(), atol=1e-6)
+        logits, value, pool = twin(rows.double(), relations.double(), mask)
+    ours = network(first, now)
+    assert np.allclose(ours[0], logits[0, :slices].numpy(), atol=1e-5)
+    assert np.isclose(ours[1], float(value[0]), atol=1e-5)
+    assert np.allclose(ours[2], pool[0, :slices].numpy(), atol=1e-5)
