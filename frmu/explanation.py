@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from frmu.client.account import Account
+from frmu.client.explain import Explain
 from frmu.client.work import Packed
 from frmu.data.shard import clients_in
 from frmu.errors import RequestError, StoreError, near_miss
@@ -50,7 +50,7 @@ def explain(
         influences = {one.name: one.influence for one in state.clients}
         names = tuple(sorted(influences))
         total, _ = total_of(x.config, state.config, federation, names, state.outputs)
-        work = Account(state.outputs, Packed.of(total), influences)
+        work = Explain(state.outputs, Packed.of(total), influences)
         accounts = {reply.client: reply.record for reply in in_order(federation.run(work, on=list(chosen)))}
     history = _history(x, chosen)
     told = {
@@ -150,7 +150,7 @@ def _slice(
     return {
         "influence": one.influence[key],
         "records": found["records"],
-        "features": dict(zip(FEATURES, found["features"], strict=True)),
+        "features": dict(zip(FEATURES, found["features"], strict=bool(found["features"]))),
         "attention": seen.get("pool"),
         "loss_without": found["loss_without"],
         "loss_in_full": found["loss_in_full"],

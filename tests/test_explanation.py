@@ -54,7 +54,7 @@ def test_what_is_told_of_a_forgotten_slice(config: Config) -> None:
     assert one["proposals"][one["chosen_by"]] == pytest.approx(one["loss"])
     assert list(one["proposals"].values()) == sorted(one["proposals"].values())
     assert set(bad["features"]) == set(FEATURES)
-    assert bad["features"]["influence"] == 0.0  # under the applied influences
+    assert bad["features"]["influence"] < good["features"]["influence"]  # as applied, not as first seen
     assert bad["rounds"] == [[bad["rounds"][0][0], 0.0]]
     assert told["state_digest"] == digest
     assert json.loads(json.dumps(told)) == told

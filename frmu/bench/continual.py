@@ -28,7 +28,7 @@ import pandas as pd
 import pyarrow as pa
 
 from frmu.bench.sources import cached
-from frmu.config import Config, load
+from frmu.config import Config, Policy, load
 from frmu.data.shard import features
 from frmu.data.source import TIME
 from frmu.influence.ageing import decay, window
@@ -36,7 +36,6 @@ from frmu.influence.network import Network, read_policy, shipped
 from frmu.influence.selectors import decide
 from frmu.influence.task import Task, refit, task_of, validation_loss
 from frmu.learning.encoders import encode, encoders, width
-from frmu.learning.solve import solve
 from frmu.learning.statistics import loss, one_thread, statistics_of
 from frmu.types import Float, Statistics
 
@@ -45,19 +44,20 @@ __all__ = ["KINDS", "bench_continual", "draw_continual"]
 SITES = (("air", 0), ("bikes", 0), ("bikes", 48), ("power", 0), ("traffic", 0))  # data set, first month
 UNSEEN = ("traffic",)  # what the shipped policy did not learn from; see its card
 MONTHS, FIRST = 48, 12  # of a site; the first that is predicted
-MONTH = pd.Timedelta(weeks=4)
+WEEK = pd.Timedelta(weeks=1)
 PERIOD = pd.Timedelta(weeks=20)  # what a client of the cached series is a cut of
 KINDS = ("natural", "replaced", "drift", "fault")
 SPANS = (3, 6, 12)  # months of windows and of half-lives
+POLICY = Policy()  # as a config has it that says nothing
 PRODUCT, BEST, CLEAN = "product", "product + ageing", "changed months left out"
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Months of one series under one kind of change: statistics and lone heads by month, and which are outdated."""
+    """Months of one series under one kind of change, as a whole and by week, and which of them are wrong."""
 
     months: Sequence[Statistics]
-    alone: Sequence[Float]
+    weeks: Sequence[Sequence[Statistics]]
     wrong: frozenset[int]
     since: int
     ridge: float
@@ -128,7 +128,7 @@ def _gains(errors: Sequence[Sequence[float]], keep: Sequence[Sequence[float]]) -
 
 
 def _series(name: str, first: int, cache: Path) -> tuple[pd.DataFrame, Config]:
-    """48 months of a series in the order of time, with `month` counted from 0, and its config.
+    """48 months of a series in the order of time, with `week` and `month` counted from 0, and its config.
 
     A gap of years, as traffic has one, is left out of the count of months.
     """
@@ -137,8 +137,9 @@ def _series(name: str, first: int, cache: Path) -> tuple[pd.DataFrame, Config]:
     periods = table["client"].str.rsplit("-", n=1).str[1].astype(int)
     moment = table["ts"] + periods * PERIOD
     dense = periods.rank(method="dense").astype(int) - 1
-    month = (table["ts"] + dense * PERIOD - table["ts"].min().normalize()) // MONTH - first
-    table = table.assign(moment=moment.astype("datetime64[us]"), month=month)
+    week = (table["ts"] + dense * PERIOD - table["ts"].min().normalize()) // WEEK - 4 * first
+    month = week // 4
+    table = table.assign(moment=moment.astype("datetime64[us]"), week=week, month=month)
     table = table[(month >= 0) & (month < MONTHS)].sort_values("moment", kind="stable").reset_index(drop=True)
     return table, load(folder / "config.toml")
 
@@ -151,11 +152,13 @@ def _site(table: pd.DataFrame, config: Config, kind: str, seed: int) -> Site:
     columns = {name: table[name].to_numpy(dtype=np.float64) for name in config.data.features if name in table}
     arrow = pa.table({**columns, config.data.target: y, TIME: table["moment"].to_numpy()})
     phi = encode(features(arrow, config), encoders(config))
-    month = table["month"].to_numpy()
-    rows = [np.flatnonzero(month == m) for m in range(MONTHS)]
-    months = [statistics_of(phi[at], y[at, None]) if len(at) else Statistics.zero(width(config), 1) for at in rows]
-    ridge = config.model.ridge
-    return Site(months, [solve(part.G, part.b, ridge) for part in months], wrong, since, ridge)
+    week = table["week"].to_numpy()
+    nothing = Statistics.zero(width(config), 1)
+    rows = [np.flatnonzero(week == w) for w in range(4 * MONTHS)]
+    parts = [statistics_of(phi[at], y[at, None]) if len(at) else nothing for at in rows]
+    weeks = [parts[4 * m : 4 * m + 4] for m in range(MONTHS)]
+    months = [Statistics.total(four, width(config), 1) for four in weeks]
+    return Site(months, weeks, wrong, since, config.model.ridge)
 
 
 def _happen(table: pd.DataFrame, target: str, kind: str, rng: np.random.Generator) -> tuple[Float, frozenset[int], int]:
@@ -207,10 +210,9 @@ def _task(site: Site, month: int) -> Task:
         {key: site.months[m] for key, m in zip(keys, fit, strict=True)},
         np.array([(fit[-1] - m) / (fit[-1] - fit[0]) for m in fit]),
         nothing,
-        site.months[month - 1],
+        site.weeks[month - 1],
         nothing,
         site.ridge,
-        {key: site.alone[m] for key, m in zip(keys, fit, strict=True)},
     )
 
 
@@ -223,8 +225,8 @@ def _ways(site: Site, task: Task, month: int, network: Network) -> Iterator[tupl
     ageing |= {f"decay, half-life {m} months": decay(task.age, m / span) for m in SPANS}
     yield "keep all", keep
     yield from ageing.items()
-    yield "rules, guarded", decide(task, None, "rules", MARGIN, 1).influence
-    policy = decide(task, network, "policy", MARGIN, 1).influence
+    yield "rules, guarded", decide(task, None, "rules", POLICY.margin, POLICY.steps, POLICY.budget).influence
+    policy = decide(task, network, "policy", POLICY.margin, POLICY.steps, POLICY.budget).influence
     yield PRODUCT, policy
     yield BEST, _guarded(task, {"keep all": keep, PRODUCT: policy, **ageing})
     # A sensor that was just replaced leaves nothing clean to fit: then all is kept.
@@ -232,14 +234,11 @@ def _ways(site: Site, task: Task, month: int, network: Network) -> Iterator[tupl
     yield CLEAN, clean if clean.any() else keep
 
 
-MARGIN = 0.01  # policy.margin
-
-
 def _guarded(task: Task, proposals: Mapping[str, Float]) -> Float:
     """The proposal that is best on validation, if it gains the margin over keeping all."""
     losses = {name: validation_loss(task, influence) for name, influence in proposals.items()}
     best = min(losses, key=lambda name: (losses[name], name))
-    return proposals[best if losses[best] <= (1.0 - MARGIN) * losses["keep all"] else "keep all"]
+    return proposals[best if losses[best] <= (1.0 - POLICY.margin) * losses["keep all"] else "keep all"]
 
 
 # -- the picture ----------------------------------------------------------------------------------------------

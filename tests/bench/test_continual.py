@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from frmu.bench import continual
-from frmu.bench.continual import FIRST, KINDS, MONTH, MONTHS, draw_continual
+from frmu.bench.continual import FIRST, KINDS, MONTHS, WEEK, draw_continual
 from frmu.config import Config, parse
 from frmu.influence.network import read_policy, shipped
 from frmu.influence.task import refit
@@ -32,8 +32,10 @@ def series() -> tuple[pd.DataFrame, Config]:
     moments = pd.Timestamp("2000-01-03") + pd.to_timedelta(np.arange(MONTHS * 56) * 12, unit="h")
     a, b = rng.normal(size=(2, len(moments)))
     table = pd.DataFrame({"a": a, "b": b, "y": a - 0.5 * b + rng.normal(0, 0.2, len(moments))})
-    month = (moments - moments[0]) // MONTH
-    return table.assign(moment=moments.astype("datetime64[us]"), month=month), parse(CONFIG, Path("c.toml"))
+    week = (moments - moments[0]) // WEEK
+    return table.assign(moment=moments.astype("datetime64[us]"), week=week, month=week // 4), parse(
+        CONFIG, Path("c.toml")
+    )
 
 
 def play(series: tuple[pd.DataFrame, Config], kind: str) -> dict[str, list[float]]:

@@ -15,17 +15,14 @@ import numpy as np
 from frmu.client.client import Client
 from frmu.client.work import Each, Packed
 from frmu.federation import Answer
-from frmu.influence.observation import observe
-from frmu.influence.task import Task, refit, weighted
-from frmu.learning.solve import solve
-from frmu.learning.statistics import loss
+from frmu.influence.observation import Fit, change, fit, observe
 from frmu.types import Float
 
-__all__ = ["Account"]
+__all__ = ["Explain"]
 
 
 @dataclass(frozen=True, slots=True)
-class Account(Each):
+class Explain(Each):
     """Ask how a client's slices look under applied influences, by client and slice, within the federation's total."""
 
     outputs: tuple[str, ...]
@@ -40,27 +37,23 @@ class Account(Each):
         task = client.task(slices, self.total.open(), self.outputs)
         applied = np.array([self.influences[client.name][key] for key in task.keys])
         judged = task.validation.n > 0
-        now, out, full = _counterfactuals(task, applied) if judged else (None, None, None)
-        rows = observe(task, applied, 0.0)
-        record: dict[str, Any] = {"validation_records": task.validation.n, "loss": now}
+        here = fit(task, applied)
+        out, full = (_otherwise(here, to) for to in (0.0, 1.0))
+        kept = here.loss if np.all(applied == 1.0) else fit(task, task.keep).loss
+        rows = observe(task, here, 0.0, kept).rows.tolist() if judged else [[] for _ in task.keys]
+        record: dict[str, Any] = {"validation_records": task.validation.n, "loss": here.loss if judged else None}
         record["slices"] = {
             key: {
                 "records": int(task.n[s]),
-                "features": rows[s].tolist(),
-                "loss_without": float(out[s]) if out is not None else None,
-                "loss_in_full": float(full[s]) if full is not None else None,
+                "features": rows[s],  # of FEATURES; none where nothing judges
+                "loss_without": float(out[s]) if judged else None,
+                "loss_in_full": float(full[s]) if judged else None,
             }
             for s, key in enumerate(task.keys)
         }
         return Answer(client.name, record)
 
 
-def _counterfactuals(task: Task, applied: Float) -> tuple[float, Float, Float]:
-    """The loss as it is; with each slice left out, (K,); with each slice in full, (K,); the others as applied."""
-    H, B = weighted(task, applied)
-    losses = np.empty((2, len(task)))
-    for s, i in enumerate(applied):
-        for row, other in enumerate((0.0, 1.0)):
-            change = other - i
-            losses[row, s] = loss(solve(H + change * task.G[s], B + change * task.b[s], task.ridge), task.validation)
-    return loss(refit(task, applied), task.validation), losses[0], losses[1]
+def _otherwise(here: Fit, to: float) -> Float:
+    """The validation loss with the influence of each slice changed, one at a time, (K,)."""
+    return np.array([change(here, s, to).loss for s in range(len(here.influence))])
