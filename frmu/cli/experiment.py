@@ -219,7 +219,7 @@ def _tell_slices(features: list[str], slices: dict[str, Any]) -> None:
     """A line a slice, with those features that tell slices apart best; `--slice` and `--json` give all."""
     seen = [one["features"] for one in slices.values() if one["features"]]
     spread = {name: max(one[name] for one in seen) - min(one[name] for one in seen) for name in features if seen}
-    best = sorted(spread, key=lambda name: -spread[name])[:6]
+    best = sorted(spread.keys() - {"influence"}, key=lambda name: (-spread[name], name))[:6]
     telling = [name for name in features if name in best and spread[name] > 0.0]
     rows = [
         [key, f"{one['records']:,}", f"{one['influence']:.2g}", *_changes(one)]
