@@ -7,27 +7,29 @@ with Experiment(load("homes.toml")) as experiment:
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from frmu import audit, erasure
+from frmu import audit, erasure, explanation
 from frmu.aggregation.checkpoint import config_of
 from frmu.client.work import Commit, Discard, Import
 from frmu.config import Config
 from frmu.data.shard import clients_in
 from frmu.data.source import survey
 from frmu.errors import ConfigError, FrmuError, RequestError, StoreError
-from frmu.federation import Federation
-from frmu.inbox import erase, ledger_of, receipt_of, requests, status, withdraw
+from frmu.federation import Federation, in_order
+from frmu.inbox import DECLARED, erase, ledger_of, receipt_of, requests, status, withdraw
 from frmu.influence.network import write_policy
 from frmu.influence.scores import below
 from frmu.methods.method import Round
 from frmu.report.figures import forgotten, measure
 from frmu.runtime.local import LocalFederation
 from frmu.tracking import Run, public
+from frmu.types import Selection
 from frmu.workplace import Workplace
 
 __all__ = ["Experiment", "erase", "ledger_of", "receipt_of", "requests", "status", "withdraw"]
@@ -38,8 +40,18 @@ class Experiment(Workplace):
 
     # -- train ------------------------------------------------------------------------------------------------
 
-    def train(self) -> dict[str, Any]:
-        """Import the records, run one round, measure it, log it; the summary as plain JSON types."""
+    def train(self, until: dt.date | None = None) -> dict[str, Any]:
+        """Import the records, run one round, measure it, log it; the summary as plain JSON types.
+
+        `until` is the day that the split is counted back from where the config says "today"; the UTC day by default.
+        Raises `ConfigError` where it is given and the config says otherwise.
+        """
+        if until is not None and not self.declared.split.rolling:
+            raise ConfigError(
+                f"{self.declared.file}: the split does not roll, so no day can be given for it; declare split.until = "
+                '"today" and durations for validation, later and test'
+            )
+        self.move(until or dt.datetime.now(dt.UTC).date())
         with self.tracker.run("train") as run:
             return self._train(run)
 
@@ -52,19 +64,20 @@ class Experiment(Workplace):
         federation = self.federation(sorted({*source.clients, *clients_in(self.store.shards)}))
         began = time.perf_counter()  # starting actors is not training
         before = (federation.traffic.up, federation.traffic.down)
-        refused = self._import(federation, source.clients)
+        taken = self._import(federation, source.clients)
         done = self.method.erase(federation, self.method.init(), network, federation.clients)
         seconds = time.perf_counter() - began
         summary = {
             "state_digest": done.state.digest,
             "metrics": measure(federation, done),
             "rounds": 1,
+            "split_until": str(self.config.split.until) if self.declared.split.rolling else None,
             "seconds": round(seconds, 4),
             "bytes_up": federation.traffic.up - before[0],
             "bytes_down": federation.traffic.down - before[1],
             "clients": len(done.state.clients),
             "records": sum(client.records for client in done.state.clients),
-            "refused": refused,
+            **taken,
             "policy": done.state.policy,
             "forgotten": forgotten(done.state),
             "run_id": run.id,
@@ -89,9 +102,10 @@ class Experiment(Workplace):
                     "they could not be told any more. Set another store.folder"
                 )
 
-    def _import(self, federation: Federation, clients: Sequence[str]) -> int:
-        """Every client reads its own records; all take them over, or none. Gives how many were refused.
+    def _import(self, federation: Federation, clients: Sequence[str]) -> dict[str, Any]:
+        """Every client reads its own records; all take them over, or none.
 
+        Gives how many were refused, how many are private, and the requests by which private ones that were held go.
         What an open request means is refused as well, and has its tombstones from now on.
         """
         pending = self.ledger.pending()
@@ -109,11 +123,39 @@ class Experiment(Workplace):
             for request, names in reply.record["found"].items():
                 found.setdefault(request, {})[reply.client] = names
         self.ledger.bury(found)
+        asked = self._ask_for_private({reply.client: reply.record["must_go"] for reply in in_order(replies)})
         list(federation.run(Commit(True), on=clients))
         list(federation.run(Discard(), on=sorted(set(clients_in(self.store.shards)) - set(clients))))
-        if not any(reply.record["rows"] for reply in replies):
-            raise StoreError(f"{self.config.source}: every record there has been erased; there is nothing to train on")
-        return sum(reply.record["refused"] for reply in replies)
+        rows, refused, private = (sum(reply.record[key] for reply in replies) for key in ("rows", "refused", "private"))
+        if not rows:
+            raise StoreError(self._nothing_left(refused, private, asked))
+        return {"refused": refused, "private": private, "private_requests": asked}
+
+    def _nothing_left(self, refused: int, private: int, asked: Sequence[str]) -> str:
+        column = f'"{self.config.data.private}" (data.private)'
+        why = "has been erased" if not private else f"is private by {column}" if not refused else (
+            f"has been erased or is private by {column}"
+        )  # fmt: skip
+        drain = f". {', '.join(asked)} asked for what was held: `frmu drain` honours it" if asked else ""
+        return f"{self.config.source}: every record there {why}; there is nothing to train on{drain}"
+
+    def _ask_for_private(self, held: Mapping[str, Sequence[str]]) -> list[str]:
+        """File a request for private records that were held and learned from; before the import drops them.
+
+        Mandatory: no policy is asked. One a client, and none for what such a request asks for already. Record ids
+        stay with the client: what the request means is its tombstones.
+        """
+        mine = [request.id for request in self.ledger.pending() if request.requester == DECLARED]
+        asked = []
+        for client, names in held.items():
+            open_ = [self.ledger.tombstones([client], request).get(client, frozenset()) for request in mine]
+            new = sorted(set(names) - frozenset().union(*open_))
+            if new:
+                selection = Selection("records", client=client)
+                reason = f'column "{self.config.data.private}" says that they are private'
+                request = self.ledger.receive(selection, reason, self.config.erasure.due, DECLARED, {client: new})
+                asked.append(request.id)
+        return asked
 
     def _as_they_are(self, federation: Federation) -> Federation:
         """The shards as the config reads them that wrote them: its columns may not be those of today."""
@@ -179,6 +221,12 @@ class Experiment(Workplace):
     def _next_policy(self) -> Path:
         there = [int(file.name.split("-")[0]) for file in self.store.policies.glob("*.safetensors")]
         return self.store.policies / f"{max(there, default=0) + 1:05d}-policy.safetensors"
+
+    def explain(
+        self, client: str | None = None, slice_: str | None = None, picture: Path | None = None
+    ) -> dict[str, Any]:
+        """Say why slices count as they do; see `frmu.explanation.explain`."""
+        return explanation.explain(self, client, slice_, picture)
 
     # -- erase ------------------------------------------------------------------------------------------------
 

@@ -25,19 +25,19 @@ __all__ = ["Config", "Lag", "load", "parse_duration"]
 
 CALENDAR = ("day", "week", "month")
 
-_UNITS = {"min": 60, "h": 3600, "d": 86400, "w": 604800}
+_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def parse_duration(text: str) -> dt.timedelta:
-    """A duration such as "30min", "12h", "1d" or "2w".
+    """A duration such as "30s", "30min", "12h", "1d" or "2w".
 
     >>> parse_duration("36h")
     datetime.timedelta(days=1, seconds=43200)
     """
-    found = re.fullmatch(r"\s*(\d+)\s*(min|h|d|w)\s*", text)
+    found = re.fullmatch(r"\s*(\d+)\s*(s|min|h|d|w)\s*", text)
     if not found or int(found[1]) == 0:
-        raise ValueError(f'a duration must be a positive number and one of min, h, d, w (as "1d"), got "{text}"')
-    if len(found[1]) > 9:
+        raise ValueError(f'a duration must be a positive number and one of s, min, h, d, w (as "1d"), got "{text}"')
+    if len(found[1]) > 6:
         raise ValueError(f'a duration must be of this world, got "{text}"')
     return dt.timedelta(seconds=int(found[1]) * _UNITS[found[2]])
 
@@ -63,7 +63,10 @@ class Lag(_Table):
 
 
 class Data(_Table):
-    """`[data]`: where the records lie and what their columns mean."""
+    """`[data]`: where the records lie and what their columns mean.
+
+    `private` is a column of booleans: records where it is true must go, and are never learned from.
+    """
 
     path: str
     client: str
@@ -72,6 +75,7 @@ class Data(_Table):
     task: Literal["regression", "classification"]
     subject: str | None = None
     time: str | None = None
+    private: str | None = None
     classes: list[str] | None = None
     modalities: dict[str, list[str]] = Field(min_length=1)
     lags: dict[str, Lag] = {}
@@ -128,6 +132,11 @@ class Data(_Table):
                 raise ValueError(f'range of "{name}" names no feature{near_miss(name, known)}')
         if self.target in features:
             raise ValueError(f'target "{self.target}" must not be a feature as well')
+        uses = {"client": self.client, "record": self.record, "subject": self.subject, "time": self.time}
+        uses |= {"target": self.target} | {f"feature {name}": name for name in (*features, *numeric_target)}
+        uses |= {f"lag {name}": lag.column for name, lag in self.lags.items()}
+        if taken := [use for use, column in uses.items() if column == self.private and column is not None]:
+            raise ValueError(f'private "{self.private}" must be a column of its own, and it is the {taken[0]} as well')
         if self.classes is not None and self.task != "classification":
             raise ValueError('classes are for task = "classification"')
         return self
@@ -145,18 +154,51 @@ class Slices(_Table):
 
 
 class Split(_Table):
-    """`[split]`: declared dates, or shares of a hash of the record id; never a rule over other rows."""
+    """`[split]`: declared dates, durations back from one, or shares of a hash of the record id.
+
+    Never a rule over other rows: a border that the newest record sets would move when that record is erased. So
+    durations are counted back from `until`, a date, or "today", the UTC day of a training or the one that
+    `frmu train --until` names; the state keeps it, and drains, proofs and predictions go by it.
+    """
 
     validation_from: dt.datetime | dt.date | None = None
     later_from: dt.datetime | dt.date | None = None
     test_from: dt.datetime | dt.date | None = None
-    validation: float = Field(default=0.15, gt=0, lt=1)
-    later: float = Field(default=0.15, gt=0, lt=1)
-    test: float = Field(default=0.2, gt=0, lt=1)
+    until: dt.datetime | dt.date | Literal["today"] | None = None
+    validation: float | str = 0.15
+    later: float | str = 0.15
+    test: float | str = 0.2
+
+    @property
+    def rolling(self) -> bool:
+        """Whether the borders move with the day of training, which is not settled yet."""
+        return self.until == "today"
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """The shares of the records to validate with, later and to test with, where the split is by hash."""
+        first, second, third = (share for share in self._parts if isinstance(share, float))
+        return first, second, third
+
+    @property
+    def _parts(self) -> tuple[float | str, float | str, float | str]:
+        return self.validation, self.later, self.test
 
     @property
     def dates(self) -> tuple[dt.datetime, dt.datetime, dt.datetime] | None:
-        """The three borders as naive UTC times, or None where the split is by hash."""
+        """The three borders as naive UTC times, or None where the split is by hash.
+
+        Raises `ConfigError` where `until` is not settled: see `Config.at`.
+        """
+        if self.rolling:
+            raise ConfigError('split.until = "today" has to be settled by Config.at before anything is split by it')
+        if isinstance(self.until, dt.date):
+            spans = [parse_duration(part) for part in self._parts if isinstance(part, str)]
+            moment, back = _naive(self.until), []
+            for span in reversed(spans):
+                moment -= span
+                back.append(moment)
+            return back[2], back[1], back[0]
         borders = (self.validation_from, self.later_from, self.test_from)
         if any(border is None for border in borders):
             return None
@@ -169,13 +211,31 @@ class Split(_Table):
         given = [border for border in borders if border is not None]
         if given and len(given) < 3:
             raise ValueError("validation_from, later_from and test_from must be given together")
+        durations = [part for part in self._parts if isinstance(part, str)]
+        if given and self.model_fields_set & {"validation", "later", "test", "until"}:
+            raise ValueError("give dates or shares (validation, later, test) or durations back from until")
+        if durations or self.until is not None:
+            return self._timed(durations)
         dates = self.dates
-        if dates and self.model_fields_set & {"validation", "later", "test"}:
-            raise ValueError("give dates or shares (validation, later, test), not both")
         if dates and not dates[0] < dates[1] < dates[2]:
             raise ValueError("validation_from < later_from < test_from must hold")
-        if not dates and self.validation + self.later + self.test >= 1:
+        if not all(0.0 < share < 1.0 for share in self.shares):
+            raise ValueError("validation, later and test must be shares between 0 and 1")
+        if not dates and sum(self.shares) >= 1:
             raise ValueError("validation + later + test must be below 1: the rest is what is fitted")
+        return self
+
+    def _timed(self, durations: list[str]) -> Split:
+        if len(durations) < 3:
+            raise ValueError('with until, validation, later and test must all be durations such as "2w"')
+        if self.until is None:
+            raise ValueError('durations are counted back from split.until: give it a date, or "today"')
+        for text in durations:
+            parse_duration(text)
+        try:
+            _ = None if self.rolling else self.dates
+        except OverflowError:
+            raise ValueError("until and the durations before it must be of this world") from None
         return self
 
 
@@ -349,8 +409,9 @@ class Config(_Table):
     def fingerprint(self) -> str:
         """SHA-256 of everything in the config that can change a state.
 
-        Paths, the store, the placement and the address cannot; nor can the settings of policy training,
-        whose only trace is the policy file, which the state digests by itself.
+        Paths, the store, the placement and the address cannot, nor can the column that says which records are
+        private: like the path it says which records there are, not what is made of them. Nor can the settings of
+        policy training, whose only trace is the policy file, which the state digests by itself.
         """
         model = self.model.model_dump(mode="json", exclude={"encoders"})
         own = {name: kind for name, kind in sorted(self.model.encoders.items()) if kind != self.model.encoder}
@@ -358,9 +419,9 @@ class Config(_Table):
         # Several modalities are encoded with whether each is there, which states made before that were not.
         model |= {"present": True} if self.optional else {}
         parts = {
-            "data": self.data.model_dump(mode="json", exclude={"path"}),
+            "data": self.data.model_dump(mode="json", exclude={"path", "private"}),
             "slices": {"by": self.slice_by, "buckets": self.slices.buckets},
-            "split": self.split.model_dump(mode="json"),
+            "split": self.split.model_dump(mode="json", exclude={"until"} if self.split.until is None else None),
             "model": model,
             "policy": self.policy.model_dump(mode="json", include={"selector", "margin", "steps", "budget"}),
             "attention": self.attention.model_dump(mode="json"),
@@ -372,6 +433,8 @@ class Config(_Table):
         by = self.slices.by
         if by in CALENDAR and self.data.time is None:
             raise ValueError(f'slices.by = "{by}" needs data.time')
+        if by is not None and by == self.data.private:
+            raise ValueError(f'slices.by = "{by}" must not be data.private: those records are in no slice')
         if by == "subject" and self.data.subject is None:
             raise ValueError('slices.by = "subject" needs data.subject')
         if self.slices.buckets == 0 and by in (*CALENDAR, None, "subject", self.data.record):
@@ -379,7 +442,7 @@ class Config(_Table):
                 f"slices.buckets = 0 makes a slice of each value, so slices.by must name a column that is not the "
                 f"record id, got {by}"
             )
-        if self.split.dates and self.data.time is None:
+        if (self.split.rolling or self.split.dates) and self.data.time is None:
             raise ValueError("dates in [split] need data.time")
         for name in self.model.encoders:
             if name not in self.data.modalities:
@@ -399,6 +462,12 @@ class Config(_Table):
         for name, lag in data.lags.items():
             if lag.column in self.texts:
                 raise ValueError(f'lag "{name}" must look at a number, got "{lag.column}", whose encoder is "hash"')
+
+    def at(self, day: dt.date) -> Config:
+        """This config with split.until settled, where that is "today"; as it is otherwise."""
+        if not self.split.rolling:
+            return self
+        return self.model_copy(update={"split": self.split.model_copy(update={"until": day})})
 
 
 def load(path: str | Path) -> Config:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, get_args
 
-from frmu.aggregation.checkpoint import load_state
+from frmu.aggregation.checkpoint import load_state, settled
 from frmu.client.work import Locate
 from frmu.config import Config
 from frmu.data.shard import clients_in
@@ -29,8 +29,9 @@ from frmu.store import Anchor, Store
 from frmu.tracking import public
 from frmu.types import Selection
 
-__all__ = ["erase", "ledger_of", "receipt_of", "requests", "status", "withdraw"]
+__all__ = ["DECLARED", "erase", "ledger_of", "receipt_of", "requests", "status", "withdraw"]
 
+DECLARED = "declared in data.private"  # the requester where a column of the data asks
 LONGEST = 1000  # characters of a record id, a subject, a client, a reason, a requester
 
 
@@ -138,7 +139,7 @@ def _search(config: Config, selection: Selection) -> dict[str, list[str]]:
     """The tombstones of what a request means at the clients whose shards lie here, by client."""
     store = Store(config.folder, config.key_file)
     clients = clients_in(store.shards)
-    federation = LocalFederation(config, clients, store.folder)
+    federation = LocalFederation(settled(config, store.state), clients, store.folder)
     replies = in_order(federation.run(Locate({"": selection}, store.existing_key())))
     return {reply.client: reply.record["found"][""] for reply in replies if reply.record["found"]}
 
@@ -215,18 +216,20 @@ def status(config: Config) -> dict[str, Any]:
     state = load_state(store.state)
     if state is None:
         raise StoreError(f"{store.state}: no checkpoint; run `frmu train` first")
+    now_settled = settled(config, store.state)
     with ledger_of(config) as ledger:
-        now = ledger.now()
-        pending = [
-            {"request": r.id, "kind": r.kind, "stage": r.stage, "days_left": r.days_left(now)} for r in ledger.pending()
-        ]
+        now, open_ = ledger.now(), ledger.pending()
+        meant = ledger.meant([r.id for r in open_])
+        pending = [{"request": r.id, "kind": r.kind, "stage": r.stage, "days_left": r.days_left(now)} for r in open_]
+        private = sum(meant.get(r.id, 0) for r in open_ if r.requester == DECLARED)
         closed = len(ledger.requests(["closed"]))
         policy = current_policy(config.policy_file, store.policies, ledger.retired())
         clean = state.digest in ledger.clean_states()
         public_key = ledger.public_key
     return {
         "state_digest": state.digest,
-        "trained_with_this_config": state.config == config.fingerprint(),
+        "trained_with_this_config": state.config == now_settled.fingerprint(),
+        "split_until": str(now_settled.split.until) if config.split.rolling else None,
         "state_is_clean": clean,
         "clients": len(state.clients),
         "records": sum(client.records for client in state.clients),
@@ -234,6 +237,7 @@ def status(config: Config) -> dict[str, Any]:
         "policy": policy.digest,
         "policy_learned_here_from": list(policy.lineage.get("clients", [])),
         "pending": pending,
+        "private_to_go": private,
         "receipts": closed,
         "public_key": public_key,
         "folder": str(store.folder),

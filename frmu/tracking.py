@@ -6,12 +6,14 @@ hundred cost. Scalars, receipts and pictures go in; sums and rows never do.
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import logging
 import os
 import re
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,26 @@ class Tracker:
         self.uri = uri
         self._open: list[str] = []
 
+    def documents(self, names: Collection[str], artifact: str, most: int) -> list[tuple[str, Any]]:
+        """A JSON artifact of the newest finished runs of each of some names, and when each began; oldest first.
+
+        Runs that do not have it, or have it no more, are passed over.
+        """
+        found = []
+        with reaching(self.uri), tempfile.TemporaryDirectory() as folder:
+            for name in names:
+                asked = f"attributes.run_name = '{name}' and attributes.status = 'FINISHED'"
+                for run in self.client.search_runs(
+                    [self.experiment_id], asked, max_results=most, order_by=["attributes.start_time DESC"]
+                ):
+                    if any(file.path == artifact for file in self.client.list_artifacts(run.info.run_id)):
+                        place = Path(folder) / run.info.run_id
+                        place.mkdir()
+                        text = Path(self.client.download_artifacts(run.info.run_id, artifact, str(place))).read_text()
+                        found.append((run.info.start_time, json.loads(text)))
+        began = sorted(found, key=lambda one: one[0])
+        return [(_time(milliseconds), document) for milliseconds, document in began]
+
     @contextmanager
     def run(self, name: str, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
         """A run, nested in the one that is open, if any; it ends as FAILED where an error passes through."""
@@ -146,6 +168,10 @@ def public(uri: str) -> str:
     'https://***@runs.example/x'
     """
     return re.sub(r"//[^@/\s]*@", "//***@", uri)
+
+
+def _time(milliseconds: int) -> str:
+    return dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC).isoformat(timespec="seconds")
 
 
 def _name(key: str) -> str:

@@ -168,7 +168,8 @@ class Selection:
 
     `records` are record ids, `subject` a person, `between` a time window [from, to) in naive UTC, `slice` the key of
     a slice as `rule` cuts them, `where` an SQL-like filter on declared columns. A selection with only a client means
-    all its records.
+    all its records. One of kind "records" without ids means what was found when it was made, which the ledger knows
+    by tombstones alone.
     """
 
     kind: Literal["records", "subject", "client", "between", "slice", "where"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import secrets
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from frmu.aggregation.checkpoint import load_state
+from frmu.aggregation.checkpoint import load_state, settled
 from frmu.config import Config
 from frmu.data.shard import sweep
 from frmu.errors import LedgerError, StoreError
@@ -52,7 +53,8 @@ class Workplace:
     """
 
     def __init__(self, config: Config, address: str | None = None) -> None:
-        self.config = config
+        self.declared = config
+        self.config = settled(config, Store(config.folder, config.key_file).state)
         self.address = address if address is not None else config.ray.address
         self._stack = ExitStack()
         self._federation: Federation | None = None
@@ -75,6 +77,7 @@ class Workplace:
             stack.callback(self._drop_anchor)
             sweep(self.store.shards)
             sweep(self.store.policies)
+            self.config = settled(self.declared, self.store.state)  # again: now nobody else trains
             self.method = analytic(self.config)
             self._stack = stack.pop_all()
         return self
@@ -101,6 +104,16 @@ class Workplace:
 
     def _drop_anchor(self) -> None:
         self.store.drop_anchor(Anchor(self._home, *self.ledger.head()))
+
+    def move(self, until: dt.date) -> None:
+        """Count the split of a config whose until is "today" back from a day."""
+        moved = self.declared.at(until)
+        if moved.fingerprint() == self.config.fingerprint():
+            return
+        self.config, self.method = moved, analytic(moved)
+        if self._federation is not None:
+            self._federation.close()
+            self._federation = None
 
     def federation(self, clients: Sequence[str]) -> Federation:
         """The live federation; started once, and again only when a client is new."""
@@ -176,7 +189,7 @@ class Workplace:
             return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "influence.png"
-            draw_influence(done.state, path)
+            draw_influence(done.state, self.config.slice_by, path)
             run.picture(path)
 
 

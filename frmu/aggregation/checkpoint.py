@@ -5,6 +5,7 @@ Beside the state it holds the part of the config that made it, so that the file 
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 from pathlib import Path
@@ -16,7 +17,7 @@ from frmu.config import Config
 from frmu.errors import StoreError
 from frmu.types import State
 
-__all__ = ["config_of", "load_state", "save_state"]
+__all__ = ["config_of", "load_state", "save_state", "settled"]
 
 _FORMAT = "frmu-state/2"
 _PARTS = {"data", "slices", "split", "model", "policy", "attention"}  # of the config
@@ -42,6 +43,20 @@ def config_of(path: Path) -> Config:
     """The config that a state was made with, where paths mean nothing."""
     with safe_open(path, framework="np") as file:
         return Config.model_validate_json((file.metadata() or {})["config"])
+
+
+def settled(config: Config, path: Path) -> Config:
+    """The config with the day that the state at `path` was trained on, where split.until is "today"; today's without.
+
+    What is done with a state goes by its own day: an erasure must not move the borders of a split.
+    """
+    if not config.split.rolling:
+        return config
+    try:
+        day = config_of(path).split.until if path.exists() else None
+    except (SafetensorError, OSError, KeyError, ValueError):  # no whole checkpoint: whoever loads it will say so
+        day = None
+    return config.at(day if isinstance(day, dt.date) else dt.datetime.now(dt.UTC).date())
 
 
 def load_state(path: Path) -> State | None:

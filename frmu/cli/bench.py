@@ -137,6 +137,57 @@ def _tell_drain(result: dict[str, Any]) -> None:
     say(f"the batch costs {result['ratio']:.1f} times one request; {'all L5' if result['proven'] else 'NOT PROVEN'}")
 
 
+@command(bench, "continual")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="A JSON file to write, with every curve.")
+@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="A PNG to write.")
+@_cache
+@json_option
+def bench_continual(seeds: int, out: Path | None, picture: Path | None, cache: Path, as_json: bool) -> None:
+    """Train month by month on series that age; compare the policy with windows, decay and rules."""
+    import json
+
+    from frmu.bench.continual import bench_continual as measure
+    from frmu.bench.continual import draw_continual
+
+    result = measure(cache, seeds, told=lambda line: click.echo(line, err=True))
+    if out is not None:
+        out.write_text(json.dumps(result), encoding="utf-8")
+    if picture is not None:
+        draw_continual(result, picture)
+    shown = {name: value for name, value in result.items() if name != "curves"}
+    show(as_json, shown, _tell_continual)
+
+
+def _tell_continual(result: dict[str, Any]) -> None:
+    kinds = list(result["tables"])
+    ways = list(result["tables"][kinds[0]])
+    rows = [
+        [way, *(f"{(f := result['tables'][kind][way])['gain']:+.1f} ± {f['standard_error']:.1f}" for kind in kinds),
+         f"{min(result['tables'][kind][way]['worst_site'] for kind in kinds):+.1f}"]
+        for way in ways
+    ]  # fmt: skip
+    title = (
+        f"lower RMSE on the month to come than keeping all, %, {len(result['sites'])} sites x {result['seeds']} seeds"
+    )
+    table(title, ["", *kinds, "worst site"], rows)
+    unseen, found = result["unseen"], result["tables"]
+    rows = [[way, *(f"{_over(found[kind][way]['by_site'], unseen):+.1f}" for kind in kinds)] for way in ways]
+    names = ", ".join(result["sites"][at] for at in unseen)
+    table(f"the same, on what the policy did not learn from: {names}", ["", *kinds], rows)
+    say("± is the standard error over sites. How far the product is ahead of the best rule:")
+    for kind in kinds:
+        others = {way: figures for way, figures in found[kind].items() if not way.startswith(("product", "changed"))}
+        best = max(others, key=lambda way: others[way]["gain"])
+        say(f"  {kind}: {others[best]['product_ahead']:+.1f} ± {others[best]['product_ahead_error']:.1f} ({best})")
+    say(f"policy {result['policy'][:16]}, {result['seconds']:.0f} s")
+
+
+def _over(numbers: list[float], at: list[int]) -> float:
+    """The mean of some of them."""
+    return sum(numbers[one] for one in at) / len(at)
+
+
 @command(bench, "forgetting")
 @click.option("--setup", type=click.Choice(["backdoor", "canary", "both"]), default="both", show_default=True)
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)

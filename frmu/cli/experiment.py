@@ -1,7 +1,8 @@
-"""demo, init, train, predict, status."""
+"""demo, init, train, explain, predict, status."""
 
 from __future__ import annotations
 
+import datetime as dt
 import json as jsonlib
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from frmu.cli.shell import (
     json_option,
     main,
     read_config,
+    read_trained,
     say,
     show,
+    stop_signal,
     table,
     ui,
 )  # fmt: skip
@@ -53,6 +56,7 @@ def demo(folder: Path, sites: int, as_json: bool) -> int:
 @click.option("--target", help="The column to predict.")
 @click.option("--subject", help="The column that names the person.")
 @click.option("--time", help="The column of times.")
+@click.option("--private", help="The column of booleans that says which records must not be learned from.")
 @click.option("--force", is_flag=True, help="Overwrite a config that is there.")
 @json_option
 def init(parquet: tuple[str, ...], out: Path, force: bool, as_json: bool, **named: str | None) -> None:
@@ -65,15 +69,91 @@ def init(parquet: tuple[str, ...], out: Path, force: bool, as_json: bool, **name
 
 @command(main)
 @config_argument
+@click.option(
+    "--until",
+    metavar="DAY",
+    type=click.DateTime(["%Y-%m-%d"]),
+    help='The day that a split with until = "today" is counted back from; default: today, in UTC.',
+)
+@click.option("--follow", is_flag=True, help="Stay, and train again whenever the files of data.path have changed.")
+@click.option("--every", default="60s", show_default=True, metavar="DURATION", help="How often --follow looks.")
+@click.option("--rounds", type=click.IntRange(1), help="End --follow after so many rounds.")
+@click.option("--drain", is_flag=True, help="With --follow: drain what is pending after a round, and while waiting.")
 @address_option
 @json_option
-def train(config: Path, address: str | None, as_json: bool) -> None:
-    """Import the records that remain and train: one exact round."""
+def train(
+    config: Path, until: dt.datetime | None, follow: bool, every: str, rounds: int | None, drain: bool,
+    address: str | None, as_json: bool,
+) -> int | None:  # fmt: skip
+    """Import the records that remain and train: one exact round.
+
+    With --follow a round whenever the data change, one line each. Ctrl-C or SIGTERM ends it after the round under way,
+    with exit code 0; a second one at once.
+    """
     from frmu.api import Experiment
 
+    day = until.date() if until is not None else None
+    if follow:
+        return _follow(config, day, every, rounds, drain, address, as_json)
+    if rounds is not None or drain:
+        raise click.UsageError("--rounds and --drain go with --follow")
     with Experiment(read_config(config), address) as experiment:
-        result = experiment.train()
+        result = experiment.train(day)
     show(as_json, result, _tell_train)
+    return 0
+
+
+def _follow(
+    config: Path, until: dt.date | None, every: str, rounds: int | None, drain: bool, address: str | None,
+    as_json: bool,
+) -> int:  # fmt: skip
+    """Rounds as they come, a line each, and a summary as the last."""
+    from frmu.config import parse_duration
+    from frmu.continual import Follow, kept
+
+    try:
+        follow = Follow(config, address, parse_duration(every), rounds, until, drain)
+    except ValueError as error:
+        raise click.UsageError(f"--every: {error}") from None
+    done, failed, digest = 0, 0, ""
+    with kept(read_config(config), address), stop_signal() as stopped:
+        for told in follow.run(stopped):
+            done, digest = told["round"], told.get("state_digest", digest)
+            failed += told.get("verified") is False
+            show(as_json, told, _tell_round)
+    summary = {"rounds": done, "state_digest": digest, "stopped_by": "signal" if stopped() else "rounds"}
+    show(as_json, summary, lambda s: say(f"{count(s['rounds'], 'round')}; state {s['state_digest'][:16]}"))
+    return 1 if failed else 0
+
+
+def _tell_round(told: dict[str, Any]) -> None:
+    now = dt.datetime.now().isoformat(sep=" ", timespec="seconds")
+    if told["kind"] == "error":
+        say(f"{now}  {told['error']}")
+    elif told["kind"] == "drain":
+        receipts = ", ".join(f"{r['request']} {r['level']}" for r in told["receipts"])
+        say(f"{now}  drained: {receipts or 'nothing yet, waiting for erasure.min_batch'}")
+    else:
+        say(f"{now}  round {told['round']}: {_in_a_line(told)}")
+
+
+def _in_a_line(told: dict[str, Any]) -> str:
+    """A training in one line."""
+    metrics = told["metrics"]
+    name = next((name for name in ("test_rmse", "test_accuracy", *metrics) if name in metrics), None)
+    kept = f" ({metrics[f'keep_{name}']:.4f} with nothing forgotten)" if f"keep_{name}" in metrics else ""
+    parts = [
+        count(told["clients"], "client"),
+        count(told["records"], "record"),
+        *([f"{name} {metrics[name]:.4f}{kept}"] if name is not None else []),
+        f"{count(sum(map(len, told['forgotten'].values())), 'slice')} not in full",
+        *([f"{told['private']:,} private"] if told["private"] else []),
+        *([f"{count(told['pending'], 'request')} pending"] if told["pending"] else []),
+        *([f"split back from {told['split_until']}"] if told["split_until"] else []),
+        f"{told['seconds']:.2f} s",
+        f"state {told['state_digest'][:16]}",
+    ]
+    return ", ".join(parts)
 
 
 def _tell_train(result: dict[str, Any]) -> None:
@@ -84,6 +164,10 @@ def _tell_train(result: dict[str, Any]) -> None:
     )
     if result["refused"]:
         say(f"{result['refused']} records were refused: they have been erased before")
+    if result["private"]:
+        say(f"{count(result['private'], 'private record')}: never to be learned from")
+    for request in result["private_requests"]:
+        say(f"request {request} was filed for private records that had been learned from: `frmu drain` honours it")
     metrics = result["metrics"]
     rows = [
         [name, f"{metrics[f'keep_{name}']:.4f}", f"{value:.4f}"]
@@ -96,6 +180,75 @@ def _tell_train(result: dict[str, Any]) -> None:
         f"forgotten or attenuated: {count(below, 'slice')} at {count(len(result['forgotten']), 'client')}",
         ui(result["tracking"]),
     )
+
+
+@command(main)
+@config_argument
+@click.option("--client", metavar="ID", help="Only one client's slices.")
+@click.option("--slice", "slice_", metavar="KEY", help="Only one slice, in full.")
+@click.option("--picture", metavar="FILE", type=click.Path(path_type=Path), help="A PNG to write.")
+@json_option
+def explain(config: Path, client: str | None, slice_: str | None, picture: Path | None, as_json: bool) -> None:
+    """Say why each slice counts as it does: features, proposals, what would be without it, history."""
+    from frmu.api import Experiment
+
+    with Experiment(read_trained(config), "local") as experiment:
+        result = experiment.explain(client, slice_, picture)
+    show(as_json, result, lambda r: _tell_why(r, slice_ is not None))
+
+
+def _tell_why(result: dict[str, Any], in_full: bool) -> None:
+    for name, told in result["clients"].items():
+        losses = ", ".join(f"{who} {loss:.4g}" for who, loss in told["proposals"].items())
+        say(
+            f"{name}: {count(told['records'], 'record')}; attention {told['attention']:.2f}, score {told['score']:.3g}",
+            f"  followed: {told['chosen_by']}. Validation loss by proposal: {losses or 'nothing was weighed'}",
+        )
+        if not in_full:
+            _tell_slices(result["features"], told["slices"])
+        else:
+            for key, one in told["slices"].items():
+                _tell_slice(key, one)
+    found = result["history_from"]
+    say(f"history from {count(found['policies'], 'policy run')} and {count(found['rounds'], 'round')} in MLflow")
+    if "picture" in result:
+        say(f"Wrote {result['picture']}")
+
+
+def _tell_slices(features: list[str], slices: dict[str, Any]) -> None:
+    """A line a slice, with those features that tell slices apart best; `--slice` and `--json` give all."""
+    seen = [one["features"] for one in slices.values() if one["features"]]
+    spread = {name: max(one[name] for one in seen) - min(one[name] for one in seen) for name in features if seen}
+    best = sorted(spread.keys() - {"influence"}, key=lambda name: (-spread[name], name))[:6]
+    telling = [name for name in features if name in best and spread[name] > 0.0]
+    rows = [
+        [key, f"{one['records']:,}", f"{one['influence']:.2g}", *_changes(one)]
+        + [f"{one['features'][name]:.2f}" for name in telling]
+        for key, one in slices.items()
+    ]
+    table("", ["slice", "records", "influence", "without it %", "in full %", *telling], rows)
+
+
+def _changes(one: dict[str, Any]) -> list[str]:
+    """What leaving a slice out would change, where it counts; what counting it in full would, where it does not."""
+    out, full = one["without_percent"], one["in_full_percent"]
+    return [_signed(out if one["influence"] > 0.0 else None), _signed(full if one["influence"] < 1.0 else None)]
+
+
+def _signed(percent: float | None) -> str:
+    return "" if percent is None else f"{percent:+.2f}"
+
+
+def _tell_slice(key: str, one: dict[str, Any]) -> None:
+    say(f"  {key}, {count(one['records'], 'record')}: {one['why']}.")
+    rows = [[name, f"{value:.3f}"] for name, value in one["features"].items()]
+    table("", ["feature", "under the applied influences"], rows)
+    for what, history in (
+        ("score in the training of a policy", one["scores"]),
+        ("influence in a round", one["rounds"]),
+    ):
+        if history:
+            table("", ["UTC", what], [[time[:19].replace("T", " "), f"{number:.3f}"] for time, number in history])
 
 
 @command(main)
@@ -135,7 +288,8 @@ def _tell_status(result: dict[str, Any]) -> None:
         f"{sum(len(s) for s in result['forgotten'].values())} slices do not count in full; "
         f"policy {result['policy'][:16]}",
         *([] if result["state_is_clean"] else ["an erasure has overtaken this state, so it is not served"]),
-        f"{result['receipts']} receipts filed, {len(result['pending'])} requests pending",
+        f"{result['receipts']} receipts filed, {len(result['pending'])} requests pending"
+        + (f", by which {count(result['private_to_go'], 'private record')} must go" * bool(result["private_to_go"])),
         *(f"  {r['request']} ({r['kind']}, {r['stage']}): {r['days_left']} days left" for r in result["pending"]),
         f"folder {result['folder']}; receipts are signed with the key {result['public_key']}",
         ui(result["tracking"]),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json as jsonlib
 import logging
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +19,7 @@ from frmu.errors import FrmuError
 
 __all__ = [
     "address_option", "command", "config_argument", "count", "json_option", "main", "read_config", "read_trained",
-    "say", "show", "table", "ui",
+    "say", "show", "stop_signal", "table", "ui",
 ]  # fmt: skip
 
 config_argument = click.argument("config", type=click.Path(path_type=Path))
@@ -87,10 +89,30 @@ def command(group: click.Group, name: str | None = None) -> Callable[[Callable[.
     return register
 
 
+@contextmanager
+def stop_signal() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM came meanwhile; a second one does what it always does."""
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def first(number: int, frame: Any) -> None:
+        came.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, first)
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def show(as_json: bool, result: Any, tell: Callable[[Any], None]) -> None:
     """A result as one JSON line, or told to people."""
     if as_json:
-        print(jsonlib.dumps(result))
+        print(jsonlib.dumps(result), flush=True)
     else:
         tell(result)
 

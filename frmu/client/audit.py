@@ -19,7 +19,7 @@ from frmu.client.client import Client
 from frmu.client.work import Each, errors_of
 from frmu.data import shard as shards
 from frmu.data.shard import SPLITS
-from frmu.data.source import RECORD, TARGET, gather
+from frmu.data.source import PRIVATE, RECORD, TARGET, gather
 from frmu.data.tombstones import tombstones
 from frmu.federation import Answer
 from frmu.learning.statistics import pack, targets
@@ -57,6 +57,7 @@ class Restore:
             buried = self.tombstones[client.name]
             names = tombstones(self.key, client.name, table[RECORD].to_pylist())
             table = table.filter(pa.array([name in buried for name in names], pa.bool_()))
+            table = table.drop_columns([name for name in [PRIVATE] if name in table.column_names])
             parts.append(table)
         if whole := [part for part in parts if part.num_rows]:
             shards.write(pa.concat_tables(whole).sort_by(RECORD), shards.path_of(self.folder, client.name))

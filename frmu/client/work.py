@@ -17,7 +17,7 @@ import numpy as np
 from frmu.client.client import Client, Rehearsal
 from frmu.data import shard as shards
 from frmu.data.shard import SPLITS, Shard
-from frmu.data.source import RECORD, gather
+from frmu.data.source import PRIVATE, RECORD, gather, read_parquet
 from frmu.data.tombstones import tombstones
 from frmu.federation import Answer
 from frmu.influence.disturbance import disturb, draw
@@ -50,8 +50,9 @@ class Each:
 class Import:
     """Read and check the client's records in the user's files, and set them aside as the shard to come.
 
-    Records with a tombstone are refused, and those that an open request means: their tombstones are told. Nothing
-    that is there changes until `Commit`.
+    Records with a tombstone are refused, and those that an open request means, and those that are private: the
+    tombstones of the former, and of private ones in the present shard, are told. Nothing that is there changes until
+    `Commit`.
     """
 
     tombstones: Mapping[str, frozenset[str]]
@@ -65,8 +66,8 @@ class Import:
             client.incoming = tables[client.name]
 
     def perform(self, client: Client) -> Answer:
-        """Counts: rows taken, rows refused; tombstones by request."""
-        table = client.incoming
+        """Counts: rows taken, rows refused, rows that are private; tombstones by request, and of what must go."""
+        table, private = _without_flags(client.incoming)
         client.incoming = None
         buried = self.tombstones.get(client.name, frozenset())
         alive = np.ones(table.num_rows, dtype=bool)
@@ -78,9 +79,27 @@ class Import:
             for request, rows in shard.find(self.requests, client.name, client.config).items():
                 found[request] = list(tombstones(self.key, client.name, shard.ids[rows].tolist()))
                 alive[rows] = False
-        refused = int(np.sum(~alive))
-        shards.write(table.filter(alive) if refused else table, _incoming(client.path))
-        return Answer(client.name, {"rows": table.num_rows - refused, "refused": refused, "found": found})
+        counts = {"refused": int(np.sum(~alive & ~private)), "private": int(np.sum(private))}
+        flagged = tombstones(self.key, client.name, table.filter(private)[RECORD].to_pylist())
+        held = self._held(client) if private.any() else frozenset()
+        alive &= ~private
+        shards.write(table if alive.all() else table.filter(alive), _incoming(client.path))
+        must_go = [name for name in flagged if name in held]
+        return Answer(client.name, {"rows": int(np.sum(alive)), **counts, "found": found, "must_go": must_go})
+
+    def _held(self, client: Client) -> frozenset[str]:
+        """The tombstones of what the present shard holds, whatever config it was written with."""
+        if not client.path.exists():
+            return frozenset()
+        return frozenset(tombstones(self.key, client.name, read_parquet(client.path, [RECORD])[RECORD].to_pylist()))
+
+
+def _without_flags(table: Any) -> tuple[Any, Any]:
+    """A table in the columns of a shard, and which rows are private, (n,) bool."""
+    if PRIVATE not in table.column_names:
+        return table, np.zeros(table.num_rows, dtype=bool)
+    private = table[PRIVATE].to_numpy(zero_copy_only=False).astype(bool)
+    return table.drop_columns([PRIVATE]), private
 
 
 def _incoming(path: Path) -> Path:

@@ -43,6 +43,7 @@ _NAMES = {
     "subject": ("subject", "person", "patient", "customer", "user", "user_id", "patient_id", "customer_id"),
     "time": ("time", "ts", "timestamp", "datetime", "date"),
     "target": ("target", "label", "y", "class"),
+    "private": ("private", "is_private"),
 }
 
 
@@ -133,6 +134,8 @@ def _roles(table: pa.Table, named: Mapping[str, str]) -> tuple[dict[str, str], l
 
 
 def _fits(role: str, table: pa.Table, column: str) -> bool:
+    if role == "private":
+        return bool(pa.types.is_boolean(table[column].type))
     return _is_time(table[column].type) if role == "time" else True
 
 
@@ -172,7 +175,9 @@ def _render(path: str, table: pa.Table, roles: Mapping[str, str], features: list
     regression = numeric and (pa.types.is_floating(target.type) or pc.count_distinct(target).as_py() > 20)
     lines = ["[data]", f"path = {_quote(path)}"]
     lines += [
-        f"{role} = {_quote(roles[role])}" for role in ("client", "record", "subject", "time", "target") if role in roles
+        f"{role} = {_quote(roles[role])}"
+        for role in ("client", "record", "subject", "time", "private", "target")
+        if role in roles
     ]
     lines.append(f'task = "{"regression" if regression else "classification"}"')
     if not regression:

@@ -8,6 +8,7 @@ remain. So a shard that lost records is the shard that never had them.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from frmu.data.where import parse_where
 from frmu.errors import RequestError, StoreError
 from frmu.types import Float, Selection
 
-__all__ = ["SPLITS", "Shard", "ages", "clients_in", "features", "path_of", "strays", "sweep", "write"]
+__all__ = ["SPLITS", "Shard", "ages", "clients_in", "features", "path_of", "span", "strays", "sweep", "write"]
 
 SPLITS = ("fit", "validation", "later", "test")
 
@@ -259,9 +260,9 @@ def _split(table: pa.Table, ids: NDArray[Any], config: Config) -> NDArray[np.int
     if dates is not None:
         borders = np.array([np.datetime64(moment, "us") for moment in dates])
         return np.searchsorted(borders, _times(table), side="right").astype(np.int8)
-    split = config.split
-    fit = 1.0 - split.validation - split.later - split.test
-    borders = np.cumsum([fit, split.validation, split.later])
+    validation, later, test = config.split.shares
+    fit = 1.0 - validation - later - test
+    borders = np.cumsum([fit, validation, later])
     shares = np.array([_hash(name, "split") / 2.0**64 for name in ids])
     return np.searchsorted(borders, shares, side="right").astype(np.int8)
 
@@ -285,6 +286,21 @@ def _calendar(times: NDArray[Any], by: str) -> NDArray[Any]:
     if by == "month":
         return times.astype("datetime64[M]").astype(str)
     return np.array([_iso_week(day) for day in days.astype(object)], dtype=str)
+
+
+def span(key: str, by: str) -> tuple[dt.date, dt.date]:
+    """The first day of a slice of the calendar, and the first after it.
+
+    >>> span("2025-12", "month")
+    (datetime.date(2025, 12, 1), datetime.date(2026, 1, 1))
+    >>> span("2025-W01", "week")[0]
+    datetime.date(2024, 12, 30)
+    """
+    if by == "month":
+        year, month = map(int, key.split("-"))
+        return dt.date(year, month, 1), dt.date(year + month // 12, month % 12 + 1, 1)
+    first = dt.date.fromisocalendar(int(key[:4]), int(key[6:]), 1) if by == "week" else dt.date.fromisoformat(key)
+    return first, first + dt.timedelta(days=7 if by == "week" else 1)
 
 
 def _iso_week(day: Any) -> str:

@@ -25,9 +25,21 @@ from numpy.typing import NDArray
 from frmu.config import CALENDAR, Config
 from frmu.errors import DataError, near_miss
 
-__all__ = ["Source", "columns_of", "files_of", "gather", "inputs", "names_in", "read_parquet", "survey", "text_of"]
+__all__ = [
+    "PRIVATE",
+    "Source",
+    "columns_of",
+    "files_of",
+    "gather",
+    "inputs",
+    "names_in",
+    "read_parquet",
+    "survey",
+    "text_of",
+]
 
 RECORD, CLIENT, SUBJECT, TIME, TARGET, SLICE = "#record", "#client", "#subject", "#time", "#target", "#slice"
+PRIVATE = "#private"
 _ROW, _FILE = "#row", "#file"
 LONGEST = 200  # characters of a client's name in a file's name
 
@@ -61,6 +73,7 @@ def survey(config: Config) -> Source:
 def gather(config: Config, clients: Iterable[str]) -> dict[str, pa.Table]:
     """The checked records of some clients, one table a client, in the columns of a shard.
 
+    Where the config declares a private column there is one more, `PRIVATE`, of booleans; it belongs in no shard.
     Raises `DataError` naming file, client, column and row for whatever does not fit the config.
     """
     wanted = pa.array(sorted(clients), pa.string())
@@ -137,6 +150,8 @@ def _canonical(config: Config, file: str, index: int, wanted: pa.Array) -> pa.Ta
         out[SUBJECT] = where.whole(text_of(table[data.subject], file, data.subject), data.subject, "subject")
     if data.time is not None:
         out[TIME] = where.whole(_moments(table[data.time], file, data.time), data.time, "time")
+    if data.private is not None:
+        out[PRIVATE] = where.flags(table[data.private], data.private)
     if _slice_column(config):
         out[SLICE] = where.whole(text_of(table[config.slice_by], file, config.slice_by), config.slice_by, "slice")
     if data.task == "regression":
@@ -235,7 +250,8 @@ def _numeric(config: Config) -> list[str]:
 
 def _columns(config: Config) -> list[str]:
     data = config.data
-    named = [data.client, data.record, data.subject, data.time, data.target, *_numeric(config), *config.texts]
+    named = [data.client, data.record, data.subject, data.time, data.private, data.target]
+    named += [*_numeric(config), *config.texts]
     if _slice_column(config):
         named.append(config.slice_by)
     return list(dict.fromkeys(name for name in named if name is not None))
@@ -272,6 +288,21 @@ class _Where:
             bad = column.is_null().to_numpy(zero_copy_only=False)
             raise DataError(f'{self.file}: column "{name}" ({meaning}) is null at {self.place(bad)}')
         return column
+
+    def flags(self, column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+        """Booleans, or numbers that are 0 or 1."""
+        if pa.types.is_boolean(column.type):
+            return self.whole(column, name, "private")
+        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+            raise DataError(f'{self.file}: column "{name}" (private) must be boolean, or 0 and 1, got {column.type}')
+        values = self.whole(column, name, "private").cast(pa.float64()).to_numpy(zero_copy_only=False)
+        bad = (values != 0.0) & (values != 1.0)
+        if bad.any():
+            raise DataError(
+                f'{self.file}: column "{name}" (private) must be boolean, or 0 and 1, got {values[bad][0]:g} at '
+                f"{self.place(bad)}"
+            )
+        return pa.chunked_array([values == 1.0], pa.bool_())
 
     def known(self, labels: pa.ChunkedArray, name: str, classes: list[str] | None) -> pa.ChunkedArray:
         if classes is None:

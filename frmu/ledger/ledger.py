@@ -369,6 +369,12 @@ class Ledger:
             rows = connection.execute(sql.select(_tombstone.c.request).distinct())
             return {row.request for row in rows} & set(requests)
 
+    def meant(self, requests: Collection[str]) -> dict[str, int]:
+        """How many records some requests mean, as far as they were found; those that mean none are left out."""
+        count = sql.select(_tombstone.c.request, sql.func.count()).group_by(_tombstone.c.request)
+        with self._chain.reading() as connection:
+            return {name: number for name, number in connection.execute(count) if name in set(requests)}
+
     def buried_anything(self) -> bool:
         """Whether there is any tombstone."""
         with self._chain.reading() as connection:

@@ -58,8 +58,12 @@ def explain(done: Round) -> dict[str, Any]:
     for client in done.state.clients:
         record = done.records[client.name]
         slices = {
-            key: {"influence": client.influence[key], **dict(zip(FEATURES, seen["features"], strict=True))}
-            | {"records": seen["records"], "attention": seen["pool"]}
+            key: {
+                "influence": client.influence[key],
+                "records": seen["records"],
+                "attention": seen["pool"],
+                "features": dict(zip(FEATURES, seen["features"], strict=True)),  # as seen before anything was decided
+            }
             | ({"modalities": seen["modalities"]} if "modalities" in seen else {})
             for key, seen in record["slices"].items()
         }
@@ -67,6 +71,8 @@ def explain(done: Round) -> dict[str, Any]:
             "attention": client.attention,
             "score": done.scores[client.name],
             "chosen_by": client.chosen_by,
+            "records": client.records,
+            "refits": record["refits"],
             "validation_loss": dict(record["losses"]),
             "slices": slices,
         }

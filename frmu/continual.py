@@ -1,0 +1,120 @@
+"""Training again whenever the data have grown: one round after another, until told to stop.
+
+Between rounds nothing is held - no lock, no federation - so requests may be made, drained and withdrawn by others
+meanwhile. Each round is a `train` like any other: it starts from the records that are there, so the state after the
+last is the one that a single training on the same files would give. What changed is told by the files' names, sizes
+and times, never by their content; the config is read anew for each look.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from frmu import api
+from frmu.config import Config, load
+from frmu.data.source import files_of
+from frmu.errors import FrmuError
+from frmu.ledger.request import OPEN
+from frmu.store import Store
+
+__all__ = ["Follow", "kept"]
+
+_BLINK = 0.1  # seconds between two looks at whether to stop
+
+Sight = tuple[Any, ...]
+
+
+def kept(config: Config, address: str | None) -> AbstractContextManager[None]:
+    """Be connected to Ray for all rounds, so that a private one is started once; nothing in process.
+
+    To be entered before handlers of signals are set: Ray sets its own when it connects.
+    """
+    named = address if address is not None else config.ray.address
+    if named == "local":
+        return nullcontext()
+    from frmu.runtime.remote import cluster
+
+    return cluster(named)
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """How to follow the data of a config: looks are `every` so long; `rounds` None is without end.
+
+    `until` is the day of every round where the split rolls; with None each round's own day counts. With `drain`
+    pending requests are drained between rounds, as `erasure.min_batch` lets them.
+    """
+
+    file: Path
+    address: str | None = None
+    every: dt.timedelta = dt.timedelta(minutes=1)
+    rounds: int | None = None
+    until: dt.date | None = None
+    drain: bool = False
+
+    def run(self, stopped: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+        """Yield what each round gave, what each drain gave, and what went wrong, until `stopped` says so.
+
+        The first round raises what is wrong; later ones yield it once, under "error", and try again: a file may be
+        half written, another job at work. An entry has `round`, counted from 1, and `kind`, "train", "drain" or
+        "error".
+        """
+        seen: Sight | None = None
+        tried: tuple[Any, ...] = ()
+        number, trouble = 0, ""
+        while not stopped() and (self.rounds is None or number < self.rounds):
+            try:
+                config = load(self.file)
+                sight = self._sight(config)
+                if sight != seen:
+                    result = self._train(config)
+                    seen, number, trouble = sight, number + 1, ""
+                    yield {"kind": "train", "round": number, **result}
+                if self.drain and (waiting := self._waiting(config)) and waiting != tried:
+                    result = self._drain(config)
+                    tried = self._waiting(config)
+                    yield {"kind": "drain", "round": number, **result}
+            except (FrmuError, OSError) as error:
+                if seen is None:
+                    raise
+                if str(error) != trouble:
+                    trouble = str(error)
+                    yield {"kind": "error", "round": number, "error": trouble}
+            if self.rounds is None or number < self.rounds:
+                self._pause(stopped)
+
+    def _train(self, config: Config) -> dict[str, Any]:
+        with api.Experiment(config, self.address) as experiment:
+            result = experiment.train(self.until)
+            return result | {"pending": len(experiment.ledger.pending())}
+
+    def _drain(self, config: Config) -> dict[str, Any]:
+        with api.Experiment(config, self.address) as experiment:
+            return experiment.drain()
+
+    def _sight(self, config: Config) -> Sight:
+        """What tells one state of the source from another, without opening a file of records."""
+        day = (self.until or dt.datetime.now(dt.UTC).date()) if config.split.rolling else None
+        own = sorted(Store(config.folder, config.key_file).policies.glob("*.safetensors"))
+        policies = [config.policy_file] if config.policy_file is not None else []
+        looked = [Path(file) for file in files_of(config)] + policies + own
+        stats = [(file, file.stat()) for file in looked]
+        sizes = [(str(file), stat.st_mtime_ns, stat.st_size, stat.st_ino) for file, stat in stats]
+        declared = config if day is None else config.at(day)
+        return (declared.fingerprint(), config.data.private, *sizes)
+
+    def _waiting(self, config: Config) -> tuple[Any, ...]:
+        """The open requests; with the day, for a deadline may have come near."""
+        names = [row["request"] for row in api.requests(config, OPEN)]
+        return (dt.datetime.now(dt.UTC).date(), *sorted(names)) if names else ()
+
+    def _pause(self, stopped: Callable[[], bool]) -> None:
+        end = time.monotonic() + self.every.total_seconds()
+        while not stopped() and (left := end - time.monotonic()) > 0:
+            time.sleep(min(_BLINK, left))
