@@ -194,7 +194,11 @@ class Model(_Table):
 
 
 class Policy(_Table):
-    """`[policy]`: how influences are chosen, and how the learned policy is trained."""
+    """`[policy]`: how influences are chosen, and how the learned policy is trained.
+
+    `rounds` lets slices arrive between the steps of a task. With `federated`, each client trains a copy of its own
+    and the server averages the copies by attention; `beta` is what a client takes of the average (1: all of it).
+    """
 
     selector: Literal["policy", "rules", "keep"] = "policy"
     file: str | None = None
@@ -203,8 +207,18 @@ class Policy(_Table):
     price: float = Field(default=0.02, ge=0)
     iterations: int = Field(default=20, ge=1)
     samples: int = Field(default=512, ge=64)
-    env_runners: int = Field(default=0, ge=0)
+    env_runners: int | Literal["auto"] = "auto"
+    rounds: int = Field(default=1, ge=1, le=16)
+    federated: bool = False
+    beta: float = Field(default=1.0, gt=0, le=1)
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("env_runners", mode="before")
+    @classmethod
+    def _some(cls, number: Any) -> Any:
+        if number != "auto" and (not isinstance(number, int) or isinstance(number, bool) or number < 0):
+            raise ValueError(f'env_runners must be a number from 0 on, or "auto", got {number!r}')
+        return number
 
 
 class Attention(_Table):

@@ -11,6 +11,7 @@ from frmu.cli.shell import (
     address_option,
     command,
     config_argument,
+    count,
     json_option,
     main,
     read_config,
@@ -30,24 +31,40 @@ def policy() -> None:
 @config_argument
 @click.option("--iterations", type=click.IntRange(1), help="PPO iterations; default: policy.iterations.")
 @click.option("--scratch", is_flag=True, help="Start from nothing instead of the policy in force.")
+@click.option(
+    "--resume/--no-resume",
+    default=None,
+    help="Go on with a training that was interrupted, or never do. Default: where there is one of the same settings.",
+)
 @address_option
 @json_option
-def policy_train(config: Path, iterations: int | None, scratch: bool, address: str | None, as_json: bool) -> None:
+def policy_train(
+    config: Path, iterations: int | None, scratch: bool, resume: bool | None, address: str | None, as_json: bool
+) -> None:
     """Train the policy on this federation with RLlib; the next `frmu train` applies it."""
     from frmu.api import Experiment
 
     with Experiment(read_trained(config), address) as experiment:
-        result = experiment.learn(iterations, "scratch" if scratch else "current")
-    show(as_json, result, lambda r: say(
-        f"policy {r['policy'][:16]} after {r['iterations']} iterations, {r['env_steps']:,} steps, {r['seconds']:.1f} s",
+        result = experiment.learn(iterations, "scratch" if scratch else "current", resume)
+    show(as_json, result, _tell_trained)
+
+
+def _tell_trained(r: dict[str, Any]) -> None:
+    runners = count(r["env_runners"], "env runner") if r["env_runners"] else "in this process"
+    resumed = f", gone on with after iteration {r['resumed_at']}" if r["resumed_at"] else ""
+    say(
+        f"policy {r['policy'][:16]} after {r['iterations']} iterations{resumed}, {r['env_steps']:,} steps, {runners}, "
+        f"{r['seconds']:.1f} s",
         f"gain on later records: {100 * r['gain_first']:.2f} % at first, {100 * r['gain_last']:.2f} % at last",
-    ))  # fmt: skip
+    )
+    for client, number in r["slices_left_out"].items():
+        say(f"of {client} the newest 64 slices taught; {count(number, 'older slice')} took no part")
 
 
 @command(policy, "show")
 @config_argument
 @json_option
-def policyshow(config: Path, as_json: bool) -> None:
+def policy_show(config: Path, as_json: bool) -> None:
     """Say which policy is in force, what it learned from, and what it does here."""
     from frmu import api
 

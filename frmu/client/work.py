@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from frmu.types import Float, Selection, Statistics
 
 __all__ = [
     "Adopt", "Choose", "Commit", "Describe", "Discard", "Each", "Import", "Locate", "Measure", "Move", "Packed",
-    "Play", "Purge", "Scan", "Sum", "errors_of",
+    "Play", "Purge", "Scan", "Sum", "arrivals", "errors_of",
 ]  # fmt: skip
 
 REHEARSALS = 64  # tasks a client keeps in memory while a policy trains
@@ -318,13 +319,17 @@ class Move:
     """One step of an episode at one client.
 
     `seed` names the task, `influence` what to refit with (None: keep all), `step` the share of steps taken, `look`
-    whether observation rows are wanted as well.
+    whether observation rows are wanted as well. `round` counts from 0, the round in which the refit takes place;
+    `enter` says that it was the last of that round: the next slices enter, at full influence, and what is seen then is
+    of the round to come.
     """
 
     seed: int
     influence: tuple[float, ...] | None
     step: float
     look: bool
+    round: int = 0
+    enter: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,12 +338,17 @@ class Play(Each):
 
     The answer holds observation rows (aggregates), the loss on the later records under the influences and under
     full influence, and which slices were disturbed, for the account of precision and recall.
+
+    With several `rounds` the slices stand in a line of time and arrive as they did: a round judges by the records that
+    arrived after those it fits, and is rewarded on those that came after them, before anybody fitted them; the last
+    round by the validation and the later records. (Prequential: Dawid, "The prequential approach", JRSS A, 1984.)
     """
 
     moves: Mapping[str, tuple[Move, ...]]
     outputs: tuple[str, ...]
     total: Packed
     most: int
+    rounds: int = 1
 
     def perform(self, client: Client) -> Answer:
         """One entry a move."""
@@ -346,24 +356,36 @@ class Play(Each):
         return Answer(client.name, {"steps": [self._step(client, move) for move in moves]})
 
     def _step(self, client: Client, move: Move) -> dict[str, Any]:
-        rehearsal = client.rehearsals.get(move.seed)
-        if rehearsal is None:
-            if len(client.rehearsals) >= REHEARSALS:
+        rounds = client.rehearsals.get(move.seed)
+        if rounds is None:
+            while len(client.rehearsals) >= max(1, REHEARSALS // self.rounds):
                 client.rehearsals.pop(next(iter(client.rehearsals)))
-            rehearsal = client.rehearsals[move.seed] = self.rehearse(client, move.seed)
-        kind, hit, task, keep = rehearsal
+            rounds = client.rehearsals[move.seed] = self.episode(client, move.seed)
+        kind, hit, task, keep = rounds[move.round]
         influence = np.ones(len(task)) if move.influence is None else np.array(move.influence)
+        reached = loss(refit(task, influence), task.later)
+        if move.enter:
+            kind, hit, task, keep = rounds[move.round + 1]
+            influence = np.concatenate([influence, np.ones(len(task) - len(influence))])
         return {
             "kind": kind,
             "keys": task.keys,
             "hit": [key in hit for key in task.keys],
             "rows": observe(task, influence, move.step) if move.look else None,
-            "loss": loss(refit(task, influence), task.later),
+            "loss": reached,
             "keep": keep,
+            "rounds": len(rounds),
         }
 
     def rehearse(self, client: Client, seed: int) -> Rehearsal:
-        """A task over some newest slices of the client, a few of them disturbed, drawn from the seed alone."""
+        """The last round of an episode: the only one, where there is one."""
+        return self.episode(client, seed)[-1]
+
+    def episode(self, client: Client, seed: int) -> tuple[Rehearsal, ...]:
+        """A task over some newest slices of the client, a few of them disturbed, drawn from the seed alone.
+
+        One entry a round; where there are too few slices for all rounds, fewer.
+        """
         rng = np.random.Generator(np.random.PCG64(seed))
         slices = client.slices("fit", self.outputs)
         keys = sorted(slices)[-self.most :]
@@ -375,5 +397,31 @@ class Play(Each):
             modalities = {name: X[groups[key]] for name, X in client.shard.modalities.items()}
             y = client.shard.target[groups[key]]
             chosen[key] = client.statistics(*disturb(kind, modalities, y, rng), self.outputs)
-        task = client.task({key: chosen[key] for key in keys}, self.total.open(), self.outputs, hit)
-        return kind, frozenset(hit), task, loss(refit(task, np.ones(len(task))), task.later)
+        borders = arrivals(len(keys), self.rounds)
+        # What judges and what rewards is as it was recorded: a disturbance is of what is fitted.
+        blocks = [
+            Statistics.total((slices[key] for key in keys[first:last]), len(self.total.b), len(self.outputs))
+            for first, last in pairwise(borders)
+        ]
+        blocks += [client.split_total(split, self.outputs) for split in ("validation", "later")]
+        total = self.total.open()
+        found = []
+        for number, border in enumerate(borders):
+            task = client.task({key: chosen[key] for key in keys[:border]}, total, self.outputs, hit)
+            task = replace(task, validation=blocks[number], later=blocks[number + 1])
+            keep = loss(refit(task, np.ones(len(task))), task.later)
+            found.append((kind, frozenset(hit) & frozenset(keys[:border]), task, keep))
+        return tuple(found)
+
+
+def arrivals(slices: int, rounds: int) -> list[int]:
+    """How many of the slices, in the order of time, are there in each round: the last number is all of them.
+
+    An episode begins with at least two slices, and about half, and so may have fewer rounds than are asked for.
+
+    >>> arrivals(12, 1), arrivals(12, 3), arrivals(3, 4), arrivals(1, 4)
+    ([12], [8, 10, 12], [2, 3], [1])
+    """
+    rounds = min(rounds, max(1, slices - 1))
+    width = max(1, slices // (2 * rounds))
+    return [slices - (rounds - 1 - number) * width for number in range(rounds)]

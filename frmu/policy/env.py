@@ -5,13 +5,16 @@ of all slices, and is rewarded by the exact refit on records *later* than those 
 rewarded on what it has seen, it could only equal the best rule. Several copies of the environment play the same
 task side by side, and a reward counts against the copies' mean, so that easy and hard tasks teach alike.
 
+A task may have several rounds: it begins with the older slices, and in each round newer ones enter, older ones age,
+and influences may be changed; the reward of a round is on the stretch that follows it (`Play`).
+
 The environment knows the seam only: its clients may be in process or actors on a cluster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
@@ -45,32 +48,46 @@ def spaces(most: int) -> tuple[gym.spaces.Box, gym.spaces.MultiDiscrete]:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """A federation to learn on: the clients to draw from, and what `Play` needs."""
+    """A federation to learn on: the clients to draw from, and what `Play` needs.
+
+    `shares` are what the policies of the clients weigh when they are averaged: a_k n_k. `left_out` says, by client, how
+    many older slices take no part.
+    """
 
     federation: Federation
     clients: tuple[str, ...]
     outputs: tuple[str, ...]
     total: Packed
+    shares: tuple[float, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Game:
-    """A task under way: whose (a number over all boards), its seed, the step; per copy influences and last loss."""
+    """A task under way: whose (a number over all boards), its seed, round and step; per copy influences, last loss.
+
+    `keep` is the loss of keeping everything in this round, `rounds` how many there will be.
+    """
 
     client: int
     seed: int
+    round: int
+    rounds: int
     step: int
     influence: list[NDArray[np.float64]]
     loss: list[float]
     keep: float
     undisturbed: bool
+    over: bool = False
 
 
 class SliceEnv(VectorEnv[Any, Any, Any]):
     """`num_envs` copies, in groups that share a task; all end their episodes together.
 
     Tasks are drawn from the clients of all `boards`, with at most `most` slices. `steps` are the refinements of a
-    task, `price` is what forgetting everything would cost, in the unit of the reward.
+    round and `rounds` those of a task, `price` is what forgetting everything would cost, in the unit of the reward. An
+    episode is as long as `chain` tasks. A reward counts against the mean of the group of copies; a copy that is alone
+    earns it as it is.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 - gymnasium's own declaration
@@ -81,8 +98,10 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         most: int,
         num_envs: int,
         steps: int = 1,
+        rounds: int = 1,
         price: float = 0.02,
         seed: int | Sequence[int] = 0,
+        chain: int = CHAIN,
     ) -> None:
         self.num_envs = num_envs
         self.single_observation_space, self.single_action_space = spaces(most)
@@ -90,11 +109,18 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.boards = tuple(boards)
         self._clients = [(number, name) for number, board in enumerate(self.boards) for name in board.clients]
-        self.most, self.steps, self.price = most, steps, price
+        self._site: int | None = None
+        self.most, self.steps, self.rounds, self.price = most, steps, rounds, price
+        self.chain = chain
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._games: list[_Game] = []
-        self._played = 0
+        self._rows: list[Any] = []
+        self._taken = 0
         self._over = False
+
+    def only(self, client: int | None) -> None:
+        """From the next reset on, draw tasks from one client alone, by its number over all boards; None: from all."""
+        self._site = client
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -102,8 +128,10 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         """Draw a task for each group."""
         if seed is not None:
             self._rng = np.random.Generator(np.random.PCG64(seed))
-        self._played, self._over = 0, False
-        return self._deal(), {}
+        self._taken, self._over = 0, False
+        self._games, self._rows = [], []
+        self._deal()
+        return self._observation(), {}
 
     def step(
         self, actions: NDArray[np.int64]
@@ -113,51 +141,83 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         if self._over:
             observation, _ = self.reset()
             return observation, np.zeros(self.num_envs), never, never.copy(), {}
-        rewards, gains, rows = self._play(actions)
+        rewards, gains = self._play(actions)
+        self._taken += 1
+        # A client with few slices has fewer rounds: one task is over with its own last round.
+        ended = self.chain == 1 and all(game.over for game in self._games)
+        self._over = ended or self._taken >= self.chain * self.steps * self.rounds
+        if not self._over:
+            self._deal()
         # Rewards are relative to the group; what was truly gained goes into the infos, for the learning curve.
         infos = {"gain": gains, "_gain": np.ones(self.num_envs, dtype=bool)}
-        if self._games[0].step < self.steps:
-            return self._observation(rows), rewards, never, never.copy(), infos
-        self._played += 1
-        self._over = self._played >= CHAIN
-        return self._deal(), rewards, np.full(self.num_envs, self._over), never, infos
+        return self._observation(), rewards, np.full(self.num_envs, self._over), never, infos
 
     # -- the game ---------------------------------------------------------------------------------------------
 
     def _groups(self) -> list[range]:
         return [range(at, min(at + GROUP, self.num_envs)) for at in range(0, self.num_envs, GROUP)]
 
-    def _deal(self) -> NDArray[np.float32]:
-        """New tasks; one look at each."""
-        drawn = [(int(self._rng.integers(len(self._clients))), int(self._rng.integers(2**31))) for _ in self._groups()]
+    def _deal(self) -> None:
+        """A new task for each group that has none, or whose task is over; one look at each."""
+        groups = self._groups()
+        free = [at for at in range(len(groups)) if not self._games or self._games[at].over]
+        drawn = [(self._draw(), int(self._rng.integers(2**31))) for _ in free]
         looks = self._ask([(client, Move(seed, None, 0.0, True)) for client, seed in drawn])
-        self._games, rows = [], []
-        for (client, seed), look, group in zip(drawn, looks, self._groups(), strict=True):
-            number = len(look["keys"])
-            full = [np.ones(number) for _ in group]
+        games = dict(enumerate(self._games))
+        rows = dict(enumerate(self._rows))
+        for at, (client, seed), look in zip(free, drawn, looks, strict=True):
+            size, keep = len(groups[at]), look["keep"]
+            full = [np.ones(len(look["keys"])) for _ in range(size)]
             undisturbed = look["kind"] == "none"
-            self._games.append(_Game(client, seed, 0, full, [look["keep"]] * len(group), look["keep"], undisturbed))
-            rows += [look["rows"]] * len(group)
-        return self._observation(rows)
+            games[at] = _Game(client, seed, 0, look["rounds"], 0, full, [keep] * size, keep, undisturbed)
+            rows |= dict.fromkeys(groups[at], look["rows"])
+        self._games = [games[at] for at in range(len(groups))]
+        self._rows = [rows[env] for env in range(self.num_envs)]
 
-    def _play(self, actions: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64], list[Any]]:
-        """One step of every copy: rewards, relative gains on later records, and the rows seen afterwards."""
+    def _draw(self) -> int:
+        return int(self._rng.integers(len(self._clients))) if self._site is None else self._site
+
+    def _play(self, actions: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """One step of every copy: rewards, and relative gains on later records."""
         moves = []
         for game, group in zip(self._games, self._groups(), strict=True):
             game.step += 1
             for copy, env in enumerate(group):
                 levels = actions[env][: len(game.influence[copy])]
                 game.influence[copy] = np.array([LEVELS[int(level)] for level in levels])
-                look = game.step < self.steps
-                moves.append((game.client, Move(game.seed, tuple(game.influence[copy]), game.step / self.steps, look)))
+                moves.append((game.client, self._move(game, copy)))
         answers = self._ask(moves)
         rewards, gains = np.zeros(self.num_envs), np.zeros(self.num_envs)
         for game, group in zip(self._games, self._groups(), strict=True):
-            raw = [self._reward(game, copy, answers[env]["loss"]) for copy, env in enumerate(group)]
-            spread = np.std(raw) + 0.2  # a task in which nothing matters is not blown up to one that does
-            rewards[list(group)] = (np.array(raw) - np.mean(raw)) / spread
+            raw = np.array([self._reward(game, copy, answers[env]["loss"]) for copy, env in enumerate(group)])
+            # A task in which nothing matters is not blown up to one that does.
+            rewards[list(group)] = raw if len(raw) == 1 else (raw - raw.mean()) / (raw.std() + 0.2)
             gains[list(group)] = [1.0 - answers[env]["loss"] / (game.keep + 1e-12) for env in group]
-        return rewards, gains, [answer["rows"] for answer in answers]
+            self._turn(game, [answers[env] for env in group])
+        seen = [answer["rows"] for answer in answers]
+        self._rows = [before if now is None else now for before, now in zip(self._rows, seen, strict=True)]
+        return rewards, gains
+
+    def _move(self, game: _Game, copy: int) -> Move:
+        """What a client is asked to do for one copy; where the task goes on, it looks at once."""
+        ends = game.step >= self.steps
+        enter = ends and game.round + 1 < game.rounds
+        # Where a task ends nobody learns from what is seen, but a copy that is alone shows it.
+        look = enter or not ends or self.num_envs == 1
+        share = 0.0 if enter else game.step / self.steps
+        return Move(game.seed, tuple(game.influence[copy]), share, look, game.round, enter)
+
+    def _turn(self, game: _Game, answers: Sequence[dict[str, Any]]) -> None:
+        """Begin the next round, or end the task, where its steps are done."""
+        if game.step < self.steps:
+            return
+        game.over = game.round + 1 >= game.rounds
+        if game.over:
+            return
+        game.round, game.step, game.keep = game.round + 1, 0, answers[0]["keep"]
+        number = len(answers[0]["keys"])
+        game.influence = [np.concatenate([i, np.ones(number - len(i))]) for i in game.influence]
+        game.loss = [game.keep] * len(answers)
 
     def _reward(self, game: _Game, copy: int, loss: float) -> float:
         """What the step gained on later records, in percent of keeping everything, squashed; less the price."""
@@ -175,17 +235,18 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         for number, by_client in where.items():
             board = self.boards[number]
             asked = {name: tuple(moves[at][1] for at in places) for name, places in by_client.items()}
-            play = Play(asked, board.outputs, board.total, self.most)
+            play = Play(asked, board.outputs, board.total, self.most, self.rounds)
             for reply in board.federation.run(play, on=sorted(by_client)):
                 for at, answer in zip(by_client[reply.client], reply.record["steps"], strict=True):
                     answers[at] = answer
         return answers
 
-    def _observation(self, rows: Sequence[Any]) -> NDArray[np.float32]:
+    def _observation(self) -> NDArray[np.float32]:
         out = np.zeros((self.num_envs, self.most + 1, MASK + 1), dtype=np.float32)
         for game, group in zip(self._games, self._groups(), strict=True):
             for env in group:
-                out[env, : len(rows[env]), :MASK] = rows[env]
-                out[env, : len(rows[env]), MASK] = 1.0
+                rows = self._rows[env]
+                out[env, : len(rows), :MASK] = rows
+                out[env, : len(rows), MASK] = 1.0
                 out[env, -1, :2] = game.client, game.undisturbed
         return out
