@@ -3,7 +3,7 @@
 RLlib's own checkpoints are pickles, and nothing pickled is read from disk here. So this is a safetensors file of
 our own: the weights, Adam's moments and step counts, and as JSON the iteration, the scores and the history. What is
 not in it is where the generators of random numbers stood: a training that goes on draws new tasks, from its seed and
-the iteration it goes on at. With federated training the moments are those of no one and are left out.
+the iteration it goes on at; and where sites train copies of their own, they begin from the average again.
 
 It has learned from records, so it has a lineage as a policy has, and an erasure deletes it in the same way.
 """
@@ -35,7 +35,7 @@ Tensors = Mapping[str, NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`iterations` that are done, the weights by name, and Adam's `moments` by kind and name (may be empty).
+    """`iterations` that are done, the weights by name, and Adam's `moments` by kind and name.
 
     `scores` are raw, by client and slice; `history` has one entry an iteration; `seconds` is what it took so far.
     """

@@ -1,11 +1,12 @@
 """Federated training of the policy: each site trains a copy, the server averages them by attention.
 
 FRAMU's lines 16 to 18: W <- sum_k a_k n_k w_k / sum_k a_k n_k on the central actor, then site k goes on from
-beta W + (1 - beta) w_k. A site's copy learns from the steps of that site alone, so the weights are all that the sites
-share.
+beta W + (1 - beta) w_k. A site's copy learns from the steps of that site alone, so the weights, and Adam's moments, are
+all that the sites share. The moments are averaged as the weights are: with so few steps a round, an Adam that began
+anew every time would follow the signs of noise, and so a site has to remember nothing.
 
-One RLlib algorithm trains the copies one after the other: its weights are set to the site's, its env runners play at
-that site, its Adam begins anew. A module a site in one MultiRLModule would need a multi-agent environment, which was
+One RLlib algorithm trains the copies one after the other: its weights are set to the site's and its env runners play
+at that site. A module a site in one MultiRLModule would need a multi-agent environment, which was
 measured at ten times the time of a vectorised one, and an algorithm a site costs seconds and 300 MiB each; both would
 learn the same. (FedAvg: McMahan et al., AISTATS 2017.)
 """
@@ -24,6 +25,7 @@ from frmu.policy.trainer import GROUPS, Trainer
 __all__ = ["Sites", "batch_of"]
 
 Weights = Mapping[str, NDArray[np.float32]]
+_MOMENTS = "moments/"
 
 
 def batch_of(samples: int, sites: int) -> int:
@@ -47,17 +49,21 @@ class Sites:
         self._shares = dict(zip(self.names, shares, strict=True))
         self._server = boards[0].federation
         self._beta = beta
-        self._copies: dict[str, Weights] = {}
+        self._copies: dict[str, dict[str, NDArray[np.float32]]] = {}
 
     def iterate(self, trainer: Trainer, scores: Sequence[NDArray[np.float64]]) -> dict[str, float]:
         """One round: every site trains from the shared policy, the server averages; the means of their scalars."""
-        shared, found = trainer.weights(), []
+        shared, moments = trainer.weights(), trainer.moments()
+        found, trained = [], {}
         for number, site in enumerate(self.names):
-            trainer.load(self._start(shared, site))
+            trainer.load(self._start(shared, site), moments)
             trainer.at(number)
             found.append(trainer.iterate(scores))
             self._copies[site] = trainer.weights()
-        trainer.load(self._server.serve(Average(self._copies, self._shares)))
+            trained[site] = self._copies[site] | {f"{_MOMENTS}{name}": m for name, m in trainer.moments().items()}
+        mean = self._server.serve(Average(trained, self._shares))
+        moments = {name.removeprefix(_MOMENTS): mean.pop(name) for name in sorted(mean) if name.startswith(_MOMENTS)}
+        trainer.load(mean, moments)
         means = {key: float(np.nanmean([metrics[key] for metrics in found])) for key in found[0]}
         return means | {key: found[-1][key] for key in ("env_steps", "env_runners")}
 

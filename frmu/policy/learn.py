@@ -152,12 +152,13 @@ class _Training:
             trainer.load(self.parent.weights)
 
     def _progress(self, trainer: Any) -> Progress:
-        moments = {} if self.policy.federated else trainer.moments()
         scores = {
             name: dict(zip(keys, raw.tolist(), strict=True))
             for (name, keys), raw in zip(self.teachers, self.scores, strict=True)
         }
-        return Progress(len(self.history), trainer.weights(), moments, scores, tuple(self.history), self._seconds())
+        return Progress(
+            len(self.history), trainer.weights(), trainer.moments(), scores, tuple(self.history), self._seconds()
+        )
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._began

@@ -75,7 +75,9 @@ class Trainer:
         """Sample and learn once; the scalars of it. `scores` are updated in place with what the TD errors say."""
         result = self._algorithm.train()
         learner = result["learners"]["default_policy"]
-        for update in learner.get("score_updates", []):
+        updates = learner.get("score_updates", [])
+        # RLlib hands a series of one, as of one client, out as its item.
+        for update in [updates] if len(updates) and np.ndim(updates[0]) == 0 else updates:
             raw = scores[int(update[0])]
             raw += 0.1 * np.asarray(update[2 : 2 + len(raw)])
         runners = result["env_runners"]
@@ -139,7 +141,7 @@ def _set_moments(moments: Weights, learner: Any, *_: Any) -> None:
     optimizer, names = _adam(learner)
     state: dict[int, dict[str, Any]] = {}
     for key, moment in moments.items():
-        kind, _, name = key.partition("/")
+        kind, name = key.split("/", 1)
         state.setdefault(names.index(name), {})[kind] = torch.tensor(moment)
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 

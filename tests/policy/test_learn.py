@@ -184,7 +184,7 @@ def test_an_erasure_retires_a_training_as_it_does_a_policy(killed: Config, tmp_p
     receipt = drain(config)["receipts"][0]
     assert len(receipt["evidence"]["policies_retired"]) == 1
     assert not (config.folder / "training.safetensors").exists()
-    with pytest.raises(PolicyError, match="no training to resume.*retired"):
+    with pytest.raises(PolicyError, match=r"no training to resume.*retired"):
         learn(config, resume=True)
     shutil.copy(kept, config.folder / "training.safetensors")
     with pytest.raises(PolicyError, match="records that have been erased since"):
@@ -197,7 +197,7 @@ def test_an_erasure_retires_a_training_as_it_does_a_policy(killed: Config, tmp_p
 def test_another_setting_is_another_training(killed: Config, tmp_path: Path) -> None:
     config = copy(killed, tmp_path / "other")
     changed = config.model_copy(update={"policy": config.policy.model_copy(update={"seed": 7})})
-    with pytest.raises(PolicyError, match="began with another settings"):
+    with pytest.raises(PolicyError, match=r"began with another settings"):
         learn(changed, resume=True)
     (config.folder / "training.safetensors").write_bytes(b"half a file")
     with pytest.raises(PolicyError, match="not a whole checkpoint"):
