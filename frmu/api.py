@@ -153,7 +153,8 @@ class Experiment(Workplace):
         federation = self.federation(learners)
         with self.tracker.run("policy", self.holds(lineage["clients"])) as run:
             self.ledger.note("learned", {"run": run.id, "clients": self.owners(lineage["clients"])})
-            run.tags({"frmu.parent": str(lineage["parent"]), "frmu.resumed": lineage.get("run", "")})
+            resumed = {"frmu.resumed": lineage["run"]} if progress is not None else {}
+            run.tags({"frmu.parent": lineage["parent"] or "scratch", **resumed})
             attention = {client.name: client.attention for client in state.clients}
             board, teachers = board_of(self.config, federation, attention)
             learned = train_policy(

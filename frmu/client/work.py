@@ -356,11 +356,12 @@ class Play(Each):
         return Answer(client.name, {"steps": [self._step(client, move) for move in moves]})
 
     def _step(self, client: Client, move: Move) -> dict[str, Any]:
-        rounds = client.rehearsals.get(move.seed)
+        name = (move.seed, self.most, self.rounds)
+        rounds = client.rehearsals.get(name)
         if rounds is None:
             while len(client.rehearsals) >= max(1, REHEARSALS // self.rounds):
                 client.rehearsals.pop(next(iter(client.rehearsals)))
-            rounds = client.rehearsals[move.seed] = self.episode(client, move.seed)
+            rounds = client.rehearsals[name] = self.episode(client, move.seed)
         kind, hit, task, keep = rounds[move.round]
         influence = np.ones(len(task)) if move.influence is None else np.array(move.influence)
         reached = loss(refit(task, influence), task.later)
