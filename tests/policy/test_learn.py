@@ -44,7 +44,7 @@ def learn(config: Config, **options: object) -> dict:
 
 
 def descendants(name: str) -> list[int]:
-    """Processes of this one, or of those that it started, under a name."""
+    """Processes of this one, or of those that it started, under a name: actors that are done with their start."""
     parents, found = {}, []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -53,7 +53,7 @@ def descendants(name: str) -> list[int]:
                 command = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if command.startswith(name.encode()):
+            if command.rstrip(b"\0 ") == name.encode():
                 found.append(int(entry.name))
     return [process for process in found if _is_ours(process, parents)]
 
@@ -64,34 +64,34 @@ def _is_ours(process: int, parents: dict[int, int]) -> bool:
     return process == os.getpid()
 
 
+RUNNER = "ray::SingleAgentEnvRunner"
+
+
 def test_env_runners_step_the_client_actors_and_one_may_die(tmp_path: Path, table: pd.DataFrame) -> None:
+    from frmu.policy.learn import train_policy
+
     config = with_policy(tmp_path / "runners", table, env_runners=2, samples=960)
     train(config)
+    seen: list[float] = []
     killed: list[int] = []
 
-    def strike() -> None:
-        while not (runners := descendants("ray::SingleAgentEnvRunner")):
-            time.sleep(0.05)
-        time.sleep(1.0)
-        os.kill(runners[0], signal.SIGKILL)
-        killed.append(runners[0])
+    def look(number: int, metrics: dict[str, float]) -> None:
+        seen.append(metrics["env_runners"])
+        if number == 0:
+            killed.append(descendants(RUNNER)[0])
+            threading.Timer(0.3, os.kill, [killed[0], signal.SIGKILL]).start()  # while it plays
+        if number == 2:  # Ray starts it again; the next iterations find it
+            deadline = time.monotonic() + 90
+            while len(descendants(RUNNER)) < 2 and time.monotonic() < deadline:
+                time.sleep(0.2)
 
-    seen: list[float] = []
     with api.Experiment(config) as experiment:
-        board, teachers = _board(experiment)
-        from frmu.policy.learn import train_policy
-
-        def look(number: int, metrics: dict[str, float]) -> None:
-            seen.append(metrics["env_runners"])
-            if number == 1:
-                threading.Thread(target=strike).run()
-
-        learned = train_policy(config.policy, [(board, teachers)], None, 4, look)
+        learned = train_policy(config.policy, [_board(experiment)], None, 5, look)
     assert killed
     assert learned.env_runners == 2
-    assert learned.iterations == len(seen) == 4
-    assert learned.env_steps >= 4 * 960
-    assert seen[0] == seen[-1] == 2  # it was started again
+    assert learned.iterations == len(seen) == 5
+    assert learned.env_steps >= 5 * 960
+    assert seen[0] == seen[-1] == 2
 
 
 def _board(experiment: api.Experiment) -> tuple:
