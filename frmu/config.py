@@ -134,10 +134,14 @@ class Data(_Table):
 
 
 class Slices(_Table):
-    """`[slices]`: which records stand or fall together."""
+    """`[slices]`: which records stand or fall together.
+
+    `buckets` are those of a hash of the subject or of a column. With 0 each value of a column is a slice of its own:
+    the server then reads the values, and where there is a time takes them for its order, the first for the oldest.
+    """
 
     by: str | None = None
-    buckets: int = Field(default=16, ge=1, le=4096)
+    buckets: int = Field(default=16, ge=0, le=4096)
 
 
 class Split(_Table):
@@ -196,6 +200,9 @@ class Model(_Table):
 class Policy(_Table):
     """`[policy]`: how influences are chosen, and how the learned policy is trained.
 
+    A policy looks `steps` times at most before a proposal stands; `budget` is the refits that one client may spend on
+    a choice. Neither is in seconds: a state must not depend on how fast a machine is.
+
     `rounds` lets slices arrive between the steps of a task. With `federated`, each client trains a copy of its own
     and the server averages the copies by attention; `beta` is what a client takes of the average (1: all of it).
     """
@@ -203,7 +210,8 @@ class Policy(_Table):
     selector: Literal["policy", "rules", "keep"] = "policy"
     file: str | None = None
     margin: float = Field(default=0.01, ge=0, lt=1)
-    steps: int = Field(default=1, ge=1, le=16)
+    steps: int = Field(default=3, ge=1, le=16)
+    budget: int = Field(default=16, ge=8)
     price: float = Field(default=0.02, ge=0)
     iterations: int = Field(default=20, ge=1)
     samples: int = Field(default=512, ge=64)
@@ -341,7 +349,7 @@ class Config(_Table):
             "slices": {"by": self.slice_by, "buckets": self.slices.buckets},
             "split": self.split.model_dump(mode="json"),
             "model": self.model.model_dump(mode="json"),
-            "policy": self.policy.model_dump(mode="json", include={"selector", "margin", "steps"}),
+            "policy": self.policy.model_dump(mode="json", include={"selector", "margin", "steps", "budget"}),
             "attention": self.attention.model_dump(mode="json"),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -353,6 +361,11 @@ class Config(_Table):
             raise ValueError(f'slices.by = "{by}" needs data.time')
         if by == "subject" and self.data.subject is None:
             raise ValueError('slices.by = "subject" needs data.subject')
+        if self.slices.buckets == 0 and by in (*CALENDAR, None, "subject", self.data.record):
+            raise ValueError(
+                f"slices.buckets = 0 makes a slice of each value, so slices.by must name a column that is not the "
+                f"record id, got {by}"
+            )
         if self.split.dates and self.data.time is None:
             raise ValueError("dates in [split] need data.time")
         return self

@@ -4,7 +4,7 @@
 
 Both are trained from scratch by RLlib on the series that the shipped policy learned from, and measured on tasks that
 neither met: of all sites of those series, and of the parking federation, which they never saw. What is measured
-is the policy's own proposal, without the guard. A site's attention is that of a state trained before.
+is where the policy ends by itself, without search or guard. A site's attention is that of a state trained before.
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ from typing import Any
 
 import numpy as np
 
-from frmu.bench.pretrain import UNSEEN, evaluate
 from frmu.bench.sources import cached
-from frmu.client.work import Commit, Import
+from frmu.client.work import Commit, Import, Play
 from frmu.config import Config, Policy, load
 from frmu.data.source import survey
 from frmu.influence.network import Network, write_policy
+from frmu.influence.observation import observe
+from frmu.influence.search import Account, Budget
+from frmu.influence.selectors import follow
+from frmu.learning.statistics import loss, one_thread
 from frmu.methods.analytic import analytic
 from frmu.policy.env import Board
-from frmu.policy.learn import board_of, train_policy
+from frmu.policy.learn import MOST, board_of, train_policy
 from frmu.runtime.local import LocalFederation
 
 __all__ = ["bench_federate"]
 
 MODES = ("shared", "federated")
+UNSEEN = "parking"
 
 
 def bench_federate(
@@ -54,21 +58,41 @@ def bench_federate(
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="frmu-")))
         stack.enter_context(cluster(None))
-        boards = [_board(configs[name], work / name, sites) for name in sets]
+        federations = {name: _filled(config, work / name) for name, config in configs.items()}
+        boards = [_board(configs[name], federations[name], sites) for name in sets]
         for seed in range(seeds):
             for mode in MODES:
                 network, learned = _train(boards, mode == "federated", seed, env_steps, work)
-                found = {name: evaluate(config, network, tasks)["policy"]["mean"] for name, config in configs.items()}
+                found = {name: _gain(config, federations[name], network, tasks) for name, config in configs.items()}
                 runs.append({"mode": mode, "seed": seed, **learned, "gain": found})
                 tell(f"seed {seed} {mode:9} {learned['env_steps']} steps, {learned['seconds']:.0f} s: {found}")
     return {"runs": runs, "rows": {name: _row(runs, name) for name in configs}}
 
 
-def _board(config: Config, folder: Path, sites: int) -> tuple[Board, dict[str, list[str]]]:
-    """A federation in this process, trained once so that its clients have their attention; some of them teach."""
+def _filled(config: Config, folder: Path) -> LocalFederation:
     federation = LocalFederation(config, survey(config).clients, folder)
     list(federation.run(Import({}, b"bench")))
     list(federation.run(Commit(True)))
+    return federation
+
+
+def _gain(config: Config, federation: LocalFederation, network: Network, tasks: int) -> float:
+    """By how much the policy's influences lower the RMSE on later records, in percent, mean over tasks."""
+    board, _ = board_of(config, federation)
+    play = Play({}, board.outputs, board.total, MOST)
+    clients = federation.host.clients(board.clients)
+    gains = []
+    with one_thread():
+        for number in range(tasks):
+            _, _, task, kept, keep = play.rehearse(clients[number % len(clients)], 1_000_000 + number)
+            account = Account(task, Budget())
+            met = follow(network, account, observe(task, kept, 0.0, kept.loss), kept, config.policy.steps)
+            gains.append(100.0 * (1.0 - np.sqrt(loss(met[-1].fit.W, task.later) / keep)))
+    return round(float(np.mean(gains)), 2)
+
+
+def _board(config: Config, federation: LocalFederation, sites: int) -> tuple[Board, dict[str, list[str]]]:
+    """The board of a federation that was trained once, so that its clients have their attention; some of them teach."""
     method = analytic(config)
     state = method.apply(federation, method.init(), None).state
     board, teachers = board_of(config, federation, {client.name: client.attention for client in state.clients})

@@ -23,12 +23,12 @@ _cache = click.option(
 
 @command(bench, "pretrain")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The policy file to write.")
-@click.option("--iterations", type=click.IntRange(1), default=250, show_default=True)
+@click.option("--iterations", type=click.IntRange(1), default=1500, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @_cache
 @json_option
 def bench_pretrain(out: Path, iterations: int, seed: int, cache: Path, as_json: bool) -> None:
-    """Train the policy that ships with frmu, and measure it on data it never saw."""
+    """Train the policy that ships with frmu."""
     from frmu.bench.pretrain import pretrain
 
     result = pretrain(out, cache, iterations, seed, lambda line: click.echo(line, err=True))
@@ -36,17 +36,46 @@ def bench_pretrain(out: Path, iterations: int, seed: int, cache: Path, as_json: 
 
 
 def _tell_pretrain(result: dict[str, Any]) -> None:
-    say(f"policy {result['policy']}, {result['env_steps']:,} steps, {result['seconds']:.0f} s")
-    for name, found in result["tables"].items():
+    say(f"policy {result['policy']}, {result['lessons']:,} lessons, {result['seconds']:.0f} s")
+
+
+@command(bench, "policy")
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--config", "configs", multiple=True, type=click.Path(dir_okay=False, path_type=Path),
+              help="A federation of your own, taken as unseen data; may be given more than once.")  # fmt: skip
+@click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="A folder for the CSV and the picture.")
+@_cache
+@json_option
+def bench_policy(
+    seeds: int, configs: tuple[Path, ...], processes: int, out: Path | None, cache: Path, as_json: bool
+) -> None:
+    """Set the learned policy beside rules, search and other selectors, by the refits that each spends."""
+    from frmu.bench.policy import bench_policy as measure
+
+    show(as_json, measure(cache, seeds, configs, processes, out), _tell_policy)
+
+
+def _tell_policy(result: dict[str, Any]) -> None:
+    columns = ["selector", "mean", "error", "worst", "precision", "recall", "refits", "ms", "tasks"]
+    for group, setting in dict.fromkeys((row["group"], row["setting"]) for row in result["rows"]):
         rows = [
-            [selector, f"{r['mean']:+.2f}", f"{r['error']:.2f}", f"{r['worst']:+.2f}", str(r["tasks"])]
-            for selector, r in found.items()
-        ]
-        table(
-            f"{name}: lower later RMSE than keeping everything, %",
-            ["selector", "mean", "error", "worst", "tasks"],
-            rows,
-        )
+            [r["selector"], f"{r['mean']:+.2f}", f"{r['error']:.2f}", f"{r['worst']:+.1f}", _share(r["precision"]),
+             _share(r["recall"]), f"{r['refits']:.0f}", f"{1000 * r['seconds']:.0f}", str(r["tasks"])]
+            for r in result["rows"] if (r["group"], r["setting"]) == (group, setting)
+        ]  # fmt: skip
+        table(f"{group}, {setting}: lower test RMSE than keeping everything, %", columns, rows)
+    rows = [
+        [r["group"], r["setting"], str(r["budget"]), r["rival"], f"{r['ours']:+.2f}", f"{r['difference']:+.2f}",
+         f"{r['error']:.2f}", str(r["tasks"])]
+        for r in result["budgets"]
+    ]  # fmt: skip
+    columns = ["group", "setting", "refits", "rival", "ours", "ahead by", "error", "tasks"]
+    table("learned + search against rivals of the same budget", columns, rows)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 @command(bench, "federate")

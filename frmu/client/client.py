@@ -6,7 +6,7 @@ remain, never subtracted, so a client that forgot is, to the last bit, a client 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,15 @@ from frmu.data.tombstones import tombstones
 from frmu.errors import DataError
 from frmu.federation import Answer, Work
 from frmu.influence.network import Network
-from frmu.influence.task import Task, task_of
+from frmu.influence.observation import Fit
+from frmu.influence.task import PARTS, Task, task_of
 from frmu.learning.encoders import Encoder, encode, encoders, width
-from frmu.learning.solve import solve
 from frmu.learning.statistics import one_thread, statistics_of, targets
 from frmu.types import Float, Statistics
 
 __all__ = ["Client", "Host", "Rehearsal"]
 
-Rehearsal = tuple[str, frozenset[str], Task, float]  # disturbance, slices hit, task, later loss of keeping all
-_FIT = SPLITS.index("fit")
+Rehearsal = tuple[str, frozenset[str], Task, Fit, float]  # disturbance, slices hit, task; keeping all: fit, later loss
 BLOCK = 32_768  # rows encoded at a time, so that a long slice does not fill the memory
 
 
@@ -45,7 +44,7 @@ class Client:
         self._encoders = dict(by)
         self._shard: Shard | None = None
         self._statistics: dict[tuple[str, ...], dict[tuple[int, str], Statistics]] = {}
-        self._alone: dict[tuple[str, ...], dict[str, Float]] = {}
+        self._parts: dict[tuple[str, ...], tuple[Statistics, ...]] = {}
         self._totals: dict[tuple[str, tuple[str, ...]], Statistics] = {}
         self._tombstones: tuple[bytes, list[str]] | None = None
         self._groups: dict[int, dict[str, NDArray[np.intp]]] = {}
@@ -68,7 +67,7 @@ class Client:
         """Forget everything that was derived from the shard: it was replaced."""
         self._shard = None
         self._statistics.clear()
-        self._alone.clear()
+        self._parts.clear()
         self._totals.clear()
         self._tombstones = None
         self._groups.clear()
@@ -78,7 +77,6 @@ class Client:
         """Purge rows, (n,) bool: the shard is rewritten and what rested on them is forgotten."""
         shard = self.shard
         kept = {slot: cache for slot, cache in self._statistics.items() if not self.config.data.lags}
-        heads = {slot: cache for slot, cache in self._alone.items() if not self.config.data.lags}
         touched = {(int(split), str(key)) for split, key in zip(shard.split[rows], shard.slices[rows], strict=True)}
         rest = shard.without(rows)
         if rest.num_rows:
@@ -89,8 +87,6 @@ class Client:
         # A lag carries a value into other slices, so with lags nothing is kept.
         for outputs, cache in kept.items():
             self._statistics[outputs] = {slot: part for slot, part in cache.items() if slot not in touched}
-        for outputs, alone in heads.items():
-            self._alone[outputs] = {key: W for key, W in alone.items() if (_FIT, key) not in touched}
 
     def tombstones(self, key: bytes) -> list[str]:
         """The keyed hash of each record, in the order of the rows."""
@@ -154,34 +150,23 @@ class Client:
         own = self.split_total("fit", outputs)
         return Statistics(total.n - own.n, total.G - own.G, total.b - own.b, 0.0)
 
-    def alone(self, outputs: tuple[str, ...]) -> dict[str, Float]:
-        """The head (d, outputs) fitted on each slice alone, by key: it lasts as long as the slice's statistics."""
-        cache = self._alone.setdefault(outputs, {})
-        for key, part in self.slices("fit", outputs).items():
-            if key not in cache:
-                cache[key] = solve(part.G, part.b, self.config.model.ridge)
-        return cache
+    def parts(self, outputs: tuple[str, ...]) -> tuple[Statistics, ...]:
+        """The statistics of the validation records in equal stretches, in the order of time, else of ids."""
+        if outputs not in self._parts:
+            rows = np.flatnonzero(self.shard.split == SPLITS.index("validation"))
+            stretches = np.array_split(self.shard.in_time(rows), PARTS)
+            self._parts[outputs] = tuple(self.statistics_of_rows(stretch, outputs) for stretch in stretches)
+        return self._parts[outputs]
 
-    def task(
-        self,
-        slices: Mapping[str, Statistics],
-        total: Statistics,
-        outputs: tuple[str, ...],
-        changed: Collection[str] = (),
-    ) -> Task:
-        """The task of choosing influences for some slices, by key, within the federation's total.
-
-        `changed` are those whose statistics are not the client's own.
-        """
-        alone = {key: W for key, W in self.alone(outputs).items() if key not in changed}
+    def task(self, slices: Mapping[str, Statistics], total: Statistics, outputs: tuple[str, ...]) -> Task:
+        """The task of choosing influences for some slices, by key, within the federation's total."""
         return task_of(
             slices,
             shards.ages(sorted(slices), self.config),
             self.rest(total, outputs),
-            self.split_total("validation", outputs),
+            self.parts(outputs),
             self.split_total("later", outputs),
             self.config.model.ridge,
-            alone,
         )
 
 

@@ -23,9 +23,10 @@ from frmu.data.tombstones import tombstones
 from frmu.federation import Answer
 from frmu.influence.disturbance import disturb, draw
 from frmu.influence.network import Network
-from frmu.influence.observation import observe
+from frmu.influence.observation import fit, observe
+from frmu.influence.search import Account, Budget, ascend
 from frmu.influence.selectors import Decision, decide
-from frmu.influence.task import Task, refit
+from frmu.influence.task import Task
 from frmu.learning.statistics import loss, pack, targets, unpack
 from frmu.types import Float, Selection, Statistics
 
@@ -209,7 +210,7 @@ class Choose(Each):
             return Answer(client.name, record | nothing)
         task = client.task(slices, self.total.open(), self.outputs)
         policy = client.config.policy
-        decision = decide(task, client.network, policy.selector, policy.margin, policy.steps)
+        decision = decide(task, client.network, policy.selector, policy.margin, policy.steps, policy.budget)
         record |= {
             "influence": dict(zip(task.keys, decision.influence.tolist(), strict=True)),
             "chosen_by": decision.chosen_by,
@@ -319,15 +320,16 @@ class Move:
     """One step of an episode at one client.
 
     `seed` names the task, `influence` what to refit with (None: keep all), `step` the share of steps taken, `look`
-    whether observation rows are wanted as well. `round` counts from 0, the round in which the refit takes place;
-    `enter` says that it was the last of that round: the next slices enter, at full influence, and what is seen then is
-    of the round to come.
+    whether an observation is wanted as well. With `search` the client first ascends its validation loss from there,
+    in so many refits. `round` counts from 0, the round in which the refit takes place; `enter` says that it was the
+    last of that round: the next slices enter, at full influence, and what is seen then is of the round to come.
     """
 
     seed: int
     influence: tuple[float, ...] | None
     step: float
     look: bool
+    search: int = 0
     round: int = 0
     enter: bool = False
 
@@ -336,7 +338,7 @@ class Move:
 class Play(Each):
     """Steps of RL episodes: the client disturbs some of its slices by the seed, refits, and tells what it sees.
 
-    The answer holds observation rows (aggregates), the loss on the later records under the influences and under
+    The answer holds an observation (aggregates), the influences, the loss on the later records under them and under
     full influence, and which slices were disturbed, for the account of precision and recall.
 
     With several `rounds` the slices stand in a line of time and arrive as they did: a round judges by the records that
@@ -362,36 +364,47 @@ class Play(Each):
             while len(client.rehearsals) >= max(1, REHEARSALS // self.rounds):
                 client.rehearsals.pop(next(iter(client.rehearsals)))
             rounds = client.rehearsals[name] = self.episode(client, move.seed)
-        kind, hit, task, keep = rounds[move.round]
-        influence = np.ones(len(task)) if move.influence is None else np.array(move.influence)
-        reached = loss(refit(task, influence), task.later)
+        kind, hit, task, kept, keep = rounds[move.round]
+        here = kept if move.influence is None else fit(task, np.array(move.influence))
+        if move.search:
+            here = ascend(Account(task, Budget()), here, move.search)
+        reached = loss(here.W, task.later)
+        first = None
         if move.enter:
-            kind, hit, task, keep = rounds[move.round + 1]
-            influence = np.concatenate([influence, np.ones(len(task) - len(influence))])
+            kind, hit, task, kept, keep = rounds[move.round + 1]
+            here = fit(task, np.concatenate([here.influence, np.ones(len(task) - len(here.influence))]))
+            first = observe(task, kept, 0.0, kept.loss)
+        look = observe(task, here, move.step, kept.loss) if move.look else None
         return {
             "kind": kind,
             "keys": task.keys,
             "hit": [key in hit for key in task.keys],
-            "rows": observe(task, influence, move.step) if move.look else None,
+            "by_itself": task.by_itself,
+            "influence": here.influence,
+            "rows": look and look.rows,
+            "relation": look and look.relation,
+            "first": first and (first.rows, first.relation),
             "loss": reached,
             "keep": keep,
             "rounds": len(rounds),
         }
 
-    def rehearse(self, client: Client, seed: int) -> Rehearsal:
+    def rehearse(self, client: Client, seed: int, kind: str | None = None, whole: bool = False) -> Rehearsal:
         """The last round of an episode: the only one, where there is one."""
-        return self.episode(client, seed)[-1]
+        return self.episode(client, seed, kind, whole)[-1]
 
-    def episode(self, client: Client, seed: int) -> tuple[Rehearsal, ...]:
+    def episode(self, client: Client, seed: int, kind: str | None = None, whole: bool = False) -> tuple[Rehearsal, ...]:
         """A task over some newest slices of the client, a few of them disturbed, drawn from the seed alone.
 
-        One entry a round; where there are too few slices for all rounds, fewer.
+        The kind may be given, and `whole` takes as many slices as there may be. One entry a round; where there are too
+        few slices for all rounds, fewer.
         """
         rng = np.random.Generator(np.random.PCG64(seed))
         slices = client.slices("fit", self.outputs)
         keys = sorted(slices)[-self.most :]
-        keys = keys[-int(rng.integers(min(4, len(keys)), len(keys) + 1)) :]
-        kind, hit = draw(keys, rng)
+        if not whole:
+            keys = keys[-int(rng.integers(min(4, len(keys)), len(keys) + 1)) :]
+        kind, hit = draw(keys, rng, kind)
         chosen = dict(slices)
         groups = client.groups(0)
         for key in hit:
@@ -400,18 +413,17 @@ class Play(Each):
             chosen[key] = client.statistics(*disturb(kind, modalities, y, rng), self.outputs)
         borders = arrivals(len(keys), self.rounds)
         # What judges and what rewards is as it was recorded: a disturbance is of what is fitted.
-        blocks = [
-            Statistics.total((slices[key] for key in keys[first:last]), len(self.total.b), len(self.outputs))
-            for first, last in pairwise(borders)
-        ]
-        blocks += [client.split_total(split, self.outputs) for split in ("validation", "later")]
-        total = self.total.open()
-        found = []
+        blocks = [tuple(slices[key] for key in keys[first:last]) for first, last in pairwise(borders)]
+        blocks += [client.parts(self.outputs), (client.split_total("later", self.outputs),)]
+        shape = (len(self.total.b), len(self.outputs))
+        total, found = self.total.open(), []
         for number, border in enumerate(borders):
-            task = client.task({key: chosen[key] for key in keys[:border]}, total, self.outputs, hit)
-            task = replace(task, validation=blocks[number], later=blocks[number + 1])
-            keep = loss(refit(task, np.ones(len(task))), task.later)
-            found.append((kind, frozenset(hit) & frozenset(keys[:border]), task, keep))
+            task = client.task({key: chosen[key] for key in keys[:border]}, total, self.outputs)
+            if border < len(keys):
+                judge, reward = (Statistics.total(block, *shape) for block in blocks[number : number + 2])
+                task = replace(task, validation=judge, parts=blocks[number], later=reward)
+            kept = fit(task, task.keep)
+            found.append((kind, frozenset(hit) & frozenset(keys[:border]), task, kept, loss(kept.W, task.later)))
         return tuple(found)
 
 

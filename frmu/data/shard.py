@@ -114,6 +114,12 @@ class Shard:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def in_time(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Some rows in the order of their times, and of record ids within one time or where there is none."""
+        if TIME not in self.table.column_names:
+            return rows
+        return rows[np.argsort(_times(self.table)[rows], kind="stable")]
+
     def find(self, requests: Mapping[str, Selection], client: str, config: Config) -> dict[str, NDArray[np.intp]]:
         """The rows that each selection means, by request, in their order; requests that mean none are left out.
 
@@ -160,8 +166,12 @@ def features(table: pa.Table, config: Config) -> dict[str, Float]:
 
 
 def ages(keys: list[str], config: Config) -> Float:
-    """How old each slice is, from 1 (the oldest) to 0, (K,); all 0 where slices are not of time."""
-    if config.slice_by not in CALENDAR or len(keys) < 2:
+    """How old each slice is, from 1 (the oldest) to 0, (K,); all 0 where slices are not of time.
+
+    Values of a column that are slices (`buckets = 0`) are taken for steps of time where records have one.
+    """
+    steps = config.slices.buckets == 0 and config.data.time is not None
+    if not (steps or config.slice_by in CALENDAR) or len(keys) < 2:
         return np.zeros(len(keys))
     return np.linspace(1.0, 0.0, len(keys))
 
@@ -243,6 +253,8 @@ def _slices(table: pa.Table, ids: NDArray[Any], config: Config) -> NDArray[Any]:
         return _calendar(_times(table), by)
     labels = ids if by == config.data.record else _texts(table, SUBJECT if by == "subject" else SLICE)
     buckets = config.slices.buckets
+    if buckets == 0:
+        return np.array([f"{by}-{label}" for label in labels], dtype=str)
     width = len(str(buckets - 1))
     return np.array([f"{by}-{_hash(label, by) % buckets:0{width}d}" for label in labels], dtype=str)
 

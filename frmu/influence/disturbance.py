@@ -19,9 +19,9 @@ __all__ = ["KINDS", "disturb", "draw"]
 KINDS = ("none", "labels", "gain", "features", "stale")
 
 
-def draw(keys: list[str], rng: np.random.Generator) -> tuple[str, list[str]]:
-    """A kind of disturbance and the slices it hits: none, or a run or a scatter of up to 40 % of them."""
-    kind = KINDS[int(rng.integers(len(KINDS)))]
+def draw(keys: list[str], rng: np.random.Generator, kind: str | None = None) -> tuple[str, list[str]]:
+    """A kind of disturbance, unless given, and the slices it hits: none, or a run or scatter of up to 40 %."""
+    kind = kind or KINDS[int(rng.integers(len(KINDS)))]
     most = max(1, int(0.4 * len(keys)))
     number = int(rng.integers(1, most + 1))
     if kind == "none" or len(keys) < 2:

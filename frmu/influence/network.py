@@ -1,8 +1,11 @@
 """The policy network, in numpy: masked self-attention over the slices of a client.
 
-Slices are a set, so the network is permutation-equivariant: rows in, three logits a row out (forget, attenuate,
-keep), and one value from attention pooling. The torch twin that RLlib trains is `policy.module`; both read the
-same file. (Vaswani et al., "Attention is all you need", NeurIPS 2017; pre-norm blocks.)
+Slices are a set, so the network is permutation-equivariant: it sees each slice with everything kept and under the
+present influences, and how slices relate, and says what each should count; attention pooling gives one value, what
+the present influences are worth on later records. How slices relate enters the attention as a bias, a learned
+multiple for each head. The torch twin that RLlib trains is `policy.module`; both read the same file. (Vaswani
+et al., "Attention is all you need", NeurIPS 2017; relations as a bias: Ying et al., "Do transformers really perform
+bad for graph representation?", NeurIPS 2021; pre-norm blocks.)
 """
 
 from __future__ import annotations
@@ -20,12 +23,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from frmu.errors import PolicyError
-from frmu.influence.observation import FEATURES, VERSION
+from frmu.influence.observation import FEATURES, VERSION, Look
 from frmu.types import Float
 
-__all__ = ["BLOCKS", "WIDTH", "Network", "current_policy", "read_policy", "shapes", "shipped", "write_policy"]
+__all__ = [
+    "BLOCKS", "HEADS", "RELATIONS", "WIDTH", "Network", "current_policy", "influence_of", "nearness", "read_policy",
+    "shapes", "shipped", "write_policy",
+]  # fmt: skip
 
-WIDTH, BLOCKS = 32, 2
+WIDTH, BLOCKS, HEADS = 48, 2, 4
+RELATIONS = 3  # with everything kept, at present, and nearness in the order of slices
+LIMIT = 9.0  # logits end here: an influence is never quite 0 or 1
 _EPSILON = 1e-5
 
 
@@ -41,28 +49,54 @@ class Network:
     digest: str
     lineage: Mapping[str, Any]
 
-    def __call__(self, rows: Float) -> tuple[Float, float, Float]:
-        """Logits (K, 3), the value, and the pooling attention (K,), for observation rows (K, features)."""
+    def __call__(self, first: Look, now: Look) -> tuple[Float, float, Float]:
+        """Logits (K,), the value of the present influences, and the pooling attention (K,).
+
+        `first` is what was seen with everything kept, `now` what is seen under the present influences.
+        """
         w = {name: weight.astype(np.float64) for name, weight in self.weights.items()}
-        x = rows @ w["embed.weight"].T + w["embed.bias"]
+        relations = np.stack([first.relation, now.relation, nearness(len(first.rows))])
+        x = np.concatenate([first.rows, now.rows], axis=1) @ w["embed.weight"].T + w["embed.bias"]
         for block in range(BLOCKS):
-            x = x + _attend(w, x, f"blocks.{block}.")
+            x = x + _attend(w, x, relations, f"blocks.{block}.")
             x = x + _mix(w, x, f"blocks.{block}.")
         x = _norm(w, x, "norm")
-        logits = x @ w["head.weight"].T + w["head.bias"]
+        logits = (x @ w["head.weight"].T + w["head.bias"])[:, 0]
         pool = _softmax((x @ w["pool.weight"].T + w["pool.bias"])[:, 0])
         value = float((pool @ x) @ w["value.weight"][0] + w["value.bias"][0])
         return logits, value, pool
 
 
+def nearness(slices: int) -> Float:
+    """exp(-|s - t|) in the order of slices, (K, K)."""
+    at = np.arange(slices, dtype=np.float64)
+    return np.asarray(np.exp(-np.abs(at[:, None] - at[None, :])), dtype=np.float64)
+
+
+def influence_of(logits: Float, by_itself: bool) -> Float:
+    """Influences (..., K) in (0, 1] from logits: what an action means, in training and in production.
+
+    For a client by itself the greatest is one: a common factor would only make the ridge stronger.
+
+    >>> influence_of(np.array([0.0, -2.2]), by_itself=True).round(2).tolist()
+    [1.0, 0.2]
+    """
+    influence = 1.0 / (1.0 + np.exp(-np.clip(logits, -LIMIT, LIMIT)))
+    return np.asarray(influence / influence.max(axis=-1, keepdims=True) if by_itself else influence, dtype=np.float64)
+
+
 Weights = Mapping[str, Float]
 
 
-def _attend(w: Weights, x: Float, block: str) -> Float:
+def _attend(w: Weights, x: Float, relations: Float, block: str) -> Float:
     y = _norm(w, x, f"{block}norm1")
-    query, key, value = np.split(y @ w[f"{block}qkv.weight"].T + w[f"{block}qkv.bias"], 3, axis=1)
-    attention = _softmax(query @ key.T / np.sqrt(query.shape[1]))
-    return attention @ value @ w[f"{block}out.weight"].T + w[f"{block}out.bias"]
+    qkv = (y @ w[f"{block}qkv.weight"].T + w[f"{block}qkv.bias"]).reshape(len(x), 3, HEADS, -1)
+    heads = []
+    for head in range(HEADS):
+        query, key, value = (qkv[:, part, head] for part in range(3))
+        bias = np.tensordot(w[f"{block}bias"][head], relations, axes=1)
+        heads.append(_softmax(query @ key.T / np.sqrt(query.shape[1]) + bias) @ value)
+    return np.concatenate(heads, axis=1) @ w[f"{block}out.weight"].T + w[f"{block}out.bias"]
 
 
 def _mix(w: Weights, x: Float, block: str) -> Float:
@@ -84,7 +118,7 @@ def _softmax(x: Float) -> Float:
 
 def shapes() -> dict[str, tuple[int, ...]]:
     """The name and shape of every weight."""
-    linear = {"embed": (WIDTH, len(FEATURES)), "head": (3, WIDTH), "pool": (1, WIDTH), "value": (1, WIDTH)}
+    linear = {"embed": (WIDTH, 2 * len(FEATURES)), "head": (1, WIDTH), "pool": (1, WIDTH), "value": (1, WIDTH)}
     norms = ["norm"]
     for block in (f"blocks.{number}." for number in range(BLOCKS)):
         linear |= {f"{block}qkv": (3 * WIDTH, WIDTH), f"{block}out": (WIDTH, WIDTH)}
@@ -93,7 +127,8 @@ def shapes() -> dict[str, tuple[int, ...]]:
     weights: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in linear.items()}
     biases: dict[str, tuple[int, ...]] = {f"{name}.bias": (shape[0],) for name, shape in linear.items()}
     scales: dict[str, tuple[int, ...]] = {f"{name}.{part}": (WIDTH,) for name in norms for part in ("weight", "bias")}
-    return weights | biases | scales
+    relations: dict[str, tuple[int, ...]] = {f"blocks.{number}.bias": (HEADS, RELATIONS) for number in range(BLOCKS)}
+    return weights | biases | scales | relations
 
 
 def read_policy(path: Path) -> Network:

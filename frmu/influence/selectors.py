@@ -1,29 +1,36 @@
-"""Selectors propose influences; the guard decides which proposal is applied.
+"""Selectors propose influences within a budget; the guard decides which proposal is applied.
 
-Rules are the rivals that the learned policy has to beat on every task: a proposal is applied only if it is
-not worse on validation than the best rule, and anything but keeping everything must gain at least a margin.
+Rules are fixed. The policy looks, proposes, and looks again under its own proposal; it refines what a short search
+on validation found as well, and its value, which was learned on later records, says which of all that it met to
+propose. Every proposal is judged on validation once more: it must not be worse than the best rule there, and
+anything but keeping everything must gain at least a margin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from frmu.influence.network import Network
-from frmu.influence.observation import FEATURES, observe
-from frmu.influence.task import LEVELS, Task, validation_loss
+from frmu.influence.network import Network, influence_of
+from frmu.influence.observation import FEATURES, Fit, Look, observe
+from frmu.influence.search import Account, Budget, ascend
+from frmu.influence.task import Task
 from frmu.types import Float
 
-__all__ = ["Decision", "decide", "follow", "rules"]
+__all__ = ["Decision", "Guided", "decide", "follow", "guided", "rules"]
 
-_RESIDUAL, _GAIN, _SOLO = (FEATURES.index(name) for name in ("residual", "gain", "solo"))
+_RESIDUAL, _GAIN = (FEATURES.index(name) for name in ("residual", "gain"))
+SEARCH = 20  # refits of one search on validation
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What is applied: influences (K,), who proposed it, each proposal's validation loss, the rows seen."""
+    """What is applied: influences (K,), who proposed it, each proposal's validation loss, the rows seen, the cost.
+
+    `rows` (K, features) are seen with everything kept; `pool` (K,) is the policy's attention there.
+    """
 
     influence: Float
     chosen_by: str
@@ -31,6 +38,15 @@ class Decision:
     rows: Float
     pool: Float
     refits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Guided:
+    """What the policy arrived at: the fit it proposes, its value, and its attention at the first look, (K,)."""
+
+    fit: Fit
+    value: float
+    pool: Float
 
 
 def rules(rows: Float) -> dict[str, Float]:
@@ -41,55 +57,79 @@ def rules(rows: Float) -> dict[str, Float]:
     >>> rules(rows)["residual 1.5"]
     array([1., 0., 1.])
     """
-    solo = rows[:, _SOLO] - np.median(rows[:, _SOLO])
     return {
         "residual 1.5": np.where(rows[:, _RESIDUAL] > np.log(1.5), 0.0, 1.0),
         "residual 3": np.where(rows[:, _RESIDUAL] > np.log(3.0), 0.0, 1.0),
-        "solo 1.5": np.where(solo > np.log(1.5), 0.0, 1.0),
         "leave-one-out": np.where(rows[:, _GAIN] < -np.arcsinh(0.5), 0.0, 1.0),
     }
 
 
-def follow(network: Network, task: Task, rows: Float, steps: int) -> tuple[Float, Float]:
-    """The influences (K,) that a policy arrives at in some steps, from observation rows under full influence.
+def follow(network: Network, account: Account, first: Look, start: Fit, steps: int) -> list[Guided]:
+    """What a policy makes of a start in some steps: each fit met, the start first, with its value."""
+    met = []
+    here = start
+    for step in range(steps + 1):
+        now = first if here is first.fit else observe(account.task, here, step / (steps + 1), first.fit.loss)
+        logits, value, pool = network(first, now)
+        met.append(Guided(here, value, pool))
+        if step == steps or not account.affords():
+            break
+        here = account.fit(influence_of(logits, account.task.by_itself))
+    return met
 
-    And its attention over slices (K,) at the first look.
+
+def guided(network: Network, account: Account, first: Look, steps: int) -> Guided:
+    """Policy-guided search: the policy from keeping everything, then from what ascents of validation found.
+
+    As many ascents as the budget affords (it must have a limit), each from where the last refinement ended and half as
+    bold; of everything met, what the policy values most.
     """
-    logits, _, pool = network(rows)
-    influence = _levels(logits)
-    for step in range(1, steps):
-        influence = _levels(network(observe(task, influence, step / steps))[0])
-    return influence, pool
+    met = follow(network, account, first, first.fit, steps)
+    start, search = first.fit, SEARCH
+    while account.affords(search + steps):
+        found = ascend(account, start, search, 2.4 / search if start is first.fit else 1.2 / search)
+        refined = follow(network, account, first, found, steps)
+        met += refined
+        start = max(refined, key=_value).fit
+    best = max(met, key=_value)
+    return Guided(best.fit, best.value, met[0].pool)
 
 
-def _levels(logits: Float) -> Float:
-    return np.array([LEVELS[action] for action in np.argmax(logits, axis=1)])
+def _value(guided: Guided) -> float:
+    return guided.value
 
 
-def decide(task: Task, network: Network | None, selector: str, margin: float, steps: int) -> Decision:
+def decide(task: Task, network: Network | None, selector: str, margin: float, steps: int, budget: int) -> Decision:
     """Choose influences for a task: by the policy and the rules under the guard, by the rules alone, or keep.
 
-    Without a validation record there is nothing to judge by, so everything is kept.
+    `budget` is in refits. Without a validation record there is nothing to judge by, so everything is kept.
     """
-    keep = np.ones(len(task))
     if selector == "keep" or task.validation.n == 0:
         nothing = np.zeros((len(task), len(FEATURES)))
-        return Decision(keep, "keep", {}, nothing, keep / len(task), 0)
-    rows = observe(task, keep, 0.0)
-    proposals = {"keep": keep} | rules(rows)
-    pool = keep / len(task)
-    refits = 2 * len(task) + 1
+        return Decision(task.keep, "keep", {}, nothing, task.keep / len(task), 0)
+    account = Account(task, Budget(budget))
+    kept = account.fit(task.keep)
+    first = observe(task, kept, 0.0, kept.loss)
+    proposals = {"keep": kept}
+    pool = task.keep / len(task)
     if network is not None and selector == "policy":
-        proposals["policy"], pool = follow(network, task, rows, steps)
-        refits += (steps - 1) * (2 * len(task) + 1)
-    # Where nothing is wrong most proposals are to keep everything: each is fitted once.
-    tried: dict[bytes, float] = {}
-    for influence in proposals.values():
-        if influence.tobytes() not in tried:
-            tried[influence.tobytes()] = validation_loss(task, influence)
-    losses = {name: tried[influence.tobytes()] for name, influence in proposals.items()}
+        reserved = Account(task, Budget(max(0, budget - 4)))
+        found = guided(network, reserved, first, steps)
+        proposals["policy"], pool = found.fit, found.pool
+        account.refits += reserved.refits
+    for name, influence in rules(first.rows).items():
+        proposals[name] = _fitted(account, influence, list(proposals.values()))
+    losses = {name: proposal.loss for name, proposal in proposals.items()}
     chosen = _guard(losses, margin)
-    return Decision(proposals[chosen], chosen, losses, rows, pool, refits + len(tried))
+    return Decision(proposals[chosen].influence, chosen, losses, first.rows, pool, account.refits)
+
+
+def _fitted(account: Account, influence: Float, known: Sequence[Fit]) -> Fit:
+    """A fit under some influences; where nothing is wrong most rules keep everything, and that is fitted already."""
+    for fit in known:
+        if np.array_equal(fit.influence, influence):
+            return fit
+    return account.fit(influence)
 
 
 def _guard(losses: Mapping[str, float], margin: float) -> str:

@@ -2,8 +2,10 @@
 
 A task is one client with some of its slices disturbed on purpose. The policy sees aggregates, sets influences
 of all slices, and is rewarded by the exact refit on records *later* than those the aggregates come from:
-rewarded on what it has seen, it could only equal the best rule. Several copies of the environment play the same
-task side by side, and a reward counts against the copies' mean, so that easy and hard tasks teach alike.
+rewarded on what it has seen, it could only equal the best rule. Half of the tasks begin with everything kept, half
+where a short search on validation ended, so that it learns to refine what search finds. Several copies of the
+environment play the same task side by side, and a reward counts against the copies' mean, so that easy and hard
+tasks teach alike.
 
 A task may have several rounds: it begins with the older slices, and in each round newer ones enter, older ones age,
 and influences may be changed; the reward of a round is on the stretch that follows it (`Play`).
@@ -25,25 +27,27 @@ from numpy.typing import NDArray
 
 from frmu.client.work import Move, Packed, Play
 from frmu.federation import Federation
+from frmu.influence.network import LIMIT, influence_of
 from frmu.influence.observation import FEATURES
-from frmu.influence.task import LEVELS
+from frmu.influence.selectors import SEARCH
 
 __all__ = ["Board", "SliceEnv", "spaces"]
 
 GROUP = 12  # copies that play the same task
 CHAIN = 10  # tasks in one episode
-MASK = len(FEATURES)
+MASK = 2 * len(FEATURES)
 
 
-def spaces(most: int) -> tuple[gym.spaces.Box, gym.spaces.MultiDiscrete]:
+def spaces(most: int) -> tuple[gym.spaces.Box, gym.spaces.Box]:
     """Observation and action space for at most `most` slices.
 
-    An observation is (most + 1, features + 1) float32: a row a slice, its last column 1 where the row holds a
-    slice; and a last row with the client's number and 1 if nothing was disturbed. Only the learner's account
-    of attention scores reads the last row, never the network.
+    An observation is (most + 1, 2 features + 1 + 2 most) float32, a row a slice: its features with everything kept, its
+    features now, 1 where the row holds a slice, its relations to all slices with everything kept, and now. The last
+    row has the client's number and 1 if nothing was disturbed; only the learner's account of attention scores
+    reads it, never the network. An action is a logit a slice, (most,) float32; see `influence.network.influence_of`.
     """
-    box = gym.spaces.Box(-1e6, 1e6, (most + 1, MASK + 1), np.float32)
-    return box, gym.spaces.MultiDiscrete([len(LEVELS)] * most)
+    observation = gym.spaces.Box(-1e6, 1e6, (most + 1, MASK + 1 + 2 * most), np.float32)
+    return observation, gym.spaces.Box(-LIMIT, LIMIT, (most,), np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +68,18 @@ class Board:
 
 @dataclass(slots=True)
 class _Game:
-    """A task under way: whose (a number over all boards), its seed, round and step; per copy influences, last loss.
-
-    `keep` is the loss of keeping everything in this round, `rounds` how many there will be.
+    """A task under way: whose (a number over all boards), its seed, round and step; what was seen with everything
+    kept in this round; per copy influences and last loss. `rounds` is how many there will be.
     """
 
     client: int
     seed: int
-    round: int
-    rounds: int
-    step: int
+    first: dict[str, Any]
     influence: list[NDArray[np.float64]]
     loss: list[float]
-    keep: float
-    undisturbed: bool
+    rounds: int
+    round: int = 0
+    step: int = 0
     over: bool = False
 
 
@@ -114,7 +116,7 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         self.chain = chain
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._games: list[_Game] = []
-        self._rows: list[Any] = []
+        self._looks: list[Any] = []
         self._taken = 0
         self._over = False
 
@@ -129,12 +131,12 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         if seed is not None:
             self._rng = np.random.Generator(np.random.PCG64(seed))
         self._taken, self._over = 0, False
-        self._games, self._rows = [], []
+        self._games, self._looks = [], []
         self._deal()
         return self._observation(), {}
 
     def step(
-        self, actions: NDArray[np.int64]
+        self, actions: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Refit under the actions, (num_envs, most); reward each copy against its group."""
         never = np.zeros(self.num_envs, dtype=bool)
@@ -162,29 +164,36 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         groups = self._groups()
         free = [at for at in range(len(groups)) if not self._games or self._games[at].over]
         drawn = [(self._draw(), int(self._rng.integers(2**31))) for _ in free]
-        looks = self._ask([(client, Move(seed, None, 0.0, True)) for client, seed in drawn])
-        games = dict(enumerate(self._games))
-        rows = dict(enumerate(self._rows))
-        for at, (client, seed), look in zip(free, drawn, looks, strict=True):
-            size, keep = len(groups[at]), look["keep"]
-            full = [np.ones(len(look["keys"])) for _ in range(size)]
-            undisturbed = look["kind"] == "none"
-            games[at] = _Game(client, seed, 0, look["rounds"], 0, full, [keep] * size, keep, undisturbed)
-            rows |= dict.fromkeys(groups[at], look["rows"])
+        searched = self._rng.random(len(drawn)) < 0.5
+        firsts = self._ask([(client, Move(seed, None, 0.0, True)) for client, seed in drawn])
+        starts = list(firsts)
+        where = [at for at, search in enumerate(searched) if search]
+        for at, found in zip(where, self._ask([self._search(*drawn[at]) for at in where]), strict=True):
+            starts[at] = found
+        games, looks = dict(enumerate(self._games)), dict(enumerate(self._looks))
+        for at, (client, seed), first, start in zip(free, drawn, firsts, starts, strict=True):
+            size = len(groups[at])
+            influence, losses = [start["influence"]] * size, [start["loss"]] * size
+            games[at] = _Game(client, seed, first, influence, losses, first["rounds"])
+            looks |= dict.fromkeys(groups[at], start)
         self._games = [games[at] for at in range(len(groups))]
-        self._rows = [rows[env] for env in range(self.num_envs)]
+        self._looks = [looks[env] for env in range(self.num_envs)]
 
     def _draw(self) -> int:
         return int(self._rng.integers(len(self._clients))) if self._site is None else self._site
 
-    def _play(self, actions: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    @staticmethod
+    def _search(client: int, seed: int) -> tuple[int, Move]:
+        return client, Move(seed, None, 0.0, True, SEARCH)
+
+    def _play(self, actions: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """One step of every copy: rewards, and relative gains on later records."""
         moves = []
         for game, group in zip(self._games, self._groups(), strict=True):
             game.step += 1
             for copy, env in enumerate(group):
-                levels = actions[env][: len(game.influence[copy])]
-                game.influence[copy] = np.array([LEVELS[int(level)] for level in levels])
+                logits = np.asarray(actions[env][: len(game.influence[copy])], dtype=np.float64)
+                game.influence[copy] = influence_of(logits, game.first["by_itself"])
                 moves.append((game.client, self._move(game, copy)))
         answers = self._ask(moves)
         rewards, gains = np.zeros(self.num_envs), np.zeros(self.num_envs)
@@ -192,10 +201,10 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
             raw = np.array([self._reward(game, copy, answers[env]["loss"]) for copy, env in enumerate(group)])
             # A task in which nothing matters is not blown up to one that does.
             rewards[list(group)] = raw if len(raw) == 1 else (raw - raw.mean()) / (raw.std() + 0.2)
-            gains[list(group)] = [1.0 - answers[env]["loss"] / (game.keep + 1e-12) for env in group]
+            gains[list(group)] = [1.0 - answers[env]["loss"] / (game.first["keep"] + 1e-12) for env in group]
             self._turn(game, [answers[env] for env in group])
-        seen = [answer["rows"] for answer in answers]
-        self._rows = [before if now is None else now for before, now in zip(self._rows, seen, strict=True)]
+        pairs = zip(self._looks, answers, strict=True)
+        self._looks = [before if now["rows"] is None else now for before, now in pairs]
         return rewards, gains
 
     def _move(self, game: _Game, copy: int) -> Move:
@@ -204,24 +213,29 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         enter = ends and game.round + 1 < game.rounds
         # Where a task ends nobody learns from what is seen, but a copy that is alone shows it.
         look = enter or not ends or self.num_envs == 1
-        share = 0.0 if enter else game.step / self.steps
-        return Move(game.seed, tuple(game.influence[copy]), share, look, game.round, enter)
+        share = 0.0 if enter else game.step / (self.steps + 1)
+        return Move(game.seed, tuple(game.influence[copy]), share, look, round=game.round, enter=enter)
 
     def _turn(self, game: _Game, answers: Sequence[dict[str, Any]]) -> None:
-        """Begin the next round, or end the task, where its steps are done."""
+        """Begin the next round, or end the task, where its steps are done.
+
+        The first step of a round is rewarded against keeping everything: copies come to it with influences of their
+        own, and are compared all the same.
+        """
         if game.step < self.steps:
             return
         game.over = game.round + 1 >= game.rounds
         if game.over:
             return
-        game.round, game.step, game.keep = game.round + 1, 0, answers[0]["keep"]
-        number = len(answers[0]["keys"])
-        game.influence = [np.concatenate([i, np.ones(number - len(i))]) for i in game.influence]
-        game.loss = [game.keep] * len(answers)
+        game.round, game.step = game.round + 1, 0
+        rows, relation = answers[0]["first"]
+        game.first = {**answers[0], "rows": rows, "relation": relation}
+        game.influence = [answer["influence"] for answer in answers]
+        game.loss = [game.first["keep"]] * len(answers)
 
     def _reward(self, game: _Game, copy: int, loss: float) -> float:
         """What the step gained on later records, in percent of keeping everything, squashed; less the price."""
-        gain = np.arcsinh(100.0 * (game.loss[copy] - loss) / (game.keep + 1e-12))
+        gain = np.arcsinh(100.0 * (game.loss[copy] - loss) / (game.first["keep"] + 1e-12))
         game.loss[copy] = loss
         return float(gain - self.price * np.mean(1.0 - game.influence[copy]))
 
@@ -242,11 +256,15 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         return answers
 
     def _observation(self) -> NDArray[np.float32]:
-        out = np.zeros((self.num_envs, self.most + 1, MASK + 1), dtype=np.float32)
+        out = np.zeros((self.num_envs, *self.single_observation_space.shape), dtype=np.float32)
+        features, most = len(FEATURES), self.most
         for game, group in zip(self._games, self._groups(), strict=True):
             for env in group:
-                rows = self._rows[env]
-                out[env, : len(rows), :MASK] = rows
-                out[env, : len(rows), MASK] = 1.0
-                out[env, -1, :2] = game.client, game.undisturbed
+                first, now, slices = game.first, self._looks[env], len(game.first["keys"])
+                out[env, :slices, :features] = first["rows"]
+                out[env, :slices, features:MASK] = now["rows"]
+                out[env, :slices, MASK] = 1.0
+                out[env, :slices, MASK + 1 : MASK + 1 + slices] = first["relation"]
+                out[env, :slices, MASK + 1 + most : MASK + 1 + most + slices] = now["relation"]
+                out[env, -1, :2] = game.client, first["kind"] == "none"
         return out

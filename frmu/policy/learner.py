@@ -17,11 +17,9 @@ from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core.columns import Columns
 from ray.rllib.evaluation.postprocessing import Postprocessing
 
-from frmu.influence.observation import FEATURES
+from frmu.policy.module import seen
 
 __all__ = ["SliceLearner", "TemporalDifference"]
-
-_SIGN = torch.tensor([-1.0, -0.5, 1.0])  # forget, attenuate, keep
 
 
 class TemporalDifference(ConnectorV2):
@@ -44,8 +42,9 @@ class TemporalDifference(ConnectorV2):
 
 def _updates(observation: Any, actions: Any, error: Any, pool: Any) -> list[np.ndarray[Any, Any]]:
     """One array a client that was met undisturbed: its number, its steps, then the mean update of each slice."""
-    slices = observation[:, :-1, len(FEATURES)].sum(dim=1, keepdim=True)
-    share = pool * slices * _SIGN[actions.long()] * error[:, None]  # (steps, most)
+    mask = seen(observation)[2]
+    counts = 2.0 * torch.sigmoid(actions) - 1.0  # -1 forgets, 1 keeps
+    share = pool * mask.sum(dim=1, keepdim=True) * counts * error[:, None]  # (steps, most)
     client, real = observation[:, -1, 0].long(), observation[:, -1, 1] > 0.5
     updates = []
     for number in torch.unique(client[real]):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from frmu.config import load
 from frmu.data.shard import clients_in
+from frmu.influence.network import LIMIT
 from frmu.policy.env import Board, SliceEnv
 from frmu.policy.learn import MOST, board_of
 from frmu.runtime.local import LocalFederation
@@ -26,11 +27,11 @@ from frmu.store import Store
 __all__ = ["SliceTask", "slice_task"]
 
 
-class SliceTask(gym.Env[NDArray[np.float32], NDArray[np.int64]]):
+class SliceTask(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     """Episodes of one task each: `steps` refinements in each of up to `rounds` rounds; see `SliceEnv`.
 
-    Observation (most + 1, features + 1) float32, action (most,) int64; `info["gain"]` is the share of the later loss
-    that was gained against keeping everything.
+    The observation is that of `spaces`; an action is (most,) float32 in [-1, 1], in units of the greatest logit, as
+    other learners like it. `info["gain"]` is the share of the later loss that was gained against keeping everything.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - gymnasium's own declaration
@@ -46,7 +47,7 @@ class SliceTask(gym.Env[NDArray[np.float32], NDArray[np.int64]]):
     ) -> None:
         self._game = SliceEnv(boards, most, 1, steps, rounds, price, seed, chain=1)
         self.observation_space = self._game.single_observation_space
-        self.action_space = self._game.single_action_space
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (most,), np.float32)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -56,9 +57,9 @@ class SliceTask(gym.Env[NDArray[np.float32], NDArray[np.int64]]):
         observation, info = self._game.reset(seed=seed)
         return observation[0], info
 
-    def step(self, action: NDArray[np.int64]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Refit under the action."""
-        observation, reward, terminated, truncated, info = self._game.step(np.asarray(action)[None])
+        observation, reward, terminated, truncated, info = self._game.step(LIMIT * np.asarray(action)[None])
         gain = {"gain": float(info["gain"][0])} if info else {}
         return observation[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), gain
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import CONFIG, put
 
 from frmu.config import Config
-from frmu.data.shard import SPLITS, Shard, clients_in, path_of, write
+from frmu.data.shard import SPLITS, Shard, ages, clients_in, path_of, write
 from frmu.data.source import gather
 
 
@@ -58,6 +58,17 @@ def test_a_split_by_hash_does_not_depend_on_other_rows(tmp_path: Path, table: pd
     assert all(split[name] == code for name, code in zip(half.ids, half.split, strict=True))
     shares = np.bincount(whole.split, minlength=4) / len(whole)
     assert np.allclose(shares, [0.5, 0.15, 0.15, 0.2], atol=0.07)
+
+
+def test_each_value_of_a_column_is_a_slice_where_there_are_no_buckets(tmp_path: Path, table: pd.DataFrame) -> None:
+    phase = (table.ts.dt.day_of_year // 40).map("{:02d}".format)
+    text = CONFIG.replace('by = "month"', 'by = "phase"\nbuckets = 0')
+    config = put(tmp_path, table.assign(phase=phase), text)
+    shard = Shard.of(gather(config, ["home 0"])["home 0"], config)
+    by_record = dict(zip(table.record, phase, strict=True))
+    assert list(shard.slices) == [f"phase-{by_record[name]}" for name in shard.ids]
+    keys = sorted(set(shard.slices))
+    assert list(ages(keys, config)) == list(np.linspace(1, 0, len(keys)))
 
 
 def test_times_with_a_zone_are_taken_as_utc(tmp_path: Path, table: pd.DataFrame) -> None:

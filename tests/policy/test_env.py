@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frmu.client.work import Commit, Import, Play, arrivals
-from frmu.influence.network import Network, read_policy, shipped
-from frmu.influence.observation import FEATURES
+from frmu.influence.network import LIMIT, Network, read_policy, shipped
+from frmu.influence.observation import FEATURES, Look
 from frmu.policy.env import CHAIN, MASK, Board, SliceEnv
 from frmu.policy.learn import board_of
 from frmu.policy.module import SliceNetwork
@@ -55,7 +55,7 @@ def test_a_seed_replays(board: Board) -> None:
         e, rng = env(board), np.random.default_rng(0)
         seen = [e.reset(seed=5)[0]]
         for _ in range(4):
-            observation, reward, *_ = e.step(rng.integers(0, 3, (24, MOST)))
+            observation, reward, *_ = e.step(rng.normal(size=(24, MOST)).astype(np.float32))
             seen += [observation, reward]
         return seen
 
@@ -65,7 +65,7 @@ def test_a_seed_replays(board: Board) -> None:
 def test_an_episode_ends_for_all_and_begins_anew(board: Board) -> None:
     e = env(board)
     e.reset(seed=0)
-    ends = [e.step(np.full((24, MOST), 2))[2] for _ in range(CHAIN + 2)]
+    ends = [e.step(np.full((24, MOST), 2.0, np.float32))[2] for _ in range(CHAIN + 2)]
     assert [end.all() for end in ends] == [False] * (CHAIN - 1) + [True] + [False] * 2
     assert not ends[0].any()
 
@@ -73,7 +73,7 @@ def test_an_episode_ends_for_all_and_begins_anew(board: Board) -> None:
 def test_equal_actions_earn_equal_rewards(board: Board) -> None:
     e = env(board)
     e.reset(seed=0)
-    _, reward, *_ = e.step(np.full((24, MOST), 2))
+    _, reward, *_ = e.step(np.full((24, MOST), 2.0, np.float32))
     assert np.allclose(reward, 0.0)
 
 
@@ -88,8 +88,8 @@ def test_forgetting_what_was_shuffled_earns_more(board: Board) -> None:
         hit = np.array(_hit(e, name, game.seed))
         if not hit.any() or hit.all():
             continue
-        actions = np.full((2, MOST), 2)
-        actions[0, : len(hit)] = np.where(hit, 0, 2)
+        actions = np.full((2, MOST), 9.0, np.float32)
+        actions[0, : len(hit)] = np.where(hit, -9.0, 9.0)
         _, reward, *_ = e.step(actions)
         wins.append(reward[0] > reward[1])
         assert client < 3
@@ -106,7 +106,7 @@ def _hit(e: SliceEnv, name: str, seed: int) -> list[bool]:
 
 def test_the_last_row_is_for_the_account_alone(board: Board) -> None:
     observation, _ = env(board).reset(seed=0)
-    assert observation.shape == (24, MOST + 1, len(FEATURES) + 1)
+    assert observation.shape == (24, MOST + 1, MASK + 1 + 2 * MOST)
     assert not observation[:, -1, MASK].any()
 
 
@@ -121,16 +121,22 @@ def twins() -> tuple[Network, SliceNetwork]:
 @pytest.mark.parametrize("slices", [1, 3, 9])
 def test_numpy_and_torch_compute_the_same_policy(twins: tuple[Network, SliceNetwork], slices: int) -> None:
     network, twin = twins
-    rows = np.random.default_rng(slices).normal(size=(slices, len(FEATURES)))
-    padded = torch.zeros(1, 12, len(FEATURES), dtype=torch.float64)
-    padded[0, :slices] = torch.tensor(rows)
+    rng = np.random.default_rng(slices)
+    first, now = (
+        Look(rng.normal(size=(slices, len(FEATURES))), rng.uniform(-1, 1, (slices, slices)), None)  # type: ignore[arg-type]
+        for _ in range(2)
+    )
+    rows, relations = torch.zeros(1, 12, 2 * len(FEATURES)), torch.zeros(1, 2, 12, 12)
+    rows[0, :slices] = torch.tensor(np.concatenate([first.rows, now.rows], axis=1))
+    for number, seen in enumerate((first, now)):
+        relations[0, number, :slices, :slices] = torch.tensor(seen.relation)
     mask = torch.arange(12)[None] < slices
     with torch.no_grad():
-        logits, value, pool = twin(padded, mask)
-    ours = network(rows)
-    assert np.allclose(ours[0], logits[0, :slices].numpy(), atol=1e-6)
-    assert np.isclose(ours[1], float(value[0]), atol=1e-6)
-    assert np.allclose(ours[2], pool[0, :slices].numpy(), atol=1e-6)
+        logits, value, pool = twin(rows.double(), relations.double(), mask)
+    ours = network(first, now)
+    assert np.allclose(ours[0], logits[0, :slices].numpy(), atol=1e-5)
+    assert np.isclose(ours[1], float(value[0]), atol=1e-5)
+    assert np.allclose(ours[2], pool[0, :slices].numpy(), atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -149,15 +155,14 @@ def test_the_single_environment_passes_gymnasiums_checker(trained: str, steps: i
 def test_the_single_environment_shows_where_a_task_ended(trained: str) -> None:
     e = gym.make("frmu.policy.single:frmu/Slices-v0", config=trained, most=MOST, steps=2)
     observation, _ = e.reset(seed=4)
-    played = [e.step(np.full(MOST, level)) for level in (0, 2)]
+    played = [e.step(np.full(MOST, logit, np.float32)) for logit in (-1.0, 1.0)]
     assert [terminated for _, _, terminated, _, _ in played] == [False, True]
     # Forgetting everything is refitted and seen, and so is keeping everything again.
-    influence = FEATURES.index("influence")
+    influence = len(FEATURES) + FEATURES.index("influence")
     shown = observation[:, MASK] > 0.5
-    assert (played[0][0][shown, influence] == 0.0).all()
-    assert (played[1][0][shown, influence] == 1.0).all()
-    assert abs(played[0][4]["gain"]) > 1e-6 > abs(played[1][4]["gain"])
-    assert played[0][1] * played[1][1] < 0  # what the first step lost, or gained, the second took back
+    assert played[0][0][shown, influence] == pytest.approx(-2.0, abs=1e-3)  # from its logarithm
+    assert played[1][0][shown, influence] == pytest.approx(1.0, abs=1e-3)
+    assert abs(played[0][4]["gain"]) > 100 * abs(played[1][4]["gain"])
 
 
 def test_the_single_environment_plays_the_same_game(board: Board) -> None:
@@ -167,8 +172,8 @@ def test_the_single_environment_plays_the_same_game(board: Board) -> None:
     for seed in range(5):
         one, all_ = single.reset(seed=seed)[0], many.reset(seed=seed)[0]
         assert np.array_equal(one, all_[0])
-        action = np.random.default_rng(seed).integers(0, 3, MOST)
-        assert single.step(action)[4]["gain"] == many.step(np.stack([action, action]))[4]["gain"][0]
+        action = np.random.default_rng(seed).uniform(-1, 1, MOST).astype(np.float32)
+        assert single.step(action)[4]["gain"] == many.step(LIMIT * np.stack([action, action]))[4]["gain"][0]
 
 
 @given(slices=st.integers(1, 64), rounds=st.integers(1, 16))
@@ -187,14 +192,14 @@ def test_a_round_judges_by_what_came_next_and_is_rewarded_on_what_came_then(boar
     for seed in range(20):
         rounds = play.episode(client, seed)
         keys = rounds[-1][2].keys
-        assert [len(task) for _, _, task, _ in rounds] == arrivals(len(keys), 3)
-        blocks = [set(task.keys) for _, _, task, _ in rounds]
-        for number, (kind, hit, task, _) in enumerate(rounds):
+        assert [len(task) for _, _, task, _, _ in rounds] == arrivals(len(keys), 3)
+        blocks = [set(task.keys) for _, _, task, _, _ in rounds]
+        for number, (kind, hit, task, _, _) in enumerate(rounds):
             assert hit <= blocks[number]
             assert (task.age[0], task.age[-1]) == (1.0, 0.0)  # who is newest now ages as others come
             if number + 1 < len(rounds):
                 coming = sorted(blocks[number + 1] - blocks[number])
-                assert task.validation.n == sum(clean[key].n for key in coming)
+                assert task.validation.n == sum(part.n for part in task.parts) == sum(clean[key].n for key in coming)
             assert kind == rounds[0][0]
         assert rounds[-1][2].later.n == client.split_total("later", board.outputs).n
         if len(rounds) > 1:
@@ -207,14 +212,14 @@ def test_slices_enter_between_the_steps_of_a_task(board: Board) -> None:
     number = [int(observation[0, :, MASK].sum())]
     while not e._games[0].over and len(number) < 9:
         before = e._games[0]
-        observation, _, terminated, _, info = e.step(np.zeros((12, MOST), dtype=np.int64))
+        observation, _, terminated, _, info = e.step(np.full((12, MOST), -9.0, np.float32))
         assert not terminated.any()
         assert (info["gain"] <= 1).all()
         if e._games[0] is not before:
             break
         number.append(int(observation[0, :, MASK].sum()))
-        influence = observation[0, : number[-1], FEATURES.index("influence")]
-        assert influence.tolist() == [0.0] * number[-2] + [1.0] * (number[-1] - number[-2])
+        influence = observation[0, : number[-1], len(FEATURES) + FEATURES.index("influence")]
+        assert influence == pytest.approx([-2.0] * number[-2] + [1.0] * (number[-1] - number[-2]), abs=1e-3)
     assert number == arrivals(number[-1], 3)
     assert len(number) > 1
 
@@ -224,7 +229,7 @@ def test_from_one_site_alone(board: Board) -> None:
     e.only(2)
     e.reset(seed=0)
     for _ in range(3):
-        e.step(np.full((24, MOST), 2))
+        e.step(np.full((24, MOST), 2.0, np.float32))
         assert {game.client for game in e._games} == {2}
     e.only(None)
     e.reset(seed=0)

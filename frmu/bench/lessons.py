@@ -1,0 +1,120 @@
+"""Lessons: tasks without number, cut at random from a few long series, for a policy that is to move to others.
+
+A lesson draws a series, which of its columns is to be predicted, where it begins, how long it is fitted, judged and
+rewarded, how finely it is sliced, its random encoders, whether it is alone or in a federation, and what went wrong
+with which slices. What stays the same from lesson to lesson is what a policy can carry to a site it never saw.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from frmu.bench.sources import cached
+from frmu.config import load
+from frmu.influence.disturbance import disturb, draw
+from frmu.influence.task import PARTS, Task, task_of
+from frmu.learning.encoders import Encoder, encode
+from frmu.learning.statistics import statistics_of
+from frmu.types import Float, Statistics
+
+__all__ = ["SEEN", "Series", "lesson", "series_of"]
+
+SEEN = ("air", "bikes", "power")
+TAUGHT = 0.7  # of the sites of a set, the first ones; the others are the unseen sites
+RIDGE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One column of a long series to predict: calendar (n, 5), other columns (n, columns), target (n,), in time."""
+
+    calendar: Float
+    others: Float
+    target: Float
+    day: int
+
+
+def series_of(cache: Path) -> list[Series]:
+    """Every way to predict one column of the seen sets from the others, in the first part of their time."""
+    found = []
+    for name in SEEN:
+        folder = cached(name, cache)
+        config = load(folder / "config.toml")
+        table = pd.read_parquet(folder / "data.parquet").sort_values(["client", "ts"])
+        clients = sorted(table["client"].unique())
+        table = table[table["client"].isin(clients[: int(TAUGHT * len(clients))])]
+        calendar, rest = config.data.modalities["calendar"], config.data.modalities["weather"]
+        columns = [config.data.target, *(column for column in rest if column not in config.data.lags)]
+        found += [_series(table, calendar, columns, target) for target in columns]
+    return found
+
+
+def _series(table: pd.DataFrame, calendar: list[str], columns: list[str], target: str) -> Series:
+    day = 24
+    y = _scaled(table[target].to_numpy(np.float64))
+    others = [_scaled(table[column].to_numpy(np.float64)) / 1.5 for column in columns if column != target]
+    yesterday = np.concatenate([np.zeros(day), y[:-day]]) / 1.5
+    return Series(table[calendar].to_numpy(np.float64), np.stack([*others, yesterday], axis=1), y, day)
+
+
+def _scaled(x: Float) -> Float:
+    return np.asarray((x - x.mean()) / (x.std() + 1e-9), dtype=np.float64)
+
+
+def lesson(series: list[Series], rng: np.random.Generator) -> Task:
+    """One task over 10 to 32 slices; `later` is what its reward is computed on."""
+    one = series[int(rng.integers(len(series)))]
+    fitted = int(np.exp(rng.uniform(np.log(30), np.log(170))) * one.day)
+    judged, rewarded = int(fitted * rng.uniform(0.06, 0.3)), int(fitted * rng.uniform(0.1, 0.3))
+    start = int(rng.integers(0, len(one.target) - fitted - judged - rewarded))
+    by = _encoders(one, int(rng.choice([16, 24, 32])), rng)
+    slices = int(rng.integers(10, 33))
+    keys = [f"{s:02d}" for s in range(slices)]
+    kind, hit = draw(keys, rng)
+    borders = start + np.linspace(0, fitted, slices + 1).astype(int)
+    cut = {
+        key: _sums(one, by, first, last, rng, kind if key in hit else None)
+        for key, first, last in zip(keys, borders[:-1], borders[1:], strict=True)
+    }
+    stretches = start + fitted + np.linspace(0, judged, PARTS + 1).astype(int)
+    parts = [_sums(one, by, first, last) for first, last in pairwise(stretches)]
+    later = _sums(one, by, stretches[-1], stretches[-1] + rewarded)
+    return task_of(cut, np.linspace(1, 0, slices), _rest(one, by, fitted, rng), parts, later, RIDGE)
+
+
+def _encoders(one: Series, features: int, rng: np.random.Generator) -> dict[str, Encoder]:
+    def drawn(columns: int) -> Encoder:
+        R = rng.standard_normal((columns, features)) * np.sqrt(2.0 / columns)
+        return Encoder("relu", R, rng.uniform(-1.0, 1.0, features))
+
+    return {"calendar": drawn(one.calendar.shape[1]), "others": drawn(one.others.shape[1])}
+
+
+def _sums(
+    one: Series,
+    by: dict[str, Encoder],
+    first: int,
+    last: int,
+    rng: np.random.Generator | None = None,
+    kind: str | None = None,
+) -> Statistics:
+    X, y = {"calendar": one.calendar[first:last], "others": one.others[first:last]}, one.target[first:last]
+    if kind is not None and rng is not None:
+        X, y = disturb(kind, X, y, rng)
+    return statistics_of(encode(X, by), y.reshape(-1, 1))
+
+
+def _rest(one: Series, by: dict[str, Encoder], fitted: int, rng: np.random.Generator) -> Statistics:
+    """The other clients: none for six lessons in ten, else half as many records as the client has, to twelve times."""
+    parts = [by[name].R.shape[1] + by[name].R.shape[0] for name in by]
+    if rng.random() < 0.6:
+        return Statistics.zero(sum(parts) + 1, 1)
+    weight = float(np.exp(rng.uniform(np.log(0.5), np.log(12.0)))) / 3
+    starts = rng.integers(0, len(one.target) - fitted, 3)
+    total = Statistics.total([_sums(one, by, at, at + fitted) for at in starts], sum(parts) + 1, 1)
+    return total.scaled(weight)

@@ -1,0 +1,364 @@
+"""The table to win: what each selector does for later records, by what it spent.
+
+A task is one site's 24 slices, some of them disturbed on purpose. A selector sees the records to fit and those to
+validate; it is judged on the test records, which lie later still, by the change of RMSE against keeping everything.
+The unit of cost is the refit. The shipped policy learned from the first part of three sets: of these the other sites
+are unseen, and three more sets are unseen altogether.
+
+(DVRL: Yoon et al., "Data valuation using reinforcement learning", ICML 2020; here its estimator is a logit a slice,
+trained by REINFORCE on validation.)
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from frmu.bench.lessons import SEEN, TAUGHT
+from frmu.bench.sources import cached
+from frmu.client.client import Client
+from frmu.client.work import Commit, Import, Packed, Play
+from frmu.config import Config, load
+from frmu.data.source import survey
+from frmu.influence.disturbance import KINDS
+from frmu.influence.network import Network, read_policy, shipped
+from frmu.influence.observation import FEATURES, Fit, Look, observe
+from frmu.influence.search import Account, Budget, ascend, greedy, leave_one_out
+from frmu.influence.selectors import decide, follow, guided, rules
+from frmu.influence.task import Task
+from frmu.learning.solve import solve
+from frmu.learning.statistics import loss, one_thread
+from frmu.methods.analytic import outputs_of, total_of
+from frmu.runtime.local import LocalFederation
+from frmu.types import Float, Statistics
+
+__all__ = ["BUDGETS", "UNSEEN", "bench_policy", "selectors"]
+
+UNSEEN = ("parking", "traffic", "appliances")
+BUDGETS = (24, 100, 200, 800)
+SITES = 2  # tasks of each kind, set and seed
+STEPS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One task as a selector meets it, and what only the judge knows: the test records, which slices were hit."""
+
+    task: Task
+    hit: Float
+    test: Statistics
+
+
+Selector = Callable[[Account, Look, Case, np.random.Generator], Float]
+
+
+def bench_policy(
+    cache: Path, seeds: int, configs: Sequence[Path] = (), processes: int = 2, out: Path | None = None
+) -> dict[str, Any]:
+    """Every selector on every task; rows by selector and group, the comparison at equal budgets, files to `out`.
+
+    `configs` are federations of the user's own, taken as unseen data sets.
+    """
+    jobs = [(str(cache), name, seed) for name in (*SEEN, *UNSEEN) for seed in range(seeds)]
+    jobs += [("", str(config), seed) for config in configs for seed in range(seeds)]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        found = [row for rows in pool.map(_job, jobs) for row in rows]
+    result = {
+        "policy": read_policy(shipped()).digest,
+        "seeds": seeds,
+        "tasks": len({row["task"] for row in found}),
+        "rows": _table(found),
+        "budgets": _budgets(found),
+    }
+    if out is not None:
+        _write(result, found, out)
+    return result
+
+
+# -- the tasks -----------------------------------------------------------------------------------------------------
+
+
+def _job(job: tuple[str, str, int]) -> list[dict[str, Any]]:
+    """Everything about one set and seed, in a process of its own."""
+    cache, name, seed = job
+    network = read_policy(shipped())
+    config = load(cached(name, Path(cache)) / "slots.toml") if cache else load(name)
+    rows: list[dict[str, Any]] = []
+    with one_thread(), tempfile.TemporaryDirectory(prefix="frmu-") as folder:
+        federation = LocalFederation(config, survey(config).clients, Path(folder))
+        list(federation.run(Import({}, b"bench")))
+        list(federation.run(Commit(True)))
+        for label, case in _cases(config, federation, name if cache else Path(name).stem, seed):
+            rng = np.random.Generator(np.random.PCG64([seed, len(rows)]))
+            rows += [label | row for row in _compared(case, network, rng)]
+    return rows
+
+
+def _cases(config: Config, federation: LocalFederation, name: str, seed: int) -> Iterator[tuple[dict[str, Any], Case]]:
+    outputs: tuple[str, ...] = (config.data.target,)
+    if config.data.task != "regression":
+        outputs = outputs_of(config, {str(label) for c in _held(federation) for label in set(c.shard.target)})
+    whole, _ = total_of(config, config.fingerprint(), federation, tuple(c.name for c in _held(federation)), outputs)
+    clients = [client for client in _held(federation) if _can_be_judged(client)]
+    groups = _groups(name, clients)
+    for group, members in groups.items():
+        rng = np.random.Generator(np.random.PCG64([seed, len(group), len(name)]))
+        for number, kind in enumerate(KINDS * SITES):
+            client = members[int(rng.integers(len(members)))]
+            alone = number >= len(KINDS)
+            total = client.split_total("fit", outputs) if alone else whole
+            play = Play({}, outputs, Packed.of(total), 64)
+            drawn = play.rehearse(client, int(rng.integers(2**31)), kind, whole=True)
+            task = drawn[2]
+            hit = np.array([key in drawn[1] for key in task.keys], dtype=np.float64)
+            label = {
+                "task": f"{name}/{group}/{seed}/{number}", "set": name, "group": group, "kind": kind,
+                "setting": "by itself" if alone else "in a federation",
+            }  # fmt: skip
+            yield label, Case(task, hit, client.split_total("test", outputs))
+
+
+def _held(federation: LocalFederation) -> list[Client]:
+    return [client for client in federation.host.clients(federation.clients) if client.held]
+
+
+def _can_be_judged(client: Client) -> bool:
+    return bool(len(client.groups(0)) > 1 and client.groups(1) and client.groups(3))
+
+
+def _groups(name: str, clients: list[Client]) -> dict[str, list[Client]]:
+    if name not in SEEN:
+        return {"unseen data": clients}
+    border = int(TAUGHT * len(clients))
+    return {"seen sites": clients[:border], "unseen sites": clients[border:]}
+
+
+# -- the selectors -------------------------------------------------------------------------------------------------
+
+
+def selectors(network: Network, slices: int) -> dict[str, tuple[int | None, Selector]]:
+    """Every row of the table by name: its budget in refits (None: as it needs) and how it selects."""
+    table: dict[str, tuple[int | None, Selector]] = {
+        "keep all": (None, lambda account, first, case, rng: case.task.keep),
+        "random": (None, lambda account, first, case, rng: (rng.random(slices) < 0.8).astype(np.float64)),
+        "oracle": (None, lambda account, first, case, rng: 1.0 - case.hit),
+        "sliding window": (None, lambda account, first, case, rng: (case.task.age <= 0.5).astype(np.float64)),
+        "leave-one-out": (None, lambda account, first, case, rng: leave_one_out(account, first.fit)),
+        "residual rule": (None, lambda account, first, case, rng: rules(first.rows)["residual 1.5"]),
+        "solo rule": (None, _solo),
+        "gradient-norm rule": (None, _gradient_norm),
+        "best rule": (None, _best_rule),
+        "greedy 4": (None, lambda account, first, case, rng: greedy(account, first.fit, 4).influence),
+        "greedy 16": (None, lambda account, first, case, rng: greedy(account, first.fit, 16).influence),
+        "learned, one pass": (None, partial(_steps, network, 1)),
+        "learned, 3 steps": (None, partial(_steps, network, STEPS)),
+        "applied (guarded)": (None, partial(_applied, network)),
+    }
+    for life in (2, 4, 8):
+        table[f"decay, half-life {life}"] = (None, partial(_decay, life))
+    for budget in sorted({slices, *BUDGETS[1:]}):
+        table[f"greedy @ {budget}"] = (
+            budget,
+            lambda account, first, case, rng: greedy(account, first.fit, 99).influence,
+        )
+        table[f"gradient @ {budget}"] = (budget, partial(_gradient, budget))
+        table[f"DVRL @ {budget}"] = (budget, _dvrl)
+        table[f"learned + search @ {budget}"] = (budget, partial(_guided, network))
+    return table
+
+
+def _decay(life: int, account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+    return np.asarray(0.5 ** (case.task.age * (len(case.task) - 1) / life), dtype=np.float64)
+
+
+def _solo(account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+    """Forget a slice whose own head is half as bad again on validation as the median one."""
+    task = case.task
+    alone = []
+    for s in range(len(task)):
+        account.refits += 1
+        alone.append(loss(solve(task.G[s], task.b[s], task.ridge), task.validation))
+    return np.where(np.array(alone) > 1.5 * np.median(alone), 0.0, 1.0)
+
+
+def _gradient_norm(account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+    return np.where(first.rows[:, FEATURES.index("force")] > np.log(3.0), 0.0, 1.0)
+
+
+def _best_rule(account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+    found = [first.fit]
+    found += [account.fit(influence) for influence in rules(first.rows).values()]
+    found += [account.fit(f(account, first, case, rng)) for f in (_solo, _gradient_norm)]
+    found += [account.fit(_decay(life, account, first, case, rng)) for life in (2, 4, 8)]
+    found.append(account.fit(leave_one_out(account, first.fit)))
+    return min(found, key=lambda fit: fit.loss).influence
+
+
+def _gradient(steps: int, account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+    return ascend(account, first.fit, steps).influence
+
+
+def _dvrl(account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+    logits, baseline = np.full(len(case.task), 2.0), 0.0
+    best = first.fit
+    while account.affords():
+        chance = 1.0 / (1.0 + np.exp(-logits))
+        drawn = (rng.random(len(logits)) < chance).astype(np.float64)
+        found = account.fit(drawn)
+        reward = -math.log(found.loss / first.fit.loss)
+        logits = np.clip(logits + 10.0 * (reward - baseline) * (drawn - chance), -4.0, 4.0)
+        baseline = 0.9 * baseline + 0.1 * reward
+        best = found if found.loss < best.loss else best
+    return best.influence
+
+
+def _steps(network: Network, steps: int, account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+    return follow(network, account, first, first.fit, steps)[-1].fit.influence
+
+
+def _guided(network: Network, account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+    return guided(network, account, first, STEPS).fit.influence
+
+
+def _applied(network: Network, account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+    decision = decide(case.task, network, "policy", 0.01, STEPS, 64)
+    account.refits += decision.refits - 1
+    return decision.influence
+
+
+# -- the account ---------------------------------------------------------------------------------------------------
+
+
+def _compared(case: Case, network: Network, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    task = case.task
+    kept = Account(task, Budget()).fit(task.keep)
+    before = _rmse(kept, case)
+    for name, (budget, select) in selectors(network, len(task)).items():
+        account = Account(task, Budget(budget))
+        start = account.fit(task.keep)
+        influence = select(account, observe(task, start, 0.0, start.loss), case, rng)
+        spent, seconds = account.refits, account.seconds
+        gain = 100.0 * (1.0 - _rmse(Account(task, Budget()).fit(influence), case) / before)
+        dropped = influence < 0.5
+        yield {
+            "selector": name, "gain": gain, "refits": spent, "seconds": seconds,
+            "true": float(np.sum(dropped * case.hit)), "dropped": float(np.sum(dropped)),
+            "hit": float(np.sum(case.hit)),
+        }  # fmt: skip
+
+
+def _rmse(fit: Fit, case: Case) -> float:
+    return math.sqrt(loss(fit.W, case.test) + 1e-12)
+
+
+def _table(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row a selector and group (and setting): mean gain %, standard error, worst, precision, recall, cost."""
+    rows = []
+    columns = [(group, setting) for group in _order(found, "group") for setting in _order(found, "setting")]
+    for selector in _order(found, "selector"):
+        mine = [row for row in found if row["selector"] == selector]
+        for group, setting in columns:
+            part = [row for row in mine if (row["group"], row["setting"]) == (group, setting)]
+            if part:
+                kinds = {kind: _mean([r["gain"] for r in part if r["kind"] == kind]) for kind in KINDS}
+                rows.append({"selector": selector, "group": group, "setting": setting, **_summary(part), **kinds})
+    return rows
+
+
+def _summary(part: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    gains = np.array([row["gain"] for row in part])
+    true, dropped, hit = (sum(row[name] for row in part) for name in ("true", "dropped", "hit"))
+    return {
+        "mean": round(float(gains.mean()), 2),
+        "error": round(float(gains.std() / math.sqrt(len(gains))), 2),
+        "worst": round(float(gains.min()), 1),
+        "precision": round(true / dropped, 3) if dropped else None,
+        "recall": round(true / hit, 3) if hit else None,
+        "refits": round(float(np.mean([row["refits"] for row in part])), 1),
+        "seconds": round(float(np.mean([row["seconds"] for row in part])), 4),
+        "tasks": len(part),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(float(np.mean(values)), 2) if values else None
+
+
+def _order(found: Sequence[Mapping[str, Any]], name: str) -> list[str]:
+    return list(dict.fromkeys(row[name] for row in found))
+
+
+def _budgets(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Ours against each rival at the same budget, paired by task: the difference of gains and its standard error."""
+    compared = []
+    columns = [(group, setting) for group in _order(found, "group") for setting in _order(found, "setting")]
+    for group, setting in columns:
+        mine = [row for row in found if (row["group"], row["setting"]) == (group, setting)]
+        by = {(row["selector"], row["task"]): row["gain"] for row in mine}
+        tasks = sorted({task for _, task in by})
+        for budget in BUDGETS:
+            ours = np.array([by[f"learned + search @ {budget}", task] for task in tasks])
+            rivals = [f"greedy @ {budget}", f"gradient @ {budget}", f"DVRL @ {budget}", "best rule", "greedy 16"]
+            for rival in rivals[: 5 if budget == BUDGETS[-1] else 4]:
+                change = ours - np.array([by[rival, task] for task in tasks])
+                error = float(change.std() / math.sqrt(len(change)))
+                compared.append(
+                    {
+                        "group": group, "setting": setting, "budget": budget, "rival": rival,
+                        "ours": round(float(ours.mean()), 2),
+                        "difference": round(float(change.mean()), 2), "error": round(error, 2), "tasks": len(tasks),
+                    }
+                )  # fmt: skip
+    return compared
+
+
+def _write(result: Mapping[str, Any], found: Sequence[Mapping[str, Any]], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "policy.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(found[0]))
+        writer.writeheader()
+        writer.writerows(found)
+    _draw(result, out / "policy.png")
+
+
+def _draw(result: Mapping[str, Any], path: Path) -> None:
+    """Quality against refits, one line a selector that takes a budget, one point for each other; a panel a group."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib.figure import Figure
+
+    groups = list(dict.fromkeys(row["group"] for row in result["rows"]))
+    figure = Figure(figsize=(5.5 * len(groups), 5), layout="constrained")
+    for axes, group in zip(np.atleast_1d(figure.subplots(1, len(groups), sharey=True)), groups, strict=True):
+        rows = [row for row in result["rows"] if (row["group"], row["setting"]) == (group, "by itself")]
+        for family, colour in (("learned + search", "C3"), ("greedy", "C0"), ("gradient", "C2"), ("DVRL", "C4")):
+            line = [row for row in rows if row["selector"].startswith(f"{family} @")]
+            axes.errorbar(
+                [row["refits"] for row in line], [row["mean"] for row in line], [row["error"] for row in line],
+                marker="o", color=colour, label=family, capsize=3,
+            )  # fmt: skip
+        for name, marker in (
+            ("learned, one pass", "*"),
+            ("learned, 3 steps", "P"),
+            ("best rule", "s"),
+            ("oracle", "x"),
+        ):
+            axes.plot(*next((r["refits"], r["mean"]) for r in rows if r["selector"] == name), marker, ms=9, label=name)
+        axes.set_xscale("log")
+        axes.set_title(f"{group}, by itself")
+        axes.set_xlabel("refits spent")
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.supylabel("lower test RMSE than keeping everything, %")
+    figure.savefig(path, dpi=110)
