@@ -23,6 +23,7 @@ from frmu.errors import ConfigError, FrmuError, PolicyError, RequestError, Store
 from frmu.federation import Federation
 from frmu.inbox import erase, ledger_of, receipt_of, requests, status, withdraw
 from frmu.influence.network import Network, write_policy
+from frmu.influence.scores import below
 from frmu.methods.method import Round
 from frmu.report.figures import forgotten, measure
 from frmu.runtime.local import LocalFederation
@@ -177,6 +178,8 @@ class Experiment(Workplace):
                 "gain_last": learned.history[-1]["gain"],
                 "td_error": learned.history[-1]["td_error"],
                 "entropy": learned.history[-1]["entropy"],
+                "theta": self.config.policy.theta,
+                "below_theta": below(learned.scores, self.config.policy.theta),
                 "seconds": round(learned.seconds, 3),
                 "slices_left_out": dict(board.left_out),
                 "run_id": run.id,

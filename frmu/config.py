@@ -202,6 +202,7 @@ class Policy(_Table):
 
     A policy looks `steps` times at most before a proposal stands; `budget` is the refits that one client may spend on
     a choice. Neither is in seconds: a state must not depend on how fast a machine is.
+    `theta` is the attention score, of an average of 1, below which a slice is shown as one to attenuate.
 
     `rounds` lets slices arrive between the steps of a task. With `federated`, each client trains a copy of its own
     and the server averages the copies by attention; `beta` is what a client takes of the average (1: all of it).
@@ -213,6 +214,7 @@ class Policy(_Table):
     steps: int = Field(default=3, ge=1, le=16)
     budget: int = Field(default=16, ge=8)
     price: float = Field(default=0.02, ge=0)
+    theta: float = Field(default=0.5, ge=0, le=1)
     iterations: int = Field(default=20, ge=1)
     samples: int = Field(default=512, ge=64)
     env_runners: int | Literal["auto"] = "auto"

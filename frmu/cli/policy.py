@@ -46,19 +46,27 @@ def policy_train(
 
     with Experiment(read_trained(config), address) as experiment:
         result = experiment.learn(iterations, "scratch" if scratch else "current", resume)
-    show(as_json, result, _tell_trained)
+    show(as_json, result, _tell_training)
 
 
-def _tell_trained(r: dict[str, Any]) -> None:
-    runners = count(r["env_runners"], "env runner") if r["env_runners"] else "in this process"
-    resumed = f", gone on with after iteration {r['resumed_at']}" if r["resumed_at"] else ""
+def _tell_training(result: dict[str, Any]) -> None:
+    runners = count(result["env_runners"], "env runner") if result["env_runners"] else "in this process"
+    resumed = f", gone on with after iteration {result['resumed_at']}" if result["resumed_at"] else ""
     say(
-        f"policy {r['policy'][:16]} after {r['iterations']} iterations{resumed}, {r['env_steps']:,} steps, {runners}, "
-        f"{r['seconds']:.1f} s",
-        f"gain on later records: {100 * r['gain_first']:.2f} % at first, {100 * r['gain_last']:.2f} % at last",
+        f"policy {result['policy'][:16]} after {result['iterations']} iterations{resumed}, {result['env_steps']:,} "
+        f"steps, {runners}, {result['seconds']:.1f} s",
+        f"gain on later records: {100 * result['gain_first']:.2f} % at first, "
+        f"{100 * result['gain_last']:.2f} % at last",
     )
-    for client, number in r["slices_left_out"].items():
+    for client, number in result["slices_left_out"].items():
         say(f"of {client} the newest 64 slices taught; {count(number, 'older slice')} took no part")
+    rows = [[client, key, f"{score:.2f}"] for client, of in result["below_theta"].items() for key, score in of.items()]
+    if rows:
+        table(
+            f"Attention below theta = {result['theta']:g}: would be attenuated; shown only, it steers no state",
+            ["client", "slice", "score"],
+            rows,
+        )
 
 
 @command(policy, "show")

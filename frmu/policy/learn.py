@@ -18,6 +18,7 @@ from frmu.config import Config, Policy
 from frmu.errors import PolicyError
 from frmu.federation import Federation, in_order
 from frmu.influence.network import Network
+from frmu.influence.scores import normalise
 from frmu.methods.analytic import outputs_of, total_of
 from frmu.policy.checkpoint import Progress
 from frmu.policy.env import Board
@@ -165,10 +166,4 @@ class _Training:
 
     def _shown(self) -> dict[str, dict[str, float]]:
         pairs = zip(self.teachers, self.scores, strict=True)
-        return {name: dict(zip(keys, _normal(raw), strict=True)) for (name, keys), raw in pairs}
-
-
-def _normal(raw: NDArray[np.float64]) -> list[float]:
-    """Scores of one client on one scale: a softmax over its slices, mean 1."""
-    exponents = np.exp(raw - raw.max())
-    return [float(x) for x in exponents / exponents.mean()]
+        return {name: dict(zip(keys, normalise(raw).tolist(), strict=True)) for (name, keys), raw in pairs}

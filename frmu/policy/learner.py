@@ -17,6 +17,7 @@ from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core.columns import Columns
 from ray.rllib.evaluation.postprocessing import Postprocessing
 
+from frmu.influence.scores import change
 from frmu.policy.module import seen
 
 __all__ = ["SliceLearner", "TemporalDifference"]
@@ -43,13 +44,14 @@ class TemporalDifference(ConnectorV2):
 def _updates(observation: Any, actions: Any, error: Any, pool: Any) -> list[np.ndarray[Any, Any]]:
     """One array a client that was met undisturbed: its number, its steps, then the mean update of each slice."""
     mask = seen(observation)[2]
-    counts = 2.0 * torch.sigmoid(actions) - 1.0  # -1 forgets, 1 keeps
-    share = pool * mask.sum(dim=1, keepdim=True) * counts * error[:, None]  # (steps, most)
+    sign = (2.0 * torch.sigmoid(actions) - 1.0).numpy()  # -1 forgets, 1 keeps
+    share, error = (pool * mask.sum(dim=1, keepdim=True)).numpy(), error.numpy()  # (steps, most)
     client, real = observation[:, -1, 0].long(), observation[:, -1, 1] > 0.5
     updates = []
     for number in torch.unique(client[real]):
-        rows = share[real & (client == number)]
-        updates.append(np.concatenate([[float(number), float(len(rows))], rows.mean(dim=0).numpy()]))
+        rows = (real & (client == number)).numpy()
+        said = change(error[rows], share[rows], sign[rows])
+        updates.append(np.concatenate([[float(number), float(rows.sum())], said]))
     return updates
 
 

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from frmu.config import Policy
 from frmu.errors import PolicyError
+from frmu.influence.scores import update
 from frmu.policy.env import GROUP, Board, SliceEnv, spaces
 
-__all__ = ["Trainer", "quiet", "runners_for"]
+__all__ = ["Trainer", "quiet", "runners_for", "scalars_of"]
 
 GROUPS = 4  # tasks that are played side by side
 LAPTOP = 4  # up to so many CPUs there are no env runners of their own
@@ -73,22 +74,9 @@ class Trainer:
 
     def iterate(self, scores: Sequence[NDArray[np.float64]]) -> dict[str, float]:
         """Sample and learn once; the scalars of it. `scores` are updated in place with what the TD errors say."""
-        result = self._algorithm.train()
-        learner = result["learners"]["default_policy"]
-        updates = learner.get("score_updates", [])
-        # RLlib hands a series of one, as of one client, out as its item.
-        for update in [updates] if len(updates) and np.ndim(updates[0]) == 0 else updates:
-            raw = scores[int(update[0])]
-            raw += 0.1 * np.asarray(update[2 : 2 + len(raw)])
-        runners = result["env_runners"]
-        return {
-            "gain": float(runners.get("gain", float("nan"))),
-            "env_steps": float(runners.get("num_env_steps_sampled_lifetime", 0)),
-            "td_error": float(learner.get("td_error", float("nan"))),
-            "entropy": float(learner.get("entropy", float("nan"))),
-            "policy_loss": float(learner.get("policy_loss", float("nan"))),
-            "value_loss": float(learner.get("vf_loss", float("nan"))),
-            "env_runners": float(self._algorithm.env_runner_group.num_healthy_remote_workers()),
+        runners = self._algorithm.env_runner_group
+        return scalars_of(self._algorithm.train(), scores) | {
+            "env_runners": float(runners.num_healthy_remote_workers())
         }
 
     def at(self, site: int | None) -> None:
@@ -110,6 +98,25 @@ class Trainer:
     def moments(self) -> dict[str, NDArray[np.float32]]:
         """Adam's moments and step counts, as `<kind>/<weight>`."""
         return next(iter(self._algorithm.learner_group.foreach_learner(_moments))).get()
+
+
+def scalars_of(result: Mapping[str, Any], scores: Sequence[NDArray[np.float64]]) -> dict[str, float]:
+    """The scalars of one iteration's result; updates the scores in place with what the TD errors say."""
+    learner = result["learners"]["default_policy"]
+    # RLlib hands a series of one item over as that item, so the rows are told by their width.
+    width = 2 + max(len(raw) for raw in scores)
+    for said in np.reshape(learner.get("score_updates", ()), (-1, width)):
+        raw = scores[int(said[0])]
+        raw[:] = update(raw, np.asarray(said[2 : 2 + len(raw)]))
+    runners = result["env_runners"]
+    return {
+        "gain": float(runners.get("gain", float("nan"))),
+        "env_steps": float(runners.get("num_env_steps_sampled_lifetime", 0)),
+        "td_error": float(learner.get("td_error", float("nan"))),
+        "entropy": float(learner.get("entropy", float("nan"))),
+        "policy_loss": float(learner.get("policy_loss", float("nan"))),
+        "value_loss": float(learner.get("vf_loss", float("nan"))),
+    }
 
 
 def _at(site: int | None, runner: Any) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from frmu.bench import sources
 from frmu.bench.sources import DATA_SETS, DataSet, cached, member_of
-from frmu.bench.sources.dataset import SLOTS, slots_of
+from frmu.bench.sources.dataset import slots_of
 from frmu.client.work import Commit, Import
 from frmu.config import Config, Policy, load
 from frmu.data.shard import Shard
@@ -26,7 +26,7 @@ from frmu.report.figures import measure
 from frmu.runtime.local import LocalFederation
 
 CACHE = Path(os.environ.get("FRMU_CACHE", Path.home() / ".cache" / "frmu"))
-SLOTTED = [name for name, one in DATA_SETS.items() if one.slots]
+SLOTTED = [(name, column, number) for name, one in DATA_SETS.items() for column, number in one.slots.items()]
 ROWS = {  # and clients
     "parking": (35501, 30),
     "air": (41637, 13),
@@ -34,9 +34,11 @@ ROWS = {  # and clients
     "power": (33179, 10),
     "traffic": (34122, 11),
     "appliances": (18042, 6),
+    "power-long": (406098, 3),
+    "traffic-long": (26499, 1),
     "retail": (805549, 41),
     "notes": (76782, 20),
-    "medical": (1863, 8),
+    "medical": (1863, 4),
     "flights": (327317, 15),
     "views": (2000, 10),
 }
@@ -81,31 +83,46 @@ def test_what_is_missing_is_a_modality_whole(name: str) -> None:
         assert gaps.any(axis=None) == ((name, modality) == ("flights", "weather"))
 
 
-@pytest.mark.parametrize("name", SLOTTED)
-def test_every_client_has_24_equal_slots_in_the_order_of_time(name: str) -> None:
+@pytest.mark.parametrize(("name", "column", "number"), SLOTTED)
+def test_every_client_has_equal_slots_in_the_order_of_time(name: str, column: str, number: int) -> None:
     folder, table, config = made(name)
     client, time = config["data"]["client"], config["data"]["time"]
     fitted = table[time] < pd.Timestamp(config["split"]["validation_from"])
-    assert set(table.slot[~fitted]) == {"24"}
-    spans = table[fitted].groupby([client, "slot"])[time].agg(["min", "max", "size"])
+    assert set(table[column][~fitted]) == {str(number)}
+    spans = table[fitted].groupby([client, column])[time].agg(["min", "max", "size"])
+    slots = [f"{slot:0{len(str(number))}d}" for slot in range(number)]
     for _, own in spans.groupby(level=0):
-        assert list(own.index.get_level_values("slot")) == [f"{slot:02d}" for slot in range(SLOTS)]
+        assert list(own.index.get_level_values(column)) == slots
         assert own["size"].max() - own["size"].min() <= 1
         assert (own["min"].to_numpy()[1:] >= own["max"].to_numpy()[:-1]).all()
-    other = tomllib.loads((folder / "slots.toml").read_text())
-    assert other.pop("slices") == {"by": "slot", "buckets": 0}
+    other = tomllib.loads((folder / ("slots.toml" if column == "slot" else f"{column}.toml")).read_text())
+    assert other.pop("slices") == {"by": column, "buckets": 0}
     assert other == {key: value for key, value in config.items() if key != "slices"}
 
 
-@pytest.mark.parametrize(("name", "bar"), [("medical", 0.7), ("appliances", 0.85), ("traffic", 0.4)])
-def test_slots_are_the_slices_of_a_client_and_train(name: str, bar: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "column", "bar"),
+    [
+        ("medical", "slot", 0.7),
+        ("appliances", "slot", 0.85),
+        ("traffic", "slot", 0.4),
+        ("traffic-long", "slot2400", 0.4),
+    ],
+)
+def test_slots_are_the_slices_of_a_client_and_train(name: str, column: str, bar: float, tmp_path: Path) -> None:
     folder, table, _ = made(name)
-    config = load(folder / "slots.toml")
+    config = load(folder / ("slots.toml" if column == "slot" else f"{column}.toml"))
+    slots = sorted(set(table[column]))[:-1]  # the last is not fitted
     for held in gather(config, survey(config).clients).values():
         shard = Shard.of(held, config)
-        assert sorted(set(shard.slices[shard.split == 0])) == [f"slot-{slot:02d}" for slot in range(SLOTS)]
+        assert sorted(set(shard.slices[shard.split == 0])) == [f"{column}-{slot}" for slot in slots]
     target = table[config.data.target]
     assert _trained(config, tmp_path)["test_rmse"] < bar * target.std()
+
+
+def test_a_long_series_keeps_every_record_of_a_period_longer_than_a_year() -> None:
+    _, table, _ = made("power-long")
+    assert table.groupby("client")["ts"].nunique().min() > 0.97 * 68 * 7 * 24 * 12
 
 
 def test_six_views_tell_the_digits(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from frmu.influence.observation import FEATURES, Look
 from frmu.policy.env import CHAIN, MASK, Board, SliceEnv
 from frmu.policy.learn import board_of
 from frmu.policy.module import SliceNetwork
+from frmu.policy.trainer import scalars_of
 from frmu.runtime.local import LocalFederation
 
 MOST = 4
@@ -234,3 +235,14 @@ def test_from_one_site_alone(board: Board) -> None:
     e.only(None)
     e.reset(seed=0)
     assert len({game.client for seed in range(5) for game in (e.reset(seed=seed), e._games)[1]}) > 1
+
+
+@pytest.mark.parametrize("updates", [0, 1, 3])
+def test_scores_take_any_number_of_updates(updates: int) -> None:
+    """RLlib gives a series of one item as the item itself."""
+    series = [np.array([1.0, 5.0, 1.0, -1.0, 0.0])] * updates
+    told = {"score_updates": series[0] if updates == 1 else series} if updates else {}
+    scores = [np.zeros(3), np.zeros(2)]
+    scalars_of({"learners": {"default_policy": told}, "env_runners": {}}, scores)
+    assert not scores[0].any()
+    assert np.allclose(scores[1], [0.1 * updates, -0.1 * updates])

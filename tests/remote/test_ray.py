@@ -13,6 +13,7 @@ from conftest import CONFIG, put, train
 from frmu import api
 from frmu.config import Config
 from frmu.errors import DataError, FederationError
+from frmu.influence.scores import below
 from frmu.types import Selection
 
 
@@ -94,6 +95,7 @@ def test_rllib_trains_on_the_client_actors(tmp_path: Path, table: pd.DataFrame, 
         for scores in learned["scores"].values():
             assert sum(scores.values()) / len(scores) == pytest.approx(1.0)
         assert any(len(set(scores.values())) > 1 for scores in learned["scores"].values())
+        assert learned["below_theta"] == below(learned["scores"], 0.5)
         api.erase(config, Selection("records", records=("h0-0",)))
         drained = experiment.drain()
         never = put(tmp_path / "never", table[table.record != "h0-0"], text)

@@ -21,15 +21,16 @@ from frmu.errors import DataError
 
 __all__ = ["DATA_SETS", "DataSet", "cached", "member_of"]
 
-VERSION = 3  # raise it with every change to what a maker gives or to a config
+VERSION = 4  # raise it with every change to what a maker gives or to a config
 DATA_SETS = SERIES | RETAIL_SETS | STAND_INS
 
 
 def cached(name: str, cache: Path) -> Path:
     """The folder of one data set, holding `data.parquet` and `config.toml`; made once for each version.
 
-    A set with a column `slot` has a `slots.toml` as well: the same config with 24 equal slices. Raises `DataError` for
-    an unknown name, or where the package cannot be had or is not the one expected.
+    A set with a column `slot` has a `slots.toml` as well: the same config with 24 equal slices; one with `slot2400` a
+    `slot2400.toml`. Raises `DataError` for an unknown name, or where the package cannot be had or is not the one
+    expected.
     """
     if name not in DATA_SETS:
         raise DataError(f"no data set {name}; there are: {', '.join(DATA_SETS)}")

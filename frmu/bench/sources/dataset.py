@@ -9,39 +9,43 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 __all__ = ["SLOTS", "DataSet", "calendar", "slots_of"]
 
-SLOTS = 24
+SLOTS = {"slot": 24}
 
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """A table maker and the tables of the config that fit it; `slots` says that it gets a column `slot`."""
+    """A table maker and the tables of the config that fit it; `slots` names columns of slots and says how many each."""
 
     make: Callable[[], pd.DataFrame]
     config: str
-    slots: bool = False
+    slots: Mapping[str, int] = field(default_factory=dict)
 
     def table(self) -> pd.DataFrame:
         """The records, one row each, in the columns that the config names."""
         table = self.make()
-        return table.assign(slot=slots_of(table, self.config)) if self.slots else table
+        return table.assign(**{name: slots_of(table, self.config, number) for name, number in self.slots.items()})
 
     def configs(self) -> dict[str, str]:
-        """The text of each config by the name of its file."""
-        texts = {"config.toml": self.config.lstrip()}
-        if self.slots:
-            texts["slots.toml"] = re.sub(r'(?m)^by = ".*"$', 'by = "slot"\nbuckets = 0', texts["config.toml"])
-        return texts
+        """The text of each config by the name of its file: `config.toml`, and one for each column of slots."""
+        text = self.config.lstrip()
+        files = {name: "slots.toml" if name == "slot" else f"{name}.toml" for name in self.slots}
+        return {"config.toml": text} | {file: _sliced(text, name) for name, file in files.items()}
 
 
-def slots_of(table: pd.DataFrame, config: str) -> pd.Series:
+def _sliced(text: str, column: str) -> str:
+    """A config with every value of a column as a slice of its own."""
+    return re.sub(r'(?m)^by = ".*"$', f'by = "{column}"\nbuckets = 0', text)
+
+
+def slots_of(table: pd.DataFrame, config: str, number: int = 24) -> pd.Series:
     """The slot of each record: "00" to "23" in the order of time within its client's fitted stretch, later "24".
 
     Slots of a client differ by at most one record.
@@ -50,8 +54,9 @@ def slots_of(table: pd.DataFrame, config: str) -> pd.Series:
     client, time, record = (raw["data"][name] for name in ("client", "time", "record"))
     fitted = table[time] < pd.Timestamp(raw["split"]["validation_from"])
     ordered = table[fitted].sort_values([client, time, record]).groupby(client)[time]
-    number = ordered.cumcount() * SLOTS // ordered.transform("size")
-    return number.reindex(table.index).fillna(SLOTS).map(lambda slot: f"{int(slot):02d}")
+    slot = ordered.cumcount() * number // ordered.transform("size")
+    width = len(str(number))
+    return slot.reindex(table.index).fillna(number).map(lambda at: f"{int(at):0{width}d}")
 
 
 def calendar(table: pd.DataFrame, time: pd.Series) -> pd.DataFrame:

