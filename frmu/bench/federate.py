@@ -2,8 +2,8 @@
 
     frmu bench federate
 
-Both are trained from scratch by RLlib on the series that the shipped policy learned from, and measured on tasks that
-neither met: of all sites of those series, and of the parking federation, which they never saw. What is measured
+Both go on from the shipped policy, or from scratch, by RLlib on series that it learned from, and are measured on tasks
+that neither met: of all sites of those series, and of the parking federation, which they never saw. What is measured
 is where the policy ends by itself, without search or guard. A site's attention is that of a state trained before.
 """
 
@@ -22,7 +22,7 @@ from frmu.bench.sources import cached
 from frmu.client.work import Commit, Import, Play
 from frmu.config import Config, Policy, load
 from frmu.data.source import survey
-from frmu.influence.network import Network, write_policy
+from frmu.influence.network import Network, read_policy, shipped, write_policy
 from frmu.influence.observation import observe
 from frmu.influence.search import Account, Budget
 from frmu.influence.selectors import follow
@@ -45,28 +45,35 @@ def bench_federate(
     seeds: int,
     env_steps: int,
     tasks: int,
+    scratch: bool,
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
     """Gain on later records, in percent of the RMSE of keeping everything, by set and mode: mean, error over seeds.
 
-    The first `sites` of each set train; `difference` is federated less shared, paired by seed.
+    The first `sites` of each set train; `difference` is federated less shared, paired by seed. `start` is the gain of
+    the policy that both began with, or none from `scratch`.
     """
     from frmu.runtime.remote import cluster
 
     configs = {name: load(cached(name, cache) / "config.toml") for name in (*sets, UNSEEN)}
     runs: list[dict[str, Any]] = []
+    parent = None if scratch else read_policy(shipped())
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="frmu-")))
         stack.enter_context(cluster(None))
         federations = {name: _filled(config, work / name) for name, config in configs.items()}
         boards = [_board(configs[name], federations[name], sites) for name in sets]
+        start = {}
+        if parent is not None:
+            start = {name: _gain(config, federations[name], parent, tasks) for name, config in configs.items()}
+            tell(f"at the start: {start}")
         for seed in range(seeds):
             for mode in MODES:
-                network, learned = _train(boards, mode == "federated", seed, env_steps, work)
+                network, learned = _train(boards, parent, mode == "federated", seed, env_steps, work)
                 found = {name: _gain(config, federations[name], network, tasks) for name, config in configs.items()}
                 runs.append({"mode": mode, "seed": seed, **learned, "gain": found})
                 tell(f"seed {seed} {mode:9} {learned['env_steps']} steps, {learned['seconds']:.0f} s: {found}")
-    return {"runs": runs, "rows": {name: _row(runs, name) for name in configs}}
+    return {"runs": runs, "start": start, "rows": {name: _row(runs, name) for name in configs}}
 
 
 def _filled(config: Config, folder: Path) -> LocalFederation:
@@ -101,7 +108,7 @@ def _board(config: Config, federation: LocalFederation, sites: int) -> tuple[Boa
 
 
 def _train(
-    boards: Sequence[Any], federated: bool, seed: int, env_steps: int, work: Path
+    boards: Sequence[Any], parent: Network | None, federated: bool, seed: int, env_steps: int, work: Path
 ) -> tuple[Network, dict[str, Any]]:
     from frmu.policy.federate import batch_of
 
@@ -111,7 +118,7 @@ def _train(
     a_round = sites * batch_of(policy.samples, sites)
     rounds = max(1, round(env_steps / a_round))
     iterations = rounds if federated else max(1, round(rounds * a_round / policy.samples))
-    learned = train_policy(policy, boards, None, iterations)
+    learned = train_policy(policy, boards, parent, iterations)
     network = write_policy(learned.weights, {"clients": [], "seed": seed}, work / "policy.safetensors")
     return network, {
         "env_steps": learned.env_steps,

@@ -13,7 +13,7 @@ from frmu.bench.federate import bench_federate
 def test_both_take_the_same_steps_and_are_measured(tmp_path: Path) -> None:
     told: list[str] = []
     cache = Path.home() / ".cache" / "frmu"
-    result = bench_federate(cache, ["air"], 2, seeds=2, env_steps=1920, tasks=20, tell=told.append)
+    result = bench_federate(cache, ["air"], 2, 2, env_steps=1920, tasks=20, scratch=True, tell=told.append)
     assert len(told) == len(result["runs"]) == 4
     assert {run["env_steps"] for run in result["runs"]} == {1920}
     assert set(result["rows"]) == {"air", "parking"}
