@@ -267,6 +267,9 @@ class Policy(_Table):
     A policy looks `steps` times at most before a proposal stands; `budget` is the refits that one client may spend on
     a choice. Neither is in seconds: a state must not depend on how fast a machine is.
     `theta` is the attention score, of an average of 1, below which a slice is shown as one to attenuate.
+
+    `rounds` lets slices arrive between the steps of a task. With `federated`, each client trains a copy of its own
+    and the server averages the copies by attention; `beta` is what a client takes of the average (1: all of it).
     """
 
     selector: Literal["policy", "rules", "keep"] = "policy"
@@ -278,8 +281,18 @@ class Policy(_Table):
     theta: float = Field(default=0.5, ge=0, le=1)
     iterations: int = Field(default=20, ge=1)
     samples: int = Field(default=512, ge=64)
-    env_runners: int = Field(default=0, ge=0)
+    env_runners: int | Literal["auto"] = "auto"
+    rounds: int = Field(default=1, ge=1, le=16)
+    federated: bool = False
+    beta: float = Field(default=1.0, gt=0, le=1)
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("env_runners", mode="before")
+    @classmethod
+    def _some(cls, number: Any) -> Any:
+        if number != "auto" and (not isinstance(number, int) or isinstance(number, bool) or number < 0):
+            raise ValueError(f'env_runners must be a number from 0 on, or "auto", got {number!r}')
+        return number
 
 
 class Attention(_Table):

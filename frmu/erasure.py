@@ -21,6 +21,7 @@ from frmu.influence.network import Network, read_policy
 from frmu.ledger.receipt import Receipt
 from frmu.ledger.request import EraseRequest
 from frmu.methods.method import Round
+from frmu.policy.checkpoint import lineage_of
 from frmu.registry import Purged
 from frmu.report.figures import measure
 from frmu.tracking import Run
@@ -279,11 +280,16 @@ def _receipt(
 
 
 def _retire(x: Workplace, ids: Sequence[str], touched: Collection[str]) -> list[str]:
-    """Rule out and delete every policy that learned at a client whose records are going."""
+    """Rule out and delete every policy that learned at a client whose records are going, a half-trained one too."""
     for file in sorted(x.store.policies.glob("*.safetensors")):
         if _tainted(network := read_policy(file), touched):
             x.ledger.note("retired", {"policy": network.digest, "requests": ids})
             file.unlink()
+    if x.store.training.exists():
+        digest, lineage = lineage_of(x.store.training)
+        if lineage is None or set(lineage.get("clients", [])) & set(touched):
+            x.ledger.note("retired", {"policy": digest, "requests": ids})
+            x.store.training.unlink()
     while _tainted(network := x.network(), touched):  # one that policy.file names
         x.ledger.note("retired", {"policy": network.digest, "requests": ids})
     lines = [line for line in x.ledger.lines(["retired"]) if set(line.body["requests"]) & set(ids)]
@@ -329,6 +335,7 @@ def replay(x: Workplace) -> dict[str, Any]:
     for file in sorted(x.store.policies.glob("*.safetensors")):
         if read_policy(file).digest in x.ledger.retired():
             file.unlink()
+    x.store.training.unlink(missing_ok=True)  # what it learned from may have come back with it
     with x.tracker.run("replay", x.holds(clients)) as run:
         done = x.method.erase(federation, x.method.init(), x.network(), federation.clients)
         removed = _purge_runs(x, list(back), run.id)

@@ -3,6 +3,7 @@
 <folder>/shards/<client>.parquet     the clients' own copies of their records
          state.safetensors           the checkpoint
          policies/<n>-<digest>.safetensors
+         training.safetensors        how far the training of a policy has come, while it is not done
          ledger.db  mlflow.db  mlartifacts/
          anchor                      which ledger this is, and its last line after the last job
          scratch/                    what an audit puts back, while it runs
@@ -27,7 +28,10 @@ from frmu.errors import StoreError
 
 __all__ = ["Anchor", "Store"]
 
-_OURS = {"shards", "policies", "mlartifacts", "scratch", "state.safetensors", "key", "anchor", ".lock"}
+_OURS = {
+    "shards", "policies", "mlartifacts", "scratch", "state.safetensors", "training.safetensors", "key", "anchor",
+    ".lock",
+}  # fmt: skip
 _DATABASES = ("ledger.db", "mlflow.db")
 
 
@@ -84,6 +88,11 @@ class Store:
     def policies(self) -> Path:
         """The folder of policies trained here."""
         return self.folder / "policies"
+
+    @property
+    def training(self) -> Path:
+        """The checkpoint of a policy's training that is under way, or was interrupted."""
+        return self.folder / "training.safetensors"
 
     @property
     def scratch(self) -> Path:

@@ -84,6 +84,7 @@ def test_the_same_for_people(config: Config, command: tuple[str, ...]) -> None:
         (("erase", "CONFIG", "--records", "/nowhere"), "cannot be read"),
         (("verify", "CONFIG", "r99"), 'no receipt "r99"'),
         (("policy", "train", "CONFIG", "--address", "local"), "RLlib on Ray"),
+        (("policy", "train", "CONFIG", "--resume"), "no training to resume"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(config: Config, arguments: tuple[str, ...], message: str) -> None:

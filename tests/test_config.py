@@ -40,6 +40,8 @@ def write(folder: Path, text: str) -> Path:
         (("[data]", "[data"), "not valid TOML"),
         (("test_from = 2025", "validation = 0.2\ntest_from = 2025"), "dates or shares"),
         (("features = 8", "ridge = inf"), "model.ridge"),
+        (("[model]", '[policy]\nenv_runners = "atuo"\n[model]'), "a number from 0 on, or \"auto\", got 'atuo'"),
+        (("[model]", "[policy]\nenv_runners = -1\n[model]"), 'a number from 0 on, or "auto", got -1'),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, change: tuple[str, str], message: str) -> None:

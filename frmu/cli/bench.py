@@ -78,6 +78,46 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+@command(bench, "federate")
+@click.option(
+    "--set",
+    "sets",
+    type=click.Choice(["air", "bikes", "power"]),
+    multiple=True,
+    default=("air", "bikes"),
+    show_default=True,
+    help="Series whose periods are the sites; repeatable.",
+)
+@click.option("--seeds", type=click.IntRange(2), default=3, show_default=True)
+@click.option("--sites", type=click.IntRange(2), default=6, show_default=True, help="That train, of each set.")
+@click.option("--env-steps", type=click.IntRange(960), default=19_200, show_default=True, help="For each policy.")
+@click.option("--tasks", type=click.IntRange(10), default=200, show_default=True, help="To measure on, a set.")
+@click.option("--scratch", is_flag=True, help="Start from nothing instead of the shipped policy.")
+@_cache
+@json_option
+def bench_federate(
+    sets: tuple[str, ...], sites: int, seeds: int, env_steps: int, tasks: int, scratch: bool, cache: Path, as_json: bool
+) -> None:
+    """Compare one policy trained on all sites with the average of one a site, at equal steps."""
+    from frmu.bench.federate import bench_federate as measure
+
+    result = measure(cache, sets, sites, seeds, env_steps, tasks, scratch, lambda line: click.echo(line, err=True))
+    show(as_json, result, _tell_federate)
+
+
+def _tell_federate(result: dict[str, Any]) -> None:
+    rows = [
+        [
+            name,
+            f"{result['start'].get(name, 0.0):+.2f}",
+            *(f"{by[mode]['mean']:+.2f} ± {by[mode]['error']:.2f}" for mode in ("shared", "federated", "difference")),
+        ]
+        for name, by in result["rows"].items()
+    ]
+    columns = ["set", "at the start", "one shared policy", "average of the sites'", "difference"]
+    table("lower later RMSE than keeping everything, %: mean and standard error over seeds", columns, rows)
+
+
 @command(bench, "erasure")
 @click.option("--data", type=click.Choice(["parking", "retail"]), default="retail", show_default=True)
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)

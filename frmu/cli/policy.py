@@ -11,6 +11,7 @@ from frmu.cli.shell import (
     address_option,
     command,
     config_argument,
+    count,
     json_option,
     main,
     read_config,
@@ -30,24 +31,35 @@ def policy() -> None:
 @config_argument
 @click.option("--iterations", type=click.IntRange(1), help="PPO iterations; default: policy.iterations.")
 @click.option("--scratch", is_flag=True, help="Start from nothing instead of the policy in force.")
+@click.option(
+    "--resume/--no-resume",
+    default=None,
+    help="Go on with a training that was interrupted, or never do. Default: where there is one of the same settings.",
+)
 @address_option
 @json_option
-def policy_train(config: Path, iterations: int | None, scratch: bool, address: str | None, as_json: bool) -> None:
+def policy_train(
+    config: Path, iterations: int | None, scratch: bool, resume: bool | None, address: str | None, as_json: bool
+) -> None:
     """Train the policy on this federation with RLlib; the next `frmu train` applies it."""
     from frmu.api import Experiment
 
     with Experiment(read_trained(config), address) as experiment:
-        result = experiment.learn(iterations, "scratch" if scratch else "current")
+        result = experiment.learn(iterations, "scratch" if scratch else "current", resume)
     show(as_json, result, _tell_training)
 
 
 def _tell_training(result: dict[str, Any]) -> None:
+    runners = count(result["env_runners"], "env runner") if result["env_runners"] else "in this process"
+    resumed = f", gone on with after iteration {result['resumed_at']}" if result["resumed_at"] else ""
     say(
-        f"policy {result['policy'][:16]} after {result['iterations']} iterations, {result['env_steps']:,} steps, "
-        f"{result['seconds']:.1f} s",
+        f"policy {result['policy'][:16]} after {result['iterations']} iterations{resumed}, {result['env_steps']:,} "
+        f"steps, {runners}, {result['seconds']:.1f} s",
         f"gain on later records: {100 * result['gain_first']:.2f} % at first, "
         f"{100 * result['gain_last']:.2f} % at last",
     )
+    for client, number in result["slices_left_out"].items():
+        say(f"of {client} the newest 64 slices taught; {count(number, 'older slice')} took no part")
     rows = [[client, key, f"{score:.2f}"] for client, of in result["below_theta"].items() for key, score in of.items()]
     if rows:
         table(
@@ -60,7 +72,7 @@ def _tell_training(result: dict[str, Any]) -> None:
 @command(policy, "show")
 @config_argument
 @json_option
-def policyshow(config: Path, as_json: bool) -> None:
+def policy_show(config: Path, as_json: bool) -> None:
     """Say which policy is in force, what it learned from, and what it does here."""
     from frmu import api
 

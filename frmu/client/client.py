@@ -50,7 +50,7 @@ class Client:
         self._tombstones: tuple[bytes, list[str]] | None = None
         self._groups: dict[int, dict[str, NDArray[np.intp]]] = {}
         self.network: Network | None = None
-        self.rehearsals: dict[int, Rehearsal] = {}
+        self.rehearsals: dict[tuple[int, int, int], tuple[Rehearsal, ...]] = {}  # by seed, most, rounds
 
     @property
     def shard(self) -> Shard:

@@ -7,13 +7,16 @@ where a short search on validation ended, so that it learns to refine what searc
 environment play the same task side by side, and a reward counts against the copies' mean, so that easy and hard
 tasks teach alike.
 
+A task may have several rounds: it begins with the older slices, and in each round newer ones enter, older ones age,
+and influences may be changed; the reward of a round is on the stretch that follows it (`Play`).
+
 The environment knows the seam only: its clients may be in process or actors on a cluster.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
@@ -49,32 +52,44 @@ def spaces(most: int) -> tuple[gym.spaces.Box, gym.spaces.Box]:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """A federation to learn on: the clients to draw from, and what `Play` needs."""
+    """A federation to learn on: the clients to draw from, and what `Play` needs.
+
+    `shares` are what the policies of the clients weigh when they are averaged: a_k n_k. `left_out` says, by client, how
+    many older slices take no part.
+    """
 
     federation: Federation
     clients: tuple[str, ...]
     outputs: tuple[str, ...]
     total: Packed
+    shares: tuple[float, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Game:
-    """A task under way: whose (a number over all boards), its seed, the step, what was seen with everything kept; per
-    copy influences and last loss."""
+    """A task under way: whose (a number over all boards), its seed, round and step; what was seen with everything
+    kept in this round; per copy influences and last loss. `rounds` is how many there will be.
+    """
 
     client: int
     seed: int
-    step: int
     first: dict[str, Any]
     influence: list[NDArray[np.float64]]
     loss: list[float]
+    rounds: int
+    round: int = 0
+    step: int = 0
+    over: bool = False
 
 
 class SliceEnv(VectorEnv[Any, Any, Any]):
     """`num_envs` copies, in groups that share a task; all end their episodes together.
 
     Tasks are drawn from the clients of all `boards`, with at most `most` slices. `steps` are the refinements of a
-    task, `price` is what forgetting everything would cost, in the unit of the reward.
+    round and `rounds` those of a task, `price` is what forgetting everything would cost, in the unit of the reward. An
+    episode is as long as `chain` tasks. A reward counts against the mean of the group of copies; a copy that is alone
+    earns it as it is.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 - gymnasium's own declaration
@@ -85,8 +100,10 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         most: int,
         num_envs: int,
         steps: int = 1,
+        rounds: int = 1,
         price: float = 0.02,
         seed: int | Sequence[int] = 0,
+        chain: int = CHAIN,
     ) -> None:
         self.num_envs = num_envs
         self.single_observation_space, self.single_action_space = spaces(most)
@@ -94,11 +111,18 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.boards = tuple(boards)
         self._clients = [(number, name) for number, board in enumerate(self.boards) for name in board.clients]
-        self.most, self.steps, self.price = most, steps, price
+        self._site: int | None = None
+        self.most, self.steps, self.rounds, self.price = most, steps, rounds, price
+        self.chain = chain
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._games: list[_Game] = []
-        self._played = 0
+        self._looks: list[Any] = []
+        self._taken = 0
         self._over = False
+
+    def only(self, client: int | None) -> None:
+        """From the next reset on, draw tasks from one client alone, by its number over all boards; None: from all."""
+        self._site = client
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -106,8 +130,10 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         """Draw a task for each group."""
         if seed is not None:
             self._rng = np.random.Generator(np.random.PCG64(seed))
-        self._played, self._over = 0, False
-        return self._deal(), {}
+        self._taken, self._over = 0, False
+        self._games, self._looks = [], []
+        self._deal()
+        return self._observation(), {}
 
     def step(
         self, actions: NDArray[np.float32]
@@ -117,60 +143,95 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         if self._over:
             observation, _ = self.reset()
             return observation, np.zeros(self.num_envs), never, never.copy(), {}
-        rewards, gains, looks = self._play(actions)
+        rewards, gains = self._play(actions)
+        self._taken += 1
+        # A client with few slices has fewer rounds: one task is over with its own last round.
+        ended = self.chain == 1 and all(game.over for game in self._games)
+        self._over = ended or self._taken >= self.chain * self.steps * self.rounds
+        if not self._over:
+            self._deal()
         # Rewards are relative to the group; what was truly gained goes into the infos, for the learning curve.
         infos = {"gain": gains, "_gain": np.ones(self.num_envs, dtype=bool)}
-        if self._games[0].step < self.steps:
-            return self._observation(looks), rewards, never, never.copy(), infos
-        self._played += 1
-        self._over = self._played >= CHAIN
-        return self._deal(), rewards, np.full(self.num_envs, self._over), never, infos
+        return self._observation(), rewards, np.full(self.num_envs, self._over), never, infos
 
     # -- the game ---------------------------------------------------------------------------------------------
 
     def _groups(self) -> list[range]:
         return [range(at, min(at + GROUP, self.num_envs)) for at in range(0, self.num_envs, GROUP)]
 
-    def _deal(self) -> NDArray[np.float32]:
-        """New tasks; one look at each."""
-        drawn = [(int(self._rng.integers(len(self._clients))), int(self._rng.integers(2**31))) for _ in self._groups()]
+    def _deal(self) -> None:
+        """A new task for each group that has none, or whose task is over; one look at each."""
+        groups = self._groups()
+        free = [at for at in range(len(groups)) if not self._games or self._games[at].over]
+        drawn = [(self._draw(), int(self._rng.integers(2**31))) for _ in free]
         searched = self._rng.random(len(drawn)) < 0.5
         firsts = self._ask([(client, Move(seed, None, 0.0, True)) for client, seed in drawn])
         starts = list(firsts)
         where = [at for at, search in enumerate(searched) if search]
         for at, found in zip(where, self._ask([self._search(*drawn[at]) for at in where]), strict=True):
             starts[at] = found
-        self._games, looks = [], []
-        for (client, seed), first, start, group in zip(drawn, firsts, starts, self._groups(), strict=True):
-            influence = [start["influence"]] * len(group)
-            self._games.append(_Game(client, seed, 0, first, influence, [start["loss"]] * len(group)))
-            looks += [start] * len(group)
-        return self._observation(looks)
+        games, looks = dict(enumerate(self._games)), dict(enumerate(self._looks))
+        for at, (client, seed), first, start in zip(free, drawn, firsts, starts, strict=True):
+            size = len(groups[at])
+            influence, losses = [start["influence"]] * size, [start["loss"]] * size
+            games[at] = _Game(client, seed, first, influence, losses, first["rounds"])
+            looks |= dict.fromkeys(groups[at], start)
+        self._games = [games[at] for at in range(len(groups))]
+        self._looks = [looks[env] for env in range(self.num_envs)]
+
+    def _draw(self) -> int:
+        return int(self._rng.integers(len(self._clients))) if self._site is None else self._site
 
     @staticmethod
     def _search(client: int, seed: int) -> tuple[int, Move]:
         return client, Move(seed, None, 0.0, True, SEARCH)
 
-    def _play(self, actions: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64], list[Any]]:
-        """One step of every copy: rewards, relative gains on later records, and what is seen afterwards."""
+    def _play(self, actions: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """One step of every copy: rewards, and relative gains on later records."""
         moves = []
         for game, group in zip(self._games, self._groups(), strict=True):
             game.step += 1
             for copy, env in enumerate(group):
                 logits = np.asarray(actions[env][: len(game.influence[copy])], dtype=np.float64)
                 game.influence[copy] = influence_of(logits, game.first["by_itself"])
-                look = game.step < self.steps
-                moves.append(
-                    (game.client, Move(game.seed, tuple(game.influence[copy]), game.step / (self.steps + 1), look))
-                )
+                moves.append((game.client, self._move(game, copy)))
         answers = self._ask(moves)
         rewards, gains = np.zeros(self.num_envs), np.zeros(self.num_envs)
         for game, group in zip(self._games, self._groups(), strict=True):
-            raw = [self._reward(game, copy, answers[env]["loss"]) for copy, env in enumerate(group)]
-            spread = np.std(raw) + 0.2  # a task in which nothing matters is not blown up to one that does
-            rewards[list(group)] = (np.array(raw) - np.mean(raw)) / spread
+            raw = np.array([self._reward(game, copy, answers[env]["loss"]) for copy, env in enumerate(group)])
+            # A task in which nothing matters is not blown up to one that does.
+            rewards[list(group)] = raw if len(raw) == 1 else (raw - raw.mean()) / (raw.std() + 0.2)
             gains[list(group)] = [1.0 - answers[env]["loss"] / (game.first["keep"] + 1e-12) for env in group]
-        return rewards, gains, answers
+            self._turn(game, [answers[env] for env in group])
+        pairs = zip(self._looks, answers, strict=True)
+        self._looks = [before if now["rows"] is None else now for before, now in pairs]
+        return rewards, gains
+
+    def _move(self, game: _Game, copy: int) -> Move:
+        """What a client is asked to do for one copy; where the task goes on, it looks at once."""
+        ends = game.step >= self.steps
+        enter = ends and game.round + 1 < game.rounds
+        # Where a task ends nobody learns from what is seen, but a copy that is alone shows it.
+        look = enter or not ends or self.num_envs == 1
+        share = 0.0 if enter else game.step / (self.steps + 1)
+        return Move(game.seed, tuple(game.influence[copy]), share, look, round=game.round, enter=enter)
+
+    def _turn(self, game: _Game, answers: Sequence[dict[str, Any]]) -> None:
+        """Begin the next round, or end the task, where its steps are done.
+
+        The first step of a round is rewarded against keeping everything: copies come to it with influences of their
+        own, and are compared all the same.
+        """
+        if game.step < self.steps:
+            return
+        game.over = game.round + 1 >= game.rounds
+        if game.over:
+            return
+        game.round, game.step = game.round + 1, 0
+        rows, relation = answers[0]["first"]
+        game.first = {**answers[0], "rows": rows, "relation": relation}
+        game.influence = [answer["influence"] for answer in answers]
+        game.loss = [game.first["keep"]] * len(answers)
 
     def _reward(self, game: _Game, copy: int, loss: float) -> float:
         """What the step gained on later records, in percent of keeping everything, squashed; less the price."""
@@ -188,18 +249,18 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         for number, by_client in where.items():
             board = self.boards[number]
             asked = {name: tuple(moves[at][1] for at in places) for name, places in by_client.items()}
-            play = Play(asked, board.outputs, board.total, self.most)
+            play = Play(asked, board.outputs, board.total, self.most, self.rounds)
             for reply in board.federation.run(play, on=sorted(by_client)):
                 for at, answer in zip(by_client[reply.client], reply.record["steps"], strict=True):
                     answers[at] = answer
         return answers
 
-    def _observation(self, looks: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
+    def _observation(self) -> NDArray[np.float32]:
         out = np.zeros((self.num_envs, *self.single_observation_space.shape), dtype=np.float32)
         features, most = len(FEATURES), self.most
         for game, group in zip(self._games, self._groups(), strict=True):
             for env in group:
-                first, now, slices = game.first, looks[env], len(game.first["keys"])
+                first, now, slices = game.first, self._looks[env], len(game.first["keys"])
                 out[env, :slices, :features] = first["rows"]
                 out[env, :slices, features:MASK] = now["rows"]
                 out[env, :slices, MASK] = 1.0

@@ -44,7 +44,7 @@ from frmu.errors import PolicyError
 from frmu.influence.observation import FEATURES
 from frmu.influence.task import Task
 from frmu.methods.framu import LEVELS, Agents, Outcome, Settings, Weights, World, rows_of, run, world_of_tasks
-from frmu.policy.learn import _quiet
+from frmu.policy.trainer import quiet
 from frmu.types import Float
 
 __all__ = ["QModule", "SlicesEnv", "dqn", "select"]
@@ -275,7 +275,7 @@ def dqn(world: World, settings: Settings) -> Iterator[Agents]:
     """RLlib's DQN over a world, in the learner's process. Raises `PolicyError` where Ray is not up."""
     if not ray.is_initialized():  # RLlib would start one of its own, open to the network
         raise PolicyError("framu's agents are trained by RLlib, and Ray is not up; enter `frmu.runtime.remote.cluster`")
-    with _quiet():
+    with quiet():
         algorithm = _config(world, settings).build_algo()
         # The buffer draws from a generator that RLlib does not seed.
         algorithm.local_replay_buffer.rng = np.random.Generator(np.random.PCG64(settings.seed))

@@ -1,18 +1,12 @@
-"""Train the slice policy: RLlib's PPO over the environment that the client actors feed.
+"""Train the slice policy on the clients of some federations: one shared policy, or one a site and their average.
 
-Env runners are in the learner's process on a laptop and actors on a cluster (`policy.env_runners`). One task is
-one step of an episode and no step leads to the next, so gamma is 0 and the TD error is reward less value.
-(Proximal policy optimisation: Schulman et al., 2017. Data valuation by reinforcement: Yoon et al., DVRL, ICML
-2020. Rewards against a group of copies: Shao et al., 2024.)
+A training that is killed goes on from its last `Progress`, which is handed out after every iteration.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +18,15 @@ from frmu.config import Config, Policy
 from frmu.errors import PolicyError
 from frmu.federation import Federation, in_order
 from frmu.influence.network import Network
-from frmu.influence.scores import normalise, update
+from frmu.influence.scores import normalise
 from frmu.methods.analytic import outputs_of, total_of
-from frmu.policy.env import GROUP, Board, SliceEnv, spaces
+from frmu.policy.checkpoint import Progress
+from frmu.policy.env import Board
 
-__all__ = ["Learned", "board_of", "train_policy"]
+__all__ = ["MOST", "Learned", "board_of", "train_policy"]
 
 MOST = 64  # slices of one client that take part in training; the newest, where there are more
-GROUPS = 4  # tasks that are played side by side
+Teachers = dict[str, list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +38,22 @@ class Learned:
     history: list[dict[str, float]]
     iterations: int
     env_steps: int
+    env_runners: int
     seconds: float
 
 
-def board_of(config: Config, federation: Federation) -> tuple[Board, dict[str, list[str]]]:
+def board_of(
+    config: Config, federation: Federation, attention: Mapping[str, float] | None = None
+) -> tuple[Board, Teachers]:
     """The clients of a federation that can teach, and their slices: those with something to fit, to see, to be
-    rewarded on. Raises `PolicyError` where there is none."""
+    rewarded on. `attention` is a_k by client, 1 where it is not known. Raises `PolicyError` where nobody can."""
     described = [reply for reply in in_order(federation.run(Describe())) if reply.record["rows"]]
-    teachers = {
-        reply.client: sorted(reply.record["slices"])[-MOST:]
+    teaching = [
+        reply
         for reply in described
         if reply.record["splits"]["validation"] and reply.record["splits"]["later"] and len(reply.record["slices"]) > 1
-    }
-    if not teachers:
+    ]
+    if not teaching:
         raise PolicyError(
             "no client has two slices to fit, validation records and later records; move the dates in [split], or "
             "cut finer slices"
@@ -63,132 +61,109 @@ def board_of(config: Config, federation: Federation) -> tuple[Board, dict[str, l
     outputs = outputs_of(config, {label for reply in described for label in reply.record["classes"]})
     names = tuple(reply.client for reply in described)
     total, _ = total_of(config, config.fingerprint(), federation, names, outputs)
-    return Board(federation, tuple(teachers), outputs, Packed.of(total)), teachers
+    board = Board(
+        federation,
+        tuple(reply.client for reply in teaching),
+        outputs,
+        Packed.of(total),
+        tuple((attention or {}).get(reply.client, 1.0) * reply.record["splits"]["fit"] for reply in teaching),
+        {reply.client: over for reply in teaching if (over := len(reply.record["slices"]) - MOST) > 0},
+    )
+    return board, {reply.client: sorted(reply.record["slices"])[-MOST:] for reply in teaching}
 
 
 def train_policy(
     policy: Policy,
-    boards: Sequence[tuple[Board, dict[str, list[str]]]],
+    boards: Sequence[tuple[Board, Teachers]],
     parent: Network | None,
     iterations: int | None = None,
     on_iteration: Callable[[int, dict[str, float]], None] | None = None,
+    progress: Progress | None = None,
+    keep: Callable[[Progress], None] | None = None,
 ) -> Learned:
-    """Train on the clients of some boards, from `parent`'s weights or from scratch."""
-    began = time.perf_counter()
-    teachers = [(name, keys) for _, slices in boards for name, keys in slices.items()]
-    scores = [np.zeros(len(keys)) for _, keys in teachers]
-    history: list[dict[str, float]] = []
-    most = max(len(keys) for _, keys in teachers)
-    with _quiet():
-        algorithm = _ppo(policy, [board for board, _ in boards], most).build_algo()
-        try:
-            if parent is not None:
-                _set_weights(algorithm, parent)
-            for number in range(iterations or policy.iterations):
-                history.append(_digest(algorithm.train(), scores))
-                if on_iteration is not None:
-                    on_iteration(number, history[-1])
-            weights = _get_weights(algorithm)
-        finally:
-            algorithm.stop()
-    shown = {
-        name: dict(zip(keys, normalise(raw).tolist(), strict=True))
-        for (name, keys), raw in zip(teachers, scores, strict=True)
-    }
-    seconds = time.perf_counter() - began
-    return Learned(weights, shown, history, len(history), int(history[-1]["env_steps"]), seconds)
+    """Train on the clients of some boards, from `progress`, else from `parent`'s weights, else from scratch.
+
+    `iterations` counts those that `progress` has behind it. `keep` is given the progress after every iteration.
+    """
+    training = _Training(policy, boards, parent, progress, iterations or policy.iterations)
+    return training.run(on_iteration or (lambda number, metrics: None), keep or (lambda progress: None))
 
 
-def _ppo(policy: Policy, boards: Sequence[Board], most: int) -> Any:
-    from ray.rllib.algorithms.ppo import PPOConfig
-    from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-    from ray.tune.registry import register_env
+class _Training:
+    """One training under way: what it has learned so far, and how to go on."""
 
-    from frmu.policy.learner import SliceLearner
-    from frmu.policy.module import SliceModule
+    def __init__(
+        self,
+        policy: Policy,
+        boards: Sequence[tuple[Board, Teachers]],
+        parent: Network | None,
+        progress: Progress | None,
+        iterations: int,
+    ) -> None:
+        self.policy, self.parent, self.iterations = policy, parent, iterations
+        self.boards = [board for board, _ in boards]
+        self.teachers = [(name, keys) for _, slices in boards for name, keys in slices.items()]
+        self.progress = progress
+        known = progress.scores if progress is not None else {}
+        self.scores = [np.array([known.get(name, {}).get(key, 0.0) for key in keys]) for name, keys in self.teachers]
+        self.history = [dict(metrics) for metrics in progress.history] if progress is not None else []
+        self._before = self.history[-1]["env_steps"] if self.history else 0.0
+        self._began = time.perf_counter() - (progress.seconds if progress is not None else 0.0)
 
-    observation, action = spaces(most)
-    register_env("frmu-slices", _environment)
-    settings = {
-        "boards": boards,
-        "most": most,
-        "steps": policy.steps,
-        "price": policy.price,
-        "seed": policy.seed,
-    }
-    return (
-        PPOConfig()
-        .environment(
-            "frmu-slices", env_config=settings, observation_space=observation, action_space=action,
-            disable_env_checking=True,
+    def run(self, on_iteration: Callable[[int, dict[str, float]], None], keep: Callable[[Progress], None]) -> Learned:
+        from frmu.policy.federate import Sites, batch_of
+        from frmu.policy.trainer import Trainer, quiet
+
+        policy, runners = self.policy, self._runners()
+        most = max(len(keys) for _, keys in self.teachers)
+        federated = policy.federated
+        samples = batch_of(policy.samples, len(self.teachers)) if federated else policy.samples
+        # What was drawn before the interruption is not drawn again.
+        seed = (policy.seed + 1_000_003 * len(self.history)) % 2**31
+        sites = Sites(self.boards, policy.beta)
+        with quiet(), Trainer(policy, self.boards, most, runners, samples, seed) as trainer:
+            self._start(trainer)
+            for number in range(len(self.history), self.iterations):
+                metrics = sites.iterate(trainer, self.scores) if federated else trainer.iterate(self.scores)
+                self.history.append(metrics | {"env_steps": metrics["env_steps"] + self._before})
+                keep(self._progress(trainer))
+                on_iteration(number, self.history[-1])
+            weights = trainer.weights()
+        return Learned(
+            weights, self._shown(), self.history, len(self.history), int(self.history[-1]["env_steps"]), runners,
+            self._seconds(),
+        )  # fmt: skip
+
+    def _runners(self) -> int:
+        """From what is free in the cluster now, the clients being there already."""
+        import ray
+
+        from frmu.policy.trainer import runners_for
+
+        setting = self.policy.env_runners
+        if not ray.is_initialized():
+            return 0 if setting == "auto" else int(setting)
+        cpus = float(ray.available_resources().get("CPU", 0.0))
+        return runners_for(setting, cpus, len(self.teachers), self.policy.samples)
+
+    def _start(self, trainer: Any) -> None:
+        if self.progress is not None:
+            trainer.load(self.progress.weights, self.progress.moments)
+        elif self.parent is not None:
+            trainer.load(self.parent.weights)
+
+    def _progress(self, trainer: Any) -> Progress:
+        scores = {
+            name: dict(zip(keys, raw.tolist(), strict=True))
+            for (name, keys), raw in zip(self.teachers, self.scores, strict=True)
+        }
+        return Progress(
+            len(self.history), trainer.weights(), trainer.moments(), scores, tuple(self.history), self._seconds()
         )
-        .env_runners(
-            num_env_runners=policy.env_runners,
-            num_envs_per_env_runner=GROUPS * GROUP,
-            gym_env_vectorize_mode="vector_entry_point",
-            rollout_fragment_length="auto",
-        )
-        .callbacks(on_episode_end=_log_gain)
-        .fault_tolerance(restart_failed_env_runners=True)
-        .learners(num_learners=0)
-        .rl_module(rl_module_spec=RLModuleSpec(module_class=SliceModule))
-        .training(
-            learner_class=SliceLearner, gamma=0.0, lambda_=1.0, lr=1e-3, train_batch_size_per_learner=policy.samples,
-            minibatch_size=min(128, policy.samples), num_epochs=6, entropy_coeff=0.003, vf_loss_coeff=0.5,
-            clip_param=0.2, grad_clip=1.0, use_kl_loss=False,
-        )
-        .debugging(seed=policy.seed, log_level="ERROR")
-    )  # fmt: skip
 
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._began
 
-def _log_gain(*, episode: Any, metrics_logger: Any, **_: Any) -> None:
-    gains = [info["gain"] for info in episode.get_infos() if "gain" in info]
-    if gains:
-        metrics_logger.log_value("gain", float(np.mean(gains)), window=200)
-
-
-def _environment(settings: Any) -> SliceEnv:
-    worker = int(getattr(settings, "worker_index", 0))
-    options = dict(settings)
-    return SliceEnv(**options | {"seed": [options["seed"], worker]})
-
-
-def _digest(result: Mapping[str, Any], scores: Sequence[NDArray[np.float64]]) -> dict[str, float]:
-    """The scalars of one iteration; updates the scores in place with what the TD errors say."""
-    learner = result["learners"]["default_policy"]
-    # RLlib hands a series of one item over as that item, so the rows are told by their width.
-    width = 2 + max(len(raw) for raw in scores)
-    for said in np.reshape(learner.get("score_updates", ()), (-1, width)):
-        raw = scores[int(said[0])]
-        raw[:] = update(raw, np.asarray(said[2 : 2 + len(raw)]))
-    runners = result["env_runners"]
-    return {
-        "gain": float(runners.get("gain", float("nan"))),
-        "env_steps": float(runners.get("num_env_steps_sampled_lifetime", 0)),
-        "td_error": float(learner.get("td_error", float("nan"))),
-        "entropy": float(learner.get("entropy", float("nan"))),
-        "policy_loss": float(learner.get("policy_loss", float("nan"))),
-        "value_loss": float(learner.get("vf_loss", float("nan"))),
-    }
-
-
-def _get_weights(algorithm: Any) -> dict[str, NDArray[np.float32]]:
-    state = algorithm.learner_group.get_weights()["default_policy"]
-    return {name.removeprefix("network."): np.asarray(weight, dtype=np.float32) for name, weight in state.items()}
-
-
-def _set_weights(algorithm: Any, parent: Network) -> None:
-    weights = {f"network.{name}": weight for name, weight in parent.weights.items()}
-    group = algorithm.learner_group
-    group.set_weights({"default_policy": weights})
-    algorithm.env_runner_group.sync_weights(from_worker_or_learner_group=group, inference_only=True)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """RLlib's deprecation warnings and banners are not for the user of frmu."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in ("ray", "ray.rllib", "ray.tune"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        yield
+    def _shown(self) -> dict[str, dict[str, float]]:
+        pairs = zip(self.teachers, self.scores, strict=True)
+        return {name: dict(zip(keys, normalise(raw).tolist(), strict=True)) for (name, keys), raw in pairs}

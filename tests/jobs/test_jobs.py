@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import put
+from conftest import CONFIG, put, train
+
+from frmu.policy.checkpoint import read_progress
 
 ROOT = Path(__file__).parents[2]
 RAY, FRMU = (str(Path(sys.executable).parent / name) for name in ("ray", "frmu"))
@@ -103,6 +105,26 @@ def test_train_and_erase_as_jobs(head: dict[str, str], tmp_path: Path, table: pd
     refused = submit(head, "erase.py", config.file, "--client", "nobody")
     assert refused.returncode != 0
     assert 'no client \\"nobody\\"' in refused.stdout
+
+
+def test_the_policy_trains_as_a_job_and_goes_on_where_one_was_killed(
+    head: dict[str, str], tmp_path: Path, table: pd.DataFrame
+) -> None:
+    config = put(tmp_path / "homes", table, f"{CONFIG}\n[policy]\nsamples = 64\n")
+    train(config)
+    command = [sys.executable, str(ROOT / "jobs" / "policy.py"), str(config.file), "--iterations", "1000"]
+    with subprocess.Popen(
+        [*command, "--address", head["GCS"]], env=head, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as job:
+        progress, deadline = config.folder / "training.safetensors", time.monotonic() + 120
+        while not progress.exists() and job.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+        job.kill()
+    done, _ = read_progress(progress)
+    resumed = submit(head, "policy.py", config.file, "--iterations", str(done.iterations + 1))
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    result = last_json(resumed.stdout)
+    assert (result["iterations"], result["resumed_at"]) == (done.iterations + 1, done.iterations)
 
 
 # Ray's client server has 30 s to start one more process, which a loaded machine may not give it.

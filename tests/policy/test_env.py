@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import homes, put
+from conftest import homes, put, train
+from gymnasium.utils.env_checker import check_env
+from hypothesis import given
+from hypothesis import strategies as st
 
-from frmu.client.work import Commit, Import
-from frmu.influence.network import Network, read_policy, shipped
+from frmu.client.work import Commit, Import, Play, arrivals
+from frmu.influence.network import LIMIT, Network, read_policy, shipped
 from frmu.influence.observation import FEATURES, Look
 from frmu.policy.env import CHAIN, MASK, Board, SliceEnv
-from frmu.policy.learn import _digest, board_of
+from frmu.policy.learn import board_of
 from frmu.policy.module import SliceNetwork
+from frmu.policy.trainer import scalars_of
 from frmu.runtime.local import LocalFederation
 
 MOST = 4
@@ -134,12 +140,109 @@ def test_numpy_and_torch_compute_the_same_policy(twins: tuple[Network, SliceNetw
     assert np.allclose(ours[2], pool[0, :slices].numpy(), atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
+    config = put(tmp_path_factory.mktemp("trained"), homes(2))
+    train(config)
+    return str(config.file)
+
+
+@pytest.mark.parametrize(("steps", "rounds"), [(1, 1), (2, 3)])
+def test_the_single_environment_passes_gymnasiums_checker(trained: str, steps: int, rounds: int) -> None:
+    made = gym.make("frmu.policy.single:frmu/Slices-v0", config=trained, most=MOST, steps=steps, rounds=rounds)
+    check_env(made.unwrapped)
+
+
+def test_the_single_environment_shows_where_a_task_ended(trained: str) -> None:
+    e = gym.make("frmu.policy.single:frmu/Slices-v0", config=trained, most=MOST, steps=2)
+    observation, _ = e.reset(seed=4)
+    played = [e.step(np.full(MOST, logit, np.float32)) for logit in (-1.0, 1.0)]
+    assert [terminated for _, _, terminated, _, _ in played] == [False, True]
+    # Forgetting everything is refitted and seen, and so is keeping everything again.
+    influence = len(FEATURES) + FEATURES.index("influence")
+    shown = observation[:, MASK] > 0.5
+    assert played[0][0][shown, influence] == pytest.approx(-2.0, abs=1e-3)  # from its logarithm
+    assert played[1][0][shown, influence] == pytest.approx(1.0, abs=1e-3)
+    assert abs(played[0][4]["gain"]) > 100 * abs(played[1][4]["gain"])
+
+
+def test_the_single_environment_plays_the_same_game(board: Board) -> None:
+    from frmu.policy.single import SliceTask
+
+    single, many = SliceTask([board], MOST), env(board, num_envs=2)
+    for seed in range(5):
+        one, all_ = single.reset(seed=seed)[0], many.reset(seed=seed)[0]
+        assert np.array_equal(one, all_[0])
+        action = np.random.default_rng(seed).uniform(-1, 1, MOST).astype(np.float32)
+        assert single.step(action)[4]["gain"] == many.step(LIMIT * np.stack([action, action]))[4]["gain"][0]
+
+
+@given(slices=st.integers(1, 64), rounds=st.integers(1, 16))
+def test_slices_arrive_one_by_one_until_all_are_there(slices: int, rounds: int) -> None:
+    borders = arrivals(slices, rounds)
+    assert borders[-1] == slices
+    assert 1 <= len(borders) <= rounds
+    assert borders[0] >= min(2, slices)
+    assert all(before < after for before, after in itertools.pairwise(borders))
+
+
+def test_a_round_judges_by_what_came_next_and_is_rewarded_on_what_came_then(board: Board) -> None:
+    client = board.federation.host.clients(["home 0"])[0]  # type: ignore[attr-defined]
+    play = Play({}, board.outputs, board.total, MOST, rounds=3)
+    clean = client.slices("fit", board.outputs)
+    for seed in range(20):
+        rounds = play.episode(client, seed)
+        keys = rounds[-1][2].keys
+        assert [len(task) for _, _, task, _, _ in rounds] == arrivals(len(keys), 3)
+        blocks = [set(task.keys) for _, _, task, _, _ in rounds]
+        for number, (kind, hit, task, _, _) in enumerate(rounds):
+            assert hit <= blocks[number]
+            assert (task.age[0], task.age[-1]) == (1.0, 0.0)  # who is newest now ages as others come
+            if number + 1 < len(rounds):
+                coming = sorted(blocks[number + 1] - blocks[number])
+                assert task.validation.n == sum(part.n for part in task.parts) == sum(clean[key].n for key in coming)
+            assert kind == rounds[0][0]
+        assert rounds[-1][2].later.n == client.split_total("later", board.outputs).n
+        if len(rounds) > 1:
+            assert rounds[-2][2].later.n == rounds[-1][2].validation.n
+
+
+def test_slices_enter_between_the_steps_of_a_task(board: Board) -> None:
+    e = env(board, num_envs=12, rounds=3)
+    observation, _ = e.reset(seed=0)
+    number = [int(observation[0, :, MASK].sum())]
+    while not e._games[0].over and len(number) < 9:
+        before = e._games[0]
+        observation, _, terminated, _, info = e.step(np.full((12, MOST), -9.0, np.float32))
+        assert not terminated.any()
+        assert (info["gain"] <= 1).all()
+        if e._games[0] is not before:
+            break
+        number.append(int(observation[0, :, MASK].sum()))
+        influence = observation[0, : number[-1], len(FEATURES) + FEATURES.index("influence")]
+        assert influence == pytest.approx([-2.0] * number[-2] + [1.0] * (number[-1] - number[-2]), abs=1e-3)
+    assert number == arrivals(number[-1], 3)
+    assert len(number) > 1
+
+
+def test_from_one_site_alone(board: Board) -> None:
+    e = env(board)
+    e.only(2)
+    e.reset(seed=0)
+    for _ in range(3):
+        e.step(np.full((24, MOST), 2.0, np.float32))
+        assert {game.client for game in e._games} == {2}
+    e.only(None)
+    e.reset(seed=0)
+    assert len({game.client for seed in range(5) for game in (e.reset(seed=seed), e._games)[1]}) > 1
+
+
 @pytest.mark.parametrize("updates", [0, 1, 3])
 def test_scores_take_any_number_of_updates(updates: int) -> None:
     """RLlib gives a series of one item as the item itself."""
     series = [np.array([1.0, 5.0, 1.0, -1.0, 0.0])] * updates
     told = {"score_updates": series[0] if updates == 1 else series} if updates else {}
     scores = [np.zeros(3), np.zeros(2)]
-    _digest({"learners": {"default_policy": told}, "env_runners": {}}, scores)
+    scalars_of({"learners": {"default_policy": told}, "env_runners": {}}, scores)
     assert not scores[0].any()
     assert np.allclose(scores[1], [0.1 * updates, -0.1 * updates])

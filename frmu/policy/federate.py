@@ -1,0 +1,74 @@
+"""Federated training of the policy: each site trains a copy, the server averages them by attention.
+
+FRAMU's lines 16 to 18: W <- sum_k a_k n_k w_k / sum_k a_k n_k on the central actor, then site k goes on from
+beta W + (1 - beta) w_k. A site's copy learns from the steps of that site alone, so the weights, and Adam's moments, are
+all that the sites share. The moments are averaged as the weights are: with so few steps a round, an Adam that began
+anew every time would follow the signs of noise, and so a site has to remember nothing.
+
+One RLlib algorithm trains the copies one after the other: its weights are set to the site's and its env runners play
+at that site. A module a site in one MultiRLModule would need a multi-agent environment, which was
+measured at ten times the time of a vectorised one, and an algorithm a site costs seconds and 300 MiB each; both would
+learn the same. (FedAvg: McMahan et al., AISTATS 2017.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frmu.aggregation.average import Average
+from frmu.policy.env import GROUP, Board
+from frmu.policy.trainer import GROUPS, Trainer
+
+__all__ = ["Sites", "batch_of"]
+
+Weights = Mapping[str, NDArray[np.float32]]
+_MOMENTS = "moments/"
+
+
+def batch_of(samples: int, sites: int) -> int:
+    """Env steps a site and round, so that a round of all sites takes about what an iteration of one policy takes.
+
+    >>> batch_of(960, 10), batch_of(512, 100)
+    (96, 48)
+    """
+    copies = GROUPS * GROUP
+    return max(1, round(samples / sites / copies)) * copies
+
+
+class Sites:
+    """The sites of some boards and, with beta < 1, the copies that they keep."""
+
+    def __init__(self, boards: Sequence[Board], beta: float) -> None:
+        # Two boards may have clients of one name, so a site has a number before its name.
+        names = [name for board in boards for name in board.clients]
+        shares = [share for board in boards for share in board.shares]
+        self.names = [f"{number:06d} {name}" for number, name in enumerate(names)]
+        self._shares = dict(zip(self.names, shares, strict=True))
+        self._server = boards[0].federation
+        self._beta = beta
+        self._copies: dict[str, dict[str, NDArray[np.float32]]] = {}
+
+    def iterate(self, trainer: Trainer, scores: Sequence[NDArray[np.float64]]) -> dict[str, float]:
+        """One round: every site trains from the shared policy, the server averages; the means of their scalars."""
+        shared, moments = trainer.weights(), trainer.moments()
+        found, trained = [], {}
+        for number, site in enumerate(self.names):
+            trainer.load(self._start(shared, site), moments)
+            trainer.at(number)
+            found.append(trainer.iterate(scores))
+            self._copies[site] = trainer.weights()
+            trained[site] = self._copies[site] | {f"{_MOMENTS}{name}": m for name, m in trainer.moments().items()}
+        mean = self._server.serve(Average(trained, self._shares))
+        moments = {name.removeprefix(_MOMENTS): mean.pop(name) for name in sorted(mean) if name.startswith(_MOMENTS)}
+        trainer.load(mean, moments)
+        means = {key: float(np.nanmean([metrics[key] for metrics in found])) for key in found[0]}
+        return means | {key: found[-1][key] for key in ("env_steps", "env_runners")}
+
+    def _start(self, shared: Weights, site: str) -> Weights:
+        own = self._copies.get(site)
+        if own is None or self._beta == 1.0:
+            return shared
+        return {name: self._beta * weight + (1.0 - self._beta) * own[name] for name, weight in shared.items()}
