@@ -32,7 +32,7 @@ from frmu.config import Config, load
 from frmu.data.source import survey
 from frmu.influence.disturbance import KINDS
 from frmu.influence.network import Network, read_policy, shipped
-from frmu.influence.observation import FEATURES, Fit, Look, observe
+from frmu.influence.observation import FEATURES, Fit, Look, fit, observe
 from frmu.influence.search import Account, Budget, ascend, greedy, leave_one_out
 from frmu.influence.selectors import decide, follow, guided, rules
 from frmu.influence.task import Task
@@ -42,7 +42,18 @@ from frmu.methods.analytic import outputs_of, total_of
 from frmu.runtime.local import LocalFederation
 from frmu.types import Float, Statistics
 
-__all__ = ["BUDGETS", "UNSEEN", "bench_policy", "selectors"]
+__all__ = [
+    "BUDGETS",
+    "STEPS",
+    "UNSEEN",
+    "Case",
+    "Selector",
+    "bench_policy",
+    "best_rule",
+    "dvrl",
+    "gain_of",
+    "selectors",
+]
 
 UNSEEN = ("parking", "traffic", "appliances")
 BUDGETS = (24, 100, 200, 800)
@@ -157,7 +168,7 @@ def selectors(network: Network, slices: int) -> dict[str, tuple[int | None, Sele
         "residual rule": (None, lambda account, first, case, rng: rules(first.rows)["residual 1.5"]),
         "solo rule": (None, _solo),
         "gradient-norm rule": (None, _gradient_norm),
-        "best rule": (None, _best_rule),
+        "best rule": (None, best_rule),
         "greedy 4": (None, lambda account, first, case, rng: greedy(account, first.fit, 4).influence),
         "greedy 16": (None, lambda account, first, case, rng: greedy(account, first.fit, 16).influence),
         "learned, one pass": (None, partial(_steps, network, 1)),
@@ -172,7 +183,7 @@ def selectors(network: Network, slices: int) -> dict[str, tuple[int | None, Sele
             lambda account, first, case, rng: greedy(account, first.fit, 99).influence,
         )
         table[f"gradient @ {budget}"] = (budget, partial(_gradient, budget))
-        table[f"DVRL @ {budget}"] = (budget, _dvrl)
+        table[f"DVRL @ {budget}"] = (budget, dvrl)
         table[f"learned + search @ {budget}"] = (budget, partial(_guided, network))
     return table
 
@@ -195,20 +206,22 @@ def _gradient_norm(account: Account, first: Look, case: Case, rng: np.random.Gen
     return np.where(first.rows[:, FEATURES.index("force")] > np.log(3.0), 0.0, 1.0)
 
 
-def _best_rule(account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+def best_rule(account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+    """Of every fixed rule, the one with the least validation loss."""
     found = [first.fit]
     found += [account.fit(influence) for influence in rules(first.rows).values()]
     found += [account.fit(f(account, first, case, rng)) for f in (_solo, _gradient_norm)]
     found += [account.fit(_decay(life, account, first, case, rng)) for life in (2, 4, 8)]
     found.append(account.fit(leave_one_out(account, first.fit)))
-    return min(found, key=lambda fit: fit.loss).influence
+    return min(found, key=lambda one: one.loss).influence
 
 
 def _gradient(steps: int, account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
     return ascend(account, first.fit, steps).influence
 
 
-def _dvrl(account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+def dvrl(account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+    """A logit a slice by REINFORCE on validation, within the budget; the best draw met."""
     logits, baseline = np.full(len(case.task), 2.0), 0.0
     best = first.fit
     while account.affords():
@@ -242,13 +255,12 @@ def _applied(network: Network, account: Account, first: Look, case: Case, rng: n
 def _compared(case: Case, network: Network, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
     task = case.task
     kept = Account(task, Budget()).fit(task.keep)
-    before = _rmse(kept, case)
     for name, (budget, select) in selectors(network, len(task)).items():
         account = Account(task, Budget(budget))
         start = account.fit(task.keep)
         influence = select(account, observe(task, start, 0.0, start.loss), case, rng)
         spent, seconds = account.refits, account.seconds
-        gain = 100.0 * (1.0 - _rmse(Account(task, Budget()).fit(influence), case) / before)
+        gain = gain_of(case, kept, influence)
         dropped = influence < 0.5
         yield {
             "selector": name, "gain": gain, "refits": spent, "seconds": seconds,
@@ -257,8 +269,13 @@ def _compared(case: Case, network: Network, rng: np.random.Generator) -> Iterato
         }  # fmt: skip
 
 
-def _rmse(fit: Fit, case: Case) -> float:
-    return math.sqrt(loss(fit.W, case.test) + 1e-12)
+def gain_of(case: Case, kept: Fit, influence: Float) -> float:
+    """How much lower the test RMSE is under some influences (K,) than with everything kept, in percent."""
+    return 100.0 * (1.0 - _rmse(fit(case.task, influence), case) / _rmse(kept, case))
+
+
+def _rmse(at: Fit, case: Case) -> float:
+    return math.sqrt(loss(at.W, case.test) + 1e-12)
 
 
 def _table(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -74,6 +74,24 @@ def _tell_policy(result: dict[str, Any]) -> None:
     table("learned + search against rivals of the same budget", columns, rows)
 
 
+@command(bench, "scale")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="For one choice.")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="A folder for the picture.")
+@_cache
+@json_option
+def bench_scale(seconds: float, seeds: int, processes: int, out: Path | None, cache: Path, as_json: bool) -> None:
+    """Selectors on 24, 240 and 2,400 slices of one long series, each with the same time."""
+    from frmu.bench.scale import bench_scale as measure
+
+    columns = ["selector", "slices", "mean", "error", "worst", "refits", "seconds", "tasks"]
+    show(as_json, measure(cache, seconds, seeds, processes, out), lambda result: table(
+        f"lower test RMSE than keeping everything, %, in {result['seconds']:g} s", columns,
+        [[str(row[column]) for column in columns] for row in result["rows"]],
+    ))  # fmt: skip
+
+
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
