@@ -208,11 +208,10 @@ class Policy(_Table):
 
 
 class Attention(_Table):
-    """`[attention]`: how the server weighs clients; `cut` and `temperature` are in fair shares, 1 / clients."""
+    """`[attention]`: how the server weighs clients; `cut` is in fair shares, 1 / clients."""
 
     rule: Literal["counterfactual", "size"] = "counterfactual"
-    cut: float = Field(default=0.5, ge=0)
-    temperature: float = Field(default=0.5, gt=0)
+    cut: float = Field(default=1.0, ge=0)
 
 
 class Placement(_Table):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from frmu.aggregation.attention import attend, counterfactual
+from frmu.aggregation.attention import Attention, attend
 from frmu.aggregation.checkpoint import save_state
 from frmu.config import Config
 from frmu.federation import Payload
@@ -125,7 +125,8 @@ class Aggregate:
             for name, part in zip(names, parts, strict=True)
         ]
         ridge = self.config.model.ridge
-        scores, weights = self._attention(fits, [part.validation for part in parts])
+        attention = self._attention(fits, [part.validation for part in parts])
+        scores, weights = attention.scores, attention.weights
         total = Statistics.total((fit.scaled(float(a)) for a, fit in zip(weights, fits, strict=True)), d, outputs)
         keep = Statistics.total((part.fit for part in parts), d, outputs)
         state = State(
@@ -141,9 +142,8 @@ class Aggregate:
         save_state(state, self.config, server.folder / "state.safetensors")
         return Folded(state, solve(keep.G, keep.b, ridge), dict(zip(names, scores.tolist(), strict=True)))
 
-    def _attention(self, fits: list[Statistics], validations: list[Statistics]) -> tuple[Float, Float]:
+    def _attention(self, fits: list[Statistics], validations: list[Statistics]) -> Attention:
         attention = self.config.attention
-        if attention.rule == "size" or not fits:
-            return np.zeros(len(fits)), np.ones(len(fits))
-        scores = counterfactual(fits, validations, self.config.model.ridge)
-        return scores, attend(scores, attention.cut, attention.temperature)
+        if attention.rule == "size":
+            return Attention(np.zeros(len(fits)), np.ones(len(fits)))
+        return attend(fits, validations, self.config.model.ridge, attention.cut)
