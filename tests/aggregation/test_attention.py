@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from frmu.aggregation.attention import attend, counterfactual
+from frmu.aggregation.attention import attend
 from frmu.learning.statistics import statistics_of
 from frmu.types import Statistics
 
 Parts = tuple[list[Statistics], list[Statistics]]
 
 
-def federation(seed: int, shifted: bool, bad: set[int]) -> Parts:
-    """Ten clients with one relation; each on a region of its own where shifted; bad ones with shuffled labels."""
+def federation(seed: int, shifted: bool, bad: set[int], gain: float | None = None) -> Parts:
+    """Ten clients with one relation; each on a region of its own where shifted; bad ones with shuffled labels or one wrong gain."""
     rng = np.random.default_rng(seed)
     w = rng.normal(size=6)
     fits, validations = [], []
@@ -22,7 +22,7 @@ def federation(seed: int, shifted: bool, bad: set[int]) -> Parts:
         X[:, -1] = 1.0
         y = X @ w + rng.normal(size=300) * 0.3
         if client in bad:
-            y = rng.permutation(y)
+            y = rng.permutation(y) if gain is None else gain * y
         fits.append(statistics_of(X[:200], y[:200, None]))
         validations.append(statistics_of(X[200:], y[200:, None]))
     return fits, validations
@@ -31,23 +31,43 @@ def federation(seed: int, shifted: bool, bad: set[int]) -> Parts:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("shifted", [False, True])
 def test_clean_clients_keep_their_weight(seed: int, shifted: bool) -> None:
-    weights = attend(counterfactual(*federation(seed, shifted, set()), ridge=1e-3), 0.5, 0.5)
-    assert np.allclose(weights, 1.0, atol=0.02)
+    assert attend(*federation(seed, shifted, set()), ridge=1e-3, cut=1.0).weights.tolist() == [1.0] * 10
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_bad_clients_lose_theirs_though_they_vote(seed: int) -> None:
-    weights = attend(counterfactual(*federation(seed, False, {2, 7}), ridge=1e-3), 0.5, 0.5)
-    assert weights[[2, 7]].max() < 0.5 * np.delete(weights, [2, 7]).min()
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("gain", [None, -1.0, 3.0])
+@pytest.mark.parametrize("bad", [{2, 7}, {0, 3, 4, 8}])
+def test_bad_clients_are_left_out_though_they_vote_and_agree(seed: int, gain: float | None, bad: set[int]) -> None:
+    attention = attend(*federation(seed, False, bad, gain), ridge=1e-3, cut=1.0)
+    assert set(np.flatnonzero(attention.weights == 0.0)) == bad
+    assert attention.weights.mean() == pytest.approx(1.0)
+    assert attention.scores[sorted(bad)].max() < 0.0
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(4))
 def test_among_different_clients_a_bad_one_never_counts_more(seed: int) -> None:
-    weights = attend(counterfactual(*federation(seed, True, {2, 7}), ridge=1e-3), 0.5, 0.5)
+    weights = attend(*federation(seed, True, {2, 7}), ridge=1e-3, cut=1.0).weights
     assert weights[[2, 7]].max() <= np.delete(weights, [2, 7]).min()
+
+
+def test_the_order_of_clients_does_not_matter() -> None:
+    fits, validations = federation(1, False, {1, 5, 6})
+    order = np.random.default_rng(0).permutation(10)
+    one = attend(fits, validations, 1e-3, 1.0).weights
+    other = attend([fits[k] for k in order], [validations[k] for k in order], 1e-3, 1.0).weights
+    assert other.tolist() == one[order].tolist()
+
+
+def test_a_client_without_validation_records_is_judged_by_the_others() -> None:
+    fits, validations = federation(2, False, {4}, 5.0)
+    validations[4] = validations[6] = Statistics.zero(6, 1)
+    weights = attend(fits, validations, 1e-3, 1.0).weights
+    assert np.flatnonzero(weights == 0.0).tolist() == [4]
 
 
 def test_nobody_votes_alone() -> None:
     fits, validations = federation(0, False, set())
-    assert not counterfactual(fits[:1], validations[:1], 1e-3).any()
-    assert not counterfactual(fits, [Statistics.zero(6, 1)] * 10, 1e-3).any()
+    for some in (1, 2):
+        assert attend(fits[:some], validations[:some], 1e-3, 1.0).weights.tolist() == [1.0] * some
+    assert not attend(fits, [Statistics.zero(6, 1)] * 10, 1e-3, 1.0).scores.any()
+    assert len(attend([], [], 1e-3, 1.0).weights) == 0
