@@ -75,7 +75,7 @@ class _Court:
         self.scale = np.maximum(variances, 0.5 * np.median(variances) + _TINY)  # one class, one value: no variance
 
     def total(self, members: Mask) -> Statistics:
-        return Statistics.total((self.fits[k] for k in np.flatnonzero(members)), *self.fits[0].b.shape)
+        return Statistics.total((self.fits[int(k)] for k in np.flatnonzero(members)), *self.fits[0].b.shape)
 
     def residuals(self, sums: Sequence[Statistics]) -> Float:
         """Of every voter in the head of each sum, (voters, sums)."""
@@ -169,12 +169,12 @@ def _judge(court: _Court, members: Mask, cut: float) -> Mask:
     members = members.copy()
     residuals = court.residuals([court.total(members)])[:, 0]
     bar = max(_EXPLAINED, 1.25 * float(np.median(residuals[members[court.voters]])))  # where nothing explains anybody
-    for k in sorted(np.flatnonzero(members), key=lambda k: -court.own(residuals, k)):
-        if members.sum() > court.least and court.own(court.residuals([court.total(members)])[:, 0], k) > bar:
+    for k in sorted(np.flatnonzero(members), key=lambda k: -court.own(residuals, int(k))):
+        if members.sum() > court.least and court.own(court.residuals([court.total(members)])[:, 0], int(k)) > bar:
             members[k] = False
     for _ in range(2):  # who comes back may explain another
         residuals = court.residuals([court.total(members)])[:, 0]
-        for k in sorted(np.flatnonzero(~members), key=lambda k: court.own(residuals, k)):
+        for k in sorted(np.flatnonzero(~members), key=lambda k: court.own(residuals, int(k))):
             members[k] = _welcome(court, members, int(k), bar, cut)
     return members
 

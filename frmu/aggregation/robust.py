@@ -19,10 +19,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from frmu.errors import ConfigError
-from frmu.learning.solve import solve
+from frmu.learning.solve import shrinkage, solve
 from frmu.types import Float, Statistics
 
 __all__ = [
@@ -33,6 +32,7 @@ __all__ = [
     "gradient_cosine",
     "krum",
     "most_bad",
+    "rivals",
     "trimmed_mean",
     "weighted",
 ]
@@ -117,9 +117,9 @@ def by_gradients(fits: Sequence[Statistics], rules: Sequence[Rule], ridge: float
     """One head (d, outputs) a rule, made by `ROUNDS` damped Newton steps on the clients' mean gradients."""
     n = sum(fit.n for fit in fits)
     G = np.asarray(sum(fit.G for fit in fits) / n)
+    shrink = shrinkage(np.diagonal(G), ridge)[:, None]
     inverse = solve(G, np.eye(len(G)), ridge)
-    shrink = np.linalg.inv(inverse) - G  # what `solve` adds to the diagonal
-    return [_descend(fits, rule, inverse, np.diagonal(shrink)[:, None]) for rule in rules]
+    return [_descend(fits, rule, inverse, shrink) for rule in rules]
 
 
 def _descend(fits: Sequence[Statistics], rule: Rule, inverse: Float, shrink: Float) -> Float:

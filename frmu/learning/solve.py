@@ -13,7 +13,7 @@ from scipy.linalg.lapack import dposv
 from frmu.errors import FrmuError
 from frmu.types import Float
 
-__all__ = ["solve"]
+__all__ = ["shrinkage", "solve"]
 
 FLOOR = 1e-6
 
@@ -27,9 +27,7 @@ def solve(H: Float, B: Float, ridge: float) -> Float:
     """
     A = H.copy()
     diagonal = np.einsum("ii->i", A)
-    shrink = ridge * diagonal + FLOOR
-    shrink[-1] = FLOOR
-    diagonal += shrink
+    diagonal += shrinkage(diagonal, ridge)
     # A is symmetric, so its C order read as Fortran's is itself: no copy is made.
     _, W, info = dposv(A.T, np.asfortranarray(B), lower=0, overwrite_a=1)
     if info > 0:
@@ -43,3 +41,14 @@ def solve(H: Float, B: Float, ridge: float) -> Float:
             "size, and give the target in a smaller unit"
         )
     return np.ascontiguousarray(W)
+
+
+def shrinkage(diagonal: Float, ridge: float) -> Float:
+    """What `solve` adds to the diagonal (d,) of H.
+
+    >>> shrinkage(np.array([2.0, 2.0]), ridge=0.5).round(3).tolist()
+    [1.0, 0.0]
+    """
+    shrink = ridge * diagonal + FLOOR
+    shrink[-1] = FLOOR
+    return np.asarray(shrink, dtype=np.float64)
