@@ -35,6 +35,7 @@ _TINY = 1e-12
 _HALF = 0.5  # the residual at which a client counts half of the most it can
 _EXPLAINED = 1.0  # the residual of a client's own mean
 _SWEEPS = 6
+_SOLE = 0.1  # what counts of a client that is not trusted and alone holds records of some class
 
 Mask = NDArray[np.bool_]
 
@@ -43,7 +44,7 @@ Mask = NDArray[np.bool_]
 class Attention:
     """What the server thinks of its clients: scores (clients,) and weights (clients,) of mean 1.
 
-    A score above zero: the trusted others lose without it. A weight of zero: not trusted.
+    A score above zero: the trusted others lose without it. A weight of zero, or a small one: not trusted.
     """
 
     scores: Float
@@ -51,7 +52,7 @@ class Attention:
 
 
 def attend(fits: Sequence[Statistics], validations: Sequence[Statistics], ridge: float, cut: float) -> Attention:
-    """Search the trusted clients, and weigh them alike.
+    """Search the trusted clients, and weigh them alike; of the others, only who alone holds some class counts a little.
 
     `fits` are the clients' weighted sums, `validations` those of their validation records, in the same order. `cut` is
     in units of a client's fair share, 1 / clients: the more clients there are, the less any one of them can do. Clients
@@ -62,7 +63,8 @@ def attend(fits: Sequence[Statistics], validations: Sequence[Statistics], ridge:
         return Attention(np.zeros(len(fits)), np.ones(len(fits)))
     court = _Court(fits, [validations[k] for k in voters], np.array(voters), ridge)
     trusted = _judge(court, _search(court), cut)
-    return Attention(court.scores(trusted), np.asarray(trusted / trusted.mean(), dtype=np.float64))
+    raw = np.where(trusted, 1.0, np.where(_alone(fits, trusted), _SOLE, 0.0))
+    return Attention(court.scores(trusted), np.asarray(raw / raw.mean(), dtype=np.float64))
 
 
 class _Court:
@@ -101,6 +103,18 @@ class _Court:
             here, flipped = (float(found[others, at].sum()) + _TINY for at in (0, k + 1))
             scores[k] = flipped / here - 1.0 if trusted[k] else here / flipped - 1.0
         return scores
+
+
+def _alone(fits: Sequence[Statistics], trusted: Mask) -> Mask:
+    """Who holds records of a class that no trusted client holds, (clients,); nobody in a regression.
+
+    The trusted cannot contradict it there, and a small weight is enough to be heard where nobody else speaks.
+    """
+    if fits[0].b.shape[1] == 1:
+        return np.zeros(len(fits), dtype=bool)
+    # The last feature is the bias, so the last row of b is the sum of the targets, -1 or +1 a class; halves are clear.
+    held = np.stack([fit.b[-1] + fit.G[-1, -1] for fit in fits]) > 1.0  # (clients, outputs)
+    return np.asarray(np.any(held & ~np.any(held[trusted], axis=0), axis=1), dtype=np.bool_)
 
 
 def _variance(vote: Statistics) -> float:

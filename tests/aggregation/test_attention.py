@@ -13,7 +13,7 @@ Parts = tuple[list[Statistics], list[Statistics]]
 
 
 def federation(seed: int, shifted: bool, bad: set[int], gain: float | None = None) -> Parts:
-    """Ten clients of one relation, each on a region of its own where shifted; bad ones shuffle, or have a wrong gain."""
+    """Ten clients of one relation, each on a region of its own where shifted; bad ones shuffle, or a gain."""
     rng = np.random.default_rng(seed)
     w = rng.normal(size=6)
     fits, validations = [], []
@@ -71,3 +71,19 @@ def test_nobody_votes_alone() -> None:
         assert attend(fits[:some], validations[:some], 1e-3, 1.0).weights.tolist() == [1.0] * some
     assert not attend(fits, [Statistics.zero(6, 1)] * 10, 1e-3, 1.0).scores.any()
     assert len(attend([], [], 1e-3, 1.0).weights) == 0
+
+
+def test_who_alone_holds_a_class_is_heard_a_little_though_not_trusted() -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(3, 8)) * 4
+    fits, validations = [], []
+    for client in range(7):
+        y = rng.integers(0, 2, 300) if client else np.full(300, 2)
+        X = np.concatenate([centres[y] + rng.normal(size=(300, 8)), np.ones((300, 1))], axis=1)
+        said = rng.permutation(np.repeat([0, 2], 150)) if client == 0 else y  # half of what it says is wrong
+        Y = np.where(said[:, None] == np.arange(3), 1.0, -1.0)
+        fits.append(statistics_of(X[:200], Y[:200]))
+        validations.append(statistics_of(X[200:], Y[200:]))
+    weights = attend(fits, validations, 1e-3, 1.0).weights
+    assert 0.0 < weights[0] < 0.2 < weights[1:].min()
+    assert weights.mean() == pytest.approx(1.0)
