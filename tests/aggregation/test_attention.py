@@ -13,7 +13,7 @@ Parts = tuple[list[Statistics], list[Statistics]]
 
 
 def federation(seed: int, shifted: bool, bad: set[int], gain: float | None = None) -> Parts:
-    """Ten clients of one relation, each on a region of its own where shifted; bad ones shuffle, or a gain."""
+    """Ten clients of one relation, each on a region of its own where shifted; bad ones shuffle, or have one gain."""
     rng = np.random.default_rng(seed)
     w = rng.normal(size=6)
     fits, validations = [], []
