@@ -296,9 +296,13 @@ class Policy(_Table):
 
 
 class Attention(_Table):
-    """`[attention]`: how the server weighs clients; `cut` and `temperature` are in fair shares, 1 / clients."""
+    """`[attention]`: how the server weighs clients; `cut` and `temperature` are in fair shares, 1 / clients.
 
-    rule: Literal["counterfactual", "size"] = "counterfactual"
+    "counterfactual" takes weight from a client without which the others gain, "trusted" searches for a majority that
+    explains itself, which finds many bad clients that mask each other and takes longer, "size" is n_k / N.
+    """
+
+    rule: Literal["counterfactual", "trusted", "size"] = "counterfactual"
     cut: float = Field(default=0.5, ge=0)
     temperature: float = Field(default=0.5, gt=0)
 

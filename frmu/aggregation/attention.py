@@ -15,7 +15,7 @@ import numpy as np
 from frmu.learning.solve import solve
 from frmu.types import Float, Statistics
 
-__all__ = ["attend", "counterfactual"]
+__all__ = ["attend", "counterfactual", "losses"]
 
 _TINY = 1e-12
 
@@ -32,12 +32,12 @@ def counterfactual(fits: Sequence[Statistics], validations: Sequence[Statistics]
     total = Statistics.total(fits, *fits[0].b.shape)
     H, B = total.G, total.b
     heads = [solve(H, B, ridge)] + [solve(H - fit.G, B - fit.b, ridge) for fit in fits]
-    losses = np.stack([_losses(heads, voter) for voter in voters])  # (voters, 1 + clients)
-    change = losses[:, 1:] / (losses[:, :1] + _TINY) - 1.0
+    lost = np.stack([losses(heads, voter) for voter in voters])  # (voters, 1 + clients)
+    change = lost[:, 1:] / (lost[:, :1] + _TINY) - 1.0
     return np.asarray(np.median(change, axis=0), dtype=np.float64)
 
 
-def _losses(heads: Sequence[Float], s: Statistics) -> Float:
+def losses(heads: Sequence[Float], s: Statistics) -> Float:
     """The loss of many heads on one set of records, in one product, (heads,)."""
     outputs = heads[0].shape[1]
     W = np.concatenate(heads, axis=1)  # (d, heads * outputs)

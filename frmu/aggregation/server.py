@@ -15,6 +15,7 @@ import numpy as np
 
 from frmu.aggregation.attention import attend, counterfactual
 from frmu.aggregation.checkpoint import save_state
+from frmu.aggregation.trust import trust
 from frmu.config import Config
 from frmu.federation import Payload
 from frmu.learning.encoders import width
@@ -147,5 +148,9 @@ class Aggregate:
         attention = self.config.attention
         if attention.rule == "size" or not fits:
             return np.zeros(len(fits)), np.ones(len(fits))
-        scores = counterfactual(fits, validations, self.config.model.ridge)
+        ridge = self.config.model.ridge
+        if attention.rule == "trusted":
+            found = trust(fits, validations, ridge, 2.0 * attention.cut)
+            return found.scores, found.weights
+        scores = counterfactual(fits, validations, ridge)
         return scores, attend(scores, attention.cut, attention.temperature)

@@ -295,3 +295,46 @@ def _same_digest(runs: list[dict[str, Any]], row: str) -> str:
         return "-"
     same = sum(run["digests"][row] == run["digests"]["retrained"] for run in runs)
     return f"{same} of {len(runs)}"
+
+
+@command(bench, "attention")
+@click.option(
+    "--set", "sets", type=click.Choice(["mnist, even", "mnist, two classes", "parking", "air"]), multiple=True,
+    help="May be given several times; all by default.",
+)  # fmt: skip
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--jobs", type=click.IntRange(1), help="Processes; as many as there are cores by default.")
+@_cache
+@json_option
+def bench_attention(sets: tuple[str, ...], seeds: int, jobs: int | None, cache: Path, as_json: bool) -> int:
+    """Give some clients bad labels or faulty sensors; compare attention with robust aggregation and an oracle."""
+    from frmu.bench.attention import SETS
+    from frmu.bench.attention import bench_attention as measure
+
+    result = measure(sets or SETS, cache, seeds, jobs)
+    show(as_json, result, _tell_attention)
+    return 0 if result["passed"] else 1
+
+
+def _tell_attention(result: dict[str, Any]) -> None:
+    for name, case in result["cases"].items():
+        digits = 1 if case["measure"] == "accuracy %" else 4
+        rows = [
+            [
+                row,
+                f"{found['mean']:.{digits}f} ± {found['std']:.{digits}f}",
+                f"{found['ahead_mean']:+.2f} ± {found['ahead_std']:.2f}",
+                found["variant"].removeprefix(row).strip(" ()"),
+            ]
+            for row, found in case["rows"].items()
+        ]
+        table(
+            f"{name}; {case['clients']} clients, {result['seeds']} seeds",
+            ["aggregation", case["measure"], "ours is ahead by %", "best of its variants"],
+            rows,
+        )
+        say(*(f"{'met   ' if met else 'MISSED'}  {bar}" for bar, met in case["bars"].items()))
+        if case["oracle_below_mean"]:
+            say("the oracle is below the mean here: bad clients hold what nobody else does")
+        say("")
+    say(f"{result['wall_seconds']:.0f} s")

@@ -15,7 +15,7 @@ from scipy.linalg.lapack import dposv, dpotrf, dpotrs
 from frmu.errors import FrmuError
 from frmu.types import Float
 
-__all__ = ["Factor", "factorise", "regularised", "solve"]
+__all__ = ["Factor", "factorise", "regularised", "shrinkage", "solve"]
 
 FLOOR = 1e-6
 
@@ -28,10 +28,19 @@ def regularised(H: Float, ridge: float) -> Float:
     """
     A = H.copy()
     diagonal = np.einsum("ii->i", A)
+    diagonal += shrinkage(diagonal, ridge)
+    return A
+
+
+def shrinkage(diagonal: Float, ridge: float) -> Float:
+    """What is added to the diagonal (d,) of H.
+
+    >>> shrinkage(np.array([2.0, 2.0]), ridge=0.5).round(3).tolist()
+    [1.0, 0.0]
+    """
     shrink = ridge * diagonal + FLOOR
     shrink[-1] = FLOOR
-    diagonal += shrink
-    return A
+    return np.asarray(shrink, dtype=np.float64)
 
 
 def solve(H: Float, B: Float, ridge: float) -> Float:
