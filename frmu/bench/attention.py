@@ -44,7 +44,7 @@ from frmu.types import Float, Statistics
 
 __all__ = ["FAULTS", "MEAN", "ORACLE", "OURS", "SETS", "Part", "Sites", "bench_attention", "measure", "split_images"]
 
-MEAN, COSINE, SIMPLE = "mean n_k/N", "softmax of gradient cosine", "counterfactual (default)"
+MEAN, COSINE, SIMPLE = "mean n_k/N", "softmax of gradient cosine", "counterfactual"
 OURS, ORACLE = "trusted (ours)", "oracle"
 SETS = ("mnist, even", "mnist, two classes", "parking", "air")
 FAULTS = {

@@ -28,7 +28,7 @@ from frmu.bench.lessons import SEEN, TAUGHT
 from frmu.bench.sources import cached
 from frmu.client.client import Client
 from frmu.client.work import Commit, Import, Packed, Play
-from frmu.config import Config, load
+from frmu.config import Config, Policy, load
 from frmu.data.source import survey
 from frmu.influence.disturbance import KINDS
 from frmu.influence.network import Network, read_policy, shipped
@@ -244,7 +244,7 @@ def _guided(network: Network, account: Account, first: Look, case: Case, rng: np
 
 
 def _applied(network: Network, account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
-    decision = decide(case.task, network, "policy", 0.01, STEPS, 64)
+    decision = decide(case.task, network, "policy", 0.01, STEPS, Policy().budget)
     account.refits += decision.refits - 1
     return decision.influence
 
