@@ -24,6 +24,7 @@ __all__ = ["Decision", "Guided", "decide", "follow", "guided", "rules"]
 
 _RESIDUAL, _GAIN = (FEATURES.index(name) for name in ("residual", "gain"))
 SEARCH = 20  # refits of one search on validation
+NEARLY = 0.05  # this near to forgotten or kept is forgotten or kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +115,30 @@ def decide(task: Task, network: Network | None, selector: str, margin: float, st
     proposals = {"keep": kept}
     pool = task.keep / len(task)
     if network is not None and selector == "policy":
-        reserved = Account(task, Budget(max(0, budget - 4)))
+        reserved = Account(
+            task, Budget(max(0, budget - 5))
+        )  # the rest is for keeping all, for what is settled, for rules
         found = guided(network, reserved, first, steps)
-        proposals["policy"], pool = found.fit, found.pool
         account.refits += reserved.refits
+        settled = _settled(found.fit.influence, task.by_itself)
+        proposals["policy"], pool = _fitted(account, settled, [kept, found.fit]), found.pool
     for name, influence in rules(first.rows).items():
         proposals[name] = _fitted(account, influence, list(proposals.values()))
     losses = {name: proposal.loss for name, proposal in proposals.items()}
     chosen = _guard(losses, margin)
     return Decision(proposals[chosen].influence, chosen, losses, first.rows, pool, account.refits)
+
+
+def _settled(influence: Float, by_itself: bool) -> Float:
+    """Influences (K,) where almost all is all and almost nothing is nothing: so a slice can be said to be forgotten.
+
+    A client by itself has nothing but its slices: there what counts little may still count together.
+
+    >>> _settled(np.array([0.99, 0.4, 0.02]), by_itself=False)
+    array([1. , 0.4, 0. ])
+    """
+    whole = np.where(influence >= 1.0 - NEARLY, 1.0, influence)
+    return whole if by_itself else np.where(whole <= NEARLY, 0.0, whole)
 
 
 def _fitted(account: Account, influence: Float, known: Sequence[Fit]) -> Fit:
