@@ -21,11 +21,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
 
 from frmu.influence.task import Task, weighted
 from frmu.learning.modality import attenuated
-from frmu.learning.solve import regularised, solve
+from frmu.learning.solve import Factor, factorise, regularised, solve
 from frmu.learning.statistics import loss
 from frmu.types import Float, Statistics
 
@@ -157,19 +156,17 @@ def _changes(view: _View) -> Float:
 
     rest = np.stack([(keep - i) * part.b for part, i in zip(parts, view.influence, strict=True)])  # dB
     rest -= times(np.broadcast_to(view.W, rest.shape))
-    delta = _conjugate(regularised(view.H, task.ridge), times, rest)
+    delta = _conjugate(regularised(view.H, task.ridge), factorise(view.H, task.ridge), times, rest)
     slope = 2.0 * (task.validation.G @ view.W - task.validation.b)
     return np.asarray(np.sum(delta * (task.validation.G @ delta + slope), axis=(2, 3)) / task.validation.n)
 
 
-def _conjugate(A: Float, times: Callable[[Float], Float], R: Float) -> Float:
+def _conjugate(A: Float, factor: Factor, times: Callable[[Float], Float], R: Float) -> Float:
     """(A + dA)^-1 R for many dA at once, (K, M + 1, d, outputs), by conjugate gradients from A^-1."""
-    factor = cho_factor(A, lower=True, check_finite=False)
 
     def near(X: Float) -> Float:
         flat = np.ascontiguousarray(np.moveaxis(X, 2, 0)).reshape(len(A), -1)
-        solved = cho_solve(factor, flat, check_finite=False, overwrite_b=True)
-        return np.moveaxis(solved.reshape(len(A), *X.shape[:2], X.shape[3]), 0, 2)
+        return np.moveaxis(factor(flat).reshape(len(A), *X.shape[:2], X.shape[3]), 0, 2)
 
     def dot(X: Float, Y: Float) -> Float:
         return np.asarray(np.sum(X * Y, axis=2, keepdims=True))
