@@ -38,7 +38,7 @@ def kept(config: Config, address: str | None) -> AbstractContextManager[None]:
     named = address if address is not None else config.ray.address
     if named == "local":
         return nullcontext()
-    from frmu.runtime.remote import cluster
+    from frmu.runtime.connect import cluster
 
     return cluster(named)
 

@@ -129,7 +129,8 @@ class Workplace:
         """Another federation, over the shards in another folder, where this one runs: in process or on Ray."""
         if self.address == "local":
             return LocalFederation(self.config, clients, folder)
-        from frmu.runtime.remote import RayFederation, cluster
+        from frmu.runtime.connect import cluster
+        from frmu.runtime.remote import RayFederation
 
         self._stack.enter_context(cluster(self.address))
         return RayFederation(self.config, clients, folder)

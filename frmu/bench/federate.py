@@ -53,7 +53,7 @@ def bench_federate(
     The first `sites` of each set train; `difference` is federated less shared, paired by seed. `start` is the gain of
     the policy that both began with, or none from `scratch`.
     """
-    from frmu.runtime.remote import cluster
+    from frmu.runtime.connect import cluster
 
     configs = {name: load(cached(name, cache) / "config.toml") for name in (*sets, UNSEEN)}
     runs: list[dict[str, Any]] = []

@@ -29,7 +29,7 @@ SETTINGS = Settings(rounds=6, epsilon=0.0, seed=2)
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_is_up() -> Iterator[None]:
-    from frmu.runtime.remote import cluster
+    from frmu.runtime.connect import cluster
 
     with cluster(None):
         yield

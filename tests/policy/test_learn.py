@@ -27,7 +27,7 @@ from frmu.types import Selection
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_is_up() -> Iterator[None]:
-    from frmu.runtime.remote import cluster
+    from frmu.runtime.connect import cluster
 
     with cluster(None):
         yield
