@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 from frmu.config import Config
 from frmu.data.shard import clients_in, strays, sweep
-from frmu.data.source import survey
+from frmu.data.source import files_of, survey
 from frmu.data.tombstones import purge_files
 from frmu.errors import ConfigError, DataError
 
-__all__ = ["Drop", "Errand", "Holdings", "Look", "Place", "Rewrite", "Tidy", "copy_of", "homes", "places"]
+__all__ = ["Changes", "Drop", "Errand", "Holdings", "Look", "Place", "Rewrite", "Tidy", "copy_of", "homes", "places"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,16 @@ class Look:
         if missing := sorted(set(place.clients or ()) - set(rows)):
             raise DataError(f'{place.config.source}: site "{place.site}" has no record of its client "{missing[0]}"')
         return Holdings(rows, held, stray)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What tells one state of the user's files from another, without opening one: names, times, sizes."""
+
+    def perform(self, place: Place) -> list[tuple[str, int, int, int]]:
+        """One entry a file."""
+        stats = [(file, Path(file).stat()) for file in files_of(place.config)]
+        return [(file, stat.st_mtime_ns, stat.st_size, stat.st_ino) for file, stat in stats]
 
 
 def _mine(place: Place, client: str) -> bool:

@@ -129,7 +129,7 @@ class RayFederation:
         new = {client: place for client, place in homes.items() if client not in set(self.clients)}
         if not new:
             return
-        process = _measure(self._server, self._rules.deadline) if len(new) > FEW else PROCESS
+        process = _measure(self._server, self._placement.start) if len(new) > FEW else PROCESS
         taken = sum(host.memory for plan in self.plans for host in plan.hosts)
         plan = plan_on(new, rows, self._placement.clients_per_actor, self._placement.memory, process, taken)
         self.plans.append(plan)
@@ -146,7 +146,7 @@ class RayFederation:
             lanes = [self._lane(host) for host in hosts[at : at + wave]]
             hellos = [lane.actor.hello.remote() for lane in lanes if not lane.absent]
             if hellos:
-                ray.wait(hellos, num_returns=len(hellos), timeout=self._rules.deadline)
+                ray.wait(hellos, num_returns=len(hellos), timeout=self._placement.start)
             self._lanes += lanes
 
     def _lane(self, host: HostPlan) -> Lane:
