@@ -91,6 +91,7 @@ class Experiment(Workplace):
             "bytes_up": federation.traffic.up - before[0],
             "bytes_down": federation.traffic.down - before[1],
             "clients": len(done.state.clients),
+            "summed": len(done.fitted),
             "away": dict(sorted(federation.away.items())),
             "records": sum(client.records for client in done.state.clients),
             **taken,

@@ -198,7 +198,7 @@ class _Drain:
             "bytes": moved,
             "requests_in_batch": len(batch.ids),
             "evidence": verdict.evidence() | {"policies_retired": retired, "policy": state.policy},
-            "not_covered": _COVER if sources is not None else (_SOURCE, *_COVER),
+            "not_covered": _not_covered(x, sources is not None),
             "closed": x.ledger.now().isoformat(timespec="seconds"),
         }
         receipts = [
@@ -280,6 +280,14 @@ class _Drain:
         self.run.json([_open_part(receipt) for receipt in summary["receipts"]], "receipts.json")
         if done is not None:
             self.x.log_round(self.run, done)
+
+
+def _not_covered(x: Workplace, rewritten: bool) -> tuple[str, ...]:
+    """What the receipt does not speak of."""
+    orphan = f"sums in the memory of a server that a killed job left on the cluster at {x.orphan} (stop it there)"
+    left = "the shards of clients that have left, at sites that are away (they are removed when these are back)"
+    away = bool(x.left(x.store.homes()) and x.left(x.look().away))
+    return (*((_SOURCE,) * (not rewritten)), *((orphan,) * bool(x.orphan)), *((left,) * away), *_COVER)
 
 
 def _open_part(receipt: Mapping[str, Any]) -> dict[str, Any]:

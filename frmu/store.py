@@ -31,7 +31,7 @@ __all__ = ["Anchor", "Store"]
 
 _OURS = {
     "shards", "policies", "mlartifacts", "scratch", "state.safetensors", "training.safetensors", "key", "anchor",
-    ".lock", FENCE, "homes.json",
+    ".lock", FENCE, "homes.json", "server",
 }  # fmt: skip
 _DATABASES = ("ledger.db", "mlflow.db")
 
@@ -119,6 +119,19 @@ class Store:
         path = self.folder / FENCE
         last = int(path.read_text(encoding="ascii") or 0) if path.exists() else 0
         return max(last + 1, time.time_ns())
+
+    def orphan(self) -> str:
+        """The cluster on which a job that was killed left its server; empty where none did."""
+        path = self.folder / "server"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def note_server(self, address: str) -> None:
+        """Remember that a server of ours is on a cluster that outlives us; an empty address: that it is no more."""
+        path = self.folder / "server"
+        if address:
+            path.write_text(address, encoding="utf-8")
+        else:
+            path.unlink(missing_ok=True)
 
     def homes(self) -> dict[str, str]:
         """The site of every client, as it was last seen: where somebody who is away would be."""

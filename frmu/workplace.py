@@ -95,6 +95,7 @@ class Workplace:
             self._drop_anchor()
             stack.callback(self._drop_anchor)
             self._fence = self.store.next_fence()
+            self.orphan = self.store.orphan()  # a cluster where a killed job left its server, until we are there
             sweep(self.store.policies)
             self.config = settled(self.declared, self.store.state)  # again: now nobody else trains
             self.method = analytic(self.config)
@@ -135,9 +136,7 @@ class Workplace:
         if moved.fingerprint() == self.config.fingerprint():
             return
         self.config, self.method = moved, analytic(moved)
-        if self._federation is not None:
-            self._federation.close()
-            self._federation = None
+        self._close()
 
     # -- who is where -----------------------------------------------------------------------------------------
 
@@ -215,10 +214,18 @@ class Workplace:
         """The live federation, which takes in clients that are new; nobody is away of it at first."""
         if self._federation is None:
             self._federation = self._start(homes, rows or {}, f"server-{self._home}")
-            self._stack.callback(self._federation.close)
+            self._stack.callback(self._close)
         self._federation.admit(homes, rows or {})
         self._federation.away.clear()
         return self._federation
+
+    def _close(self) -> None:
+        """End the live federation, and its server with it."""
+        if self._federation is not None:
+            self._federation.close()
+            self._federation = None
+            if not self.orphan:
+                self.store.note_server("")
 
     def _start(self, homes: Mapping[str, Place], rows: Mapping[str, int], name: str | None = None) -> Federation:
         """A federation; on a cluster that goes on without us, one of a name has a server that does so too."""
@@ -227,7 +234,12 @@ class Workplace:
         from frmu.runtime.remote import RayFederation
 
         self.connect()
-        return RayFederation(self.config, homes, rows, name, self._fence)
+        federation = RayFederation(self.config, homes, rows, name, self._fence)
+        if name is not None:
+            self.orphan = "" if self.orphan == federation.outlives else self.orphan
+            if federation.outlives and not self.orphan:
+                self.store.note_server(federation.outlives)
+        return federation
 
     def over_copies(self, copy: str, clients: Sequence[str], config: Config | None = None) -> Federation:
         """A federation over copies of shards that an audit made, where this one runs; whoever asks closes it."""
@@ -251,7 +263,8 @@ class Workplace:
         """
         sight = self.look()
         away = self.ledger.away(self.state().digest) if self.store.state.exists() else frozenset()
-        out = self.left(sight.held) | {client for client in sight.held if self.ledger.owner(client) in away}
+        everybody = {*sight.held, *sight.away}
+        out = self.left(everybody) | {client for client in everybody if self.ledger.owner(client) in away}
         at = {name: self._as(sight.homes[name], config) for name in sight.held if name not in out}
         if sight.away and (missing := {name: why for name, why in sight.away.items() if name not in out}):
             raise ClientsAwayError.of(missing)

@@ -95,8 +95,8 @@ class RayFederation:
 
     `homes` says where each client's shard lies, `rows` how many records it has, as far as is known. With a `name` the
     server outlives a driver that was killed, on a cluster that does: the next federation of that name takes it over.
-    A `fence` keeps hosts of an earlier job from writing shards. Handles pickle, so a remote env runner can drive the
-    same clients.
+    `outlives` is the address of such a cluster, else empty. A `fence` keeps hosts of an earlier job from writing
+    shards. Handles pickle, so a remote env runner can drive the same clients.
     """
 
     def __init__(
@@ -114,6 +114,7 @@ class RayFederation:
         self._lanes: list[Lane] = []
         self._born: str | None = None
         self._server = _server_actor(name)
+        self.outlives = "" if name is None or _ours() else _address()
         self.admit(homes, rows or {})
 
     @property
@@ -232,6 +233,12 @@ def _server_actor(name: str | None) -> Any:
     return ray.remote(_ServerActor).options(**options).remote()
 
 
+def _address() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
 def _ours() -> bool:
     """Whether this program started the Ray that it is connected to, which then ends with it."""
     import ray
@@ -325,24 +332,40 @@ def visit(
     _await_labels({place.label for place in places if place.label}, patience)
     away = {place.site: reason for place in places if (reason := absent(place.label))}
     task = ray.remote(_errand)
-    refs = {
-        place.site: task.options(
-            **_LIGHT, max_retries=3, **({"label_selector": {LABEL: place.label}} if place.label else {})
-        ).remote(errand, place)
-        for place in places
-        if place.site not in away
-    }
-    done = {}
-    for site, ref in refs.items():
-        try:
-            done[site] = ray.get(ref, timeout=deadline)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, FrmuError):
-                raise error.cause from None
-            raise
-        except ray.exceptions.RayError as error:
-            away[site] = f"its node did not answer ({type(error).__name__}); see `ray status`"
+    refs = {}
+    for place in places:
+        if place.site not in away:
+            where = {"label_selector": {LABEL: place.label}} if place.label else {}
+            refs[task.options(**_LIGHT, max_retries=3, **where).remote(errand, place)] = place
+    done: dict[str, Any] = {}
+    gone: dict[str, float] = {}  # since when the node of a site is not there
+    end = time.monotonic() + deadline
+    while refs and time.monotonic() < end:
+        for ref in ray.wait(list(refs), num_returns=1, timeout=1.0)[0]:
+            _took(ref, refs.pop(ref).site, done, away)
+        for ref, place in list(refs.items()):
+            reason = absent(place.label)
+            if not reason:
+                gone.pop(place.site, None)
+            elif time.monotonic() > gone.setdefault(place.site, time.monotonic()) + patience:
+                away[place.site] = reason
+                del refs[ref]
+    away |= {place.site: f"its node did not answer in {deadline:g} s; see `ray status`" for place in refs.values()}
     return done, away
+
+
+def _took(ref: Any, site: str, done: dict[str, Any], away: dict[str, str]) -> None:
+    """What came back from a site; an error of ours is raised as it was."""
+    import ray
+
+    try:
+        done[site] = ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, FrmuError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        away[site] = f"its node did not answer ({type(error).__name__}); see `ray status`"
 
 
 def _errand(errand: Errand, place: Place) -> Any:
