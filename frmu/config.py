@@ -312,13 +312,15 @@ class Placement(_Table):
 
     `clients_per_actor` "auto" follows from the memory that a host was measured to take. `memory` is the share of a
     node's memory that hosts may fill. A process is given `start` seconds to start. A host that no node can take is
-    waited for `patience` seconds: an autoscaler may bring one.
+    waited for `patience` seconds: an autoscaler may bring one. With `elastic` the autoscaler is asked for all that the
+    plan needs, and nothing is refused for want of memory.
     """
 
     clients_per_actor: int | Literal["auto"] = "auto"
     memory: float = Field(default=0.7, gt=0, le=1)
     start: float = Field(default=120.0, gt=0)
     patience: float = Field(default=30.0, ge=0)
+    elastic: bool = False
 
     @field_validator("clients_per_actor")
     @classmethod

@@ -20,7 +20,7 @@ from frmu.config import Config, load
 from frmu.ledger.ledger import Ledger
 from frmu.types import Selection
 
-__all__ = ["bench_drain"]
+__all__ = ["bench_drain", "federation_of_homes"]
 
 CONFIG = """
 [data]
@@ -59,7 +59,7 @@ clients_per_actor = PACK
 def bench_drain(clients: int, requests: int, repeats: int, address: str | None) -> dict[str, Any]:
     """Drain single requests, then one batch of many; every receipt must be L5."""
     with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
-        config, persons = _federation(Path(folder), clients, repeats + requests + 1)
+        config, persons = federation_of_homes(Path(folder), clients, repeats + requests + 1)
         with api.Experiment(config, address) as experiment:
             trained = experiment.train()
             asked = iter(persons)
@@ -99,7 +99,7 @@ def _ask(ledger: Ledger, persons: list[str]) -> None:
         ledger.receive(Selection("subject", subject=person), "bench")
 
 
-def _federation(folder: Path, clients: int, least: int) -> tuple[Config, list[str]]:
+def federation_of_homes(folder: Path, clients: int, least: int) -> tuple[Config, list[str]]:
     """Homes with two records a day from January to July; a person has ten records in a few homes."""
     rng = np.random.default_rng(0)
     ts = pd.date_range("2025-01-01", "2025-07-31", freq="12h").astype("datetime64[us]")

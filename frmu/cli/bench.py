@@ -157,6 +157,30 @@ def bench_erasure(data: str, seeds: int, cache: Path, as_json: bool) -> int:
     return 0 if result["equal"] else 1
 
 
+@command(bench, "recovery")
+@click.option("--clients", type=click.IntRange(1, 32), default=8, show_default=True)
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
+@address_option
+@json_option
+def bench_recovery(clients: int, repeats: int, address: str | None, as_json: bool) -> int:
+    """Time until a federation is whole again: a host killed, the server killed, a client joined."""
+    from frmu.bench.recovery import bench_recovery as measure
+
+    result = measure(clients, repeats, address)
+    show(as_json, result, _tell_recovery)
+    return 0 if result["equal"] else 1
+
+
+def _tell_recovery(result: dict[str, Any]) -> None:
+    rows = [
+        ["a host killed: all clients have answered", *(f"{result['host'][name]:.2f}" for name in ("median", "worst"))],
+        ["the server killed: the next state", *(f"{result['server'][name]:.2f}" for name in ("median", "worst"))],
+        ["a client joined: the state with it", f"{result['joined']['seconds']:.2f}", ""],
+    ]
+    table(f"{result['clients']} clients on Ray, seconds", ["", "median", "worst"], rows)
+    say("every state is that of the undisturbed federation" if result["equal"] else "A STATE DIFFERS")
+
+
 @command(bench, "drain")
 @click.option("--clients", type=click.IntRange(2), default=100, show_default=True)
 @click.option("--requests", type=click.IntRange(1), default=1000, show_default=True, help="In one batch.")

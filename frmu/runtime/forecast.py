@@ -25,7 +25,6 @@ def forecast(config: Config, address: str | None = None) -> dict[str, Any]:
         else:
             found, away = {"": Look(True).perform(at[0])}, {}
         rows = {client: number for holdings in found.values() for client, number in holdings.rows.items()}
-        placement = config.placement
         by = {client: place for client, place in homes(found, at).items() if client in rows}
-        plan = plan_on(by, rows, placement.clients_per_actor, placement.memory, measured())
+        plan = plan_on(by, rows, config.placement, measured())
     return plan.to_json() | {"away": away}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from frmu.client.client import BLOCK
-from frmu.config import CALENDAR, Config
+from frmu.config import CALENDAR, Config, Placement
 from frmu.data.place import Place
 from frmu.errors import FederationError
 from frmu.learning.encoders import width
@@ -94,14 +94,14 @@ def need_of(config: Config, rows: int) -> int:
 def plan_for(
     homes: Mapping[str, Place],
     rows: Mapping[str, int],
-    per_actor: int | Literal["auto"],
+    placement: Placement,
     process: int,
     nodes: Iterable[Node],
-    share: float,
 ) -> Plan:
     """The hosts for clients at their places, `process` being the bytes of an empty one.
 
-    Raises `FederationError` where the nodes that may take them have less memory than that takes.
+    Raises `FederationError` where the nodes that may take them have less memory than that takes, unless they may
+    become more.
     """
     offers = list(nodes)
     by: dict[str, list[str]] = {}
@@ -113,9 +113,10 @@ def plan_for(
     for site, names in sorted(by.items()):
         place = place_of[site]
         fitting = [node for node in offers if place.label in (None, node.label)]
-        offered = int(share * sum(node.memory for node in fitting))
-        hosts += _at(place, names, rows, per_actor, process, offered if fitting else None)
-    return Plan(tuple(hosts), process, int(share * sum(node.memory for node in offers)))
+        offered = int(placement.memory * sum(node.memory for node in fitting))
+        bounded = fitting and not placement.elastic
+        hosts += _at(place, names, rows, placement.clients_per_actor, process, offered if bounded else None)
+    return Plan(tuple(hosts), process, int(placement.memory * sum(node.memory for node in offers)))
 
 
 def _at(

@@ -19,7 +19,7 @@ from typing import Any
 
 from frmu.aggregation.server import Server
 from frmu.client.client import Host
-from frmu.config import Config
+from frmu.config import Config, Placement
 from frmu.data.place import Errand, Place
 from frmu.errors import ClientsAwayError, FederationError, FrmuError, RoundLostError
 from frmu.federation import Payload, Reply, Task, Traffic, Work
@@ -132,8 +132,10 @@ class RayFederation:
             return
         process = _measure(self._server, self._placement.start) if len(new) > FEW else PROCESS
         taken = sum(host.memory for plan in self.plans for host in plan.hosts)
-        plan = plan_on(new, rows, self._placement.clients_per_actor, self._placement.memory, process, taken)
+        plan = plan_on(new, rows, self._placement, process, taken)
         self.plans.append(plan)
+        if self._placement.elastic:
+            _request([host for plan in self.plans for host in plan.hosts])
         _log.info("%s", plan.to_json())
         self._start(plan.hosts)
 
@@ -156,6 +158,8 @@ class RayFederation:
         options = _LIGHT | {"max_restarts": -1, "memory": host.memory}
         if host.place.label:
             options["label_selector"] = {LABEL: host.place.label}
+        else:
+            options["scheduling_strategy"] = "SPREAD"
         actor = ray.remote(_HostActor).options(**options)
         place = host.place
         lane = Lane(host.names, actor.remote(place.config, host.names, place.shards, self._fence), place.label)
@@ -219,6 +223,9 @@ class RayFederation:
         """End the actors."""
         import ray
 
+        if self._placement.elastic:
+            with suppress(Exception):
+                _request([])
         for actor in [*(lane.actor for lane in self._lanes), self._server]:
             with suppress(Exception):  # a cluster that is gone has ended them
                 ray.kill(actor)
@@ -278,8 +285,18 @@ class _Weigh:
         return pages * resource.getpagesize()
 
 
+def _request(hosts: Sequence[HostPlan]) -> None:
+    """Ask the autoscaler for all that the hosts need; no host asks for nothing. Without one Ray does nothing."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(
+        bundles=[{"CPU": _LIGHT["num_cpus"], "memory": host.memory} for host in hosts],
+        bundle_label_selectors=[{LABEL: host.place.label} if host.place.label else {} for host in hosts],
+    )
+
+
 def plan_on(
-    homes: Mapping[str, Place], rows: Mapping[str, int], per_actor: Any, share: float, process: int, taken: int = 0
+    homes: Mapping[str, Place], rows: Mapping[str, int], placement: Placement, process: int, taken: int = 0
 ) -> Plan:
     """The plan for clients on the nodes that are there, `taken` bytes of which are taken already."""
     import ray
@@ -291,7 +308,7 @@ def plan_on(
     ]
     whole = sum(node.memory for node in nodes) or 1
     left = [Node(node.label, max(0, node.memory - taken * node.memory // whole)) for node in nodes]
-    return plan_for(homes, rows, per_actor, process, left, share)
+    return plan_for(homes, rows, placement, process, left)
 
 
 def _labels() -> set[str]:
