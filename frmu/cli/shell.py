@@ -6,6 +6,8 @@ import json as jsonlib
 import logging
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -54,8 +56,32 @@ def _fail(message: str, kind: str, as_json: bool, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
-def _interrupted(as_json: bool) -> NoReturn:
-    _fail("interrupted; the same command again goes on from here", "Interrupted", as_json, 130)
+def _interrupted(as_json: bool, code: int = 130) -> NoReturn:
+    _fail("interrupted; the same command again goes on from here", "Interrupted", as_json, code)
+
+
+@contextmanager
+def _terminable() -> Iterator[Callable[[], int]]:
+    """SIGTERM, as `ray job stop` and Kubernetes send it, ends a command as Ctrl-C does; gives the exit code for it.
+
+    What is open is closed on the way out: runs end in MLflow, the lock is let go. Some senders, `timeout` among them,
+    repeat themselves at once, which must not break that off.
+    """
+    came: list[float] = []
+
+    def end(number: int, frame: Any) -> None:
+        if not came or time.monotonic() > came[-1] + 1.0:
+            came.append(time.monotonic())
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 130
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield lambda: 143 if came else 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -73,15 +99,16 @@ def command(group: click.Group, name: str | None = None) -> Callable[[Callable[.
         @wraps(function)
         def guarded(**options: Any) -> None:
             as_json = bool(options.get("as_json"))
-            try:
-                code = function(**options)
-            except FrmuError as error:
-                _fail(str(error), type(error).__name__, as_json)
-            except OSError as error:  # a disk that is full, a folder that is read-only
-                where = f"{error.filename}: " if error.filename else ""
-                _fail(f"{where}{error.strerror or error}", type(error).__name__, as_json)
-            except KeyboardInterrupt:
-                _interrupted(as_json)
+            with _terminable() as exit_code:
+                try:
+                    code = function(**options)
+                except FrmuError as error:
+                    _fail(str(error), type(error).__name__, as_json)
+                except OSError as error:  # a disk that is full, a folder that is read-only
+                    where = f"{error.filename}: " if error.filename else ""
+                    _fail(f"{where}{error.strerror or error}", type(error).__name__, as_json)
+                except KeyboardInterrupt:
+                    _interrupted(as_json, exit_code())
             sys.exit(code or 0)
 
         return group.command(name)(guarded)

@@ -10,9 +10,11 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -55,7 +57,8 @@ def cluster(address: str | None) -> Iterator[None]:
     _reread_token()
     _silence()
     try:
-        _connect(named, folder)
+        with _own_signals():
+            _connect(named, folder)
         yield
     finally:
         ray.shutdown()
@@ -63,6 +66,17 @@ def cluster(address: str | None) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
             for name in {*_PRIVATE, "RAY_AUTH_TOKEN"} - set(before):
                 os.environ.pop(name, None)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep the handler of SIGTERM that the program has set, if it has: Ray sets one that ends the process at once."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _reread_token() -> None:
