@@ -57,7 +57,9 @@ def running_head(**settings: str) -> Iterator[dict[str, str]]:
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         try:
-            _await(dashboard, process)
+            for port in (dashboard, client):
+                _await(port, process)
+            time.sleep(2)  # the job agent follows the dashboard
             yield environment | {
                 "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
                 "GCS": f"127.0.0.1:{gcs}",
@@ -79,7 +81,6 @@ def _await(port: int, process: subprocess.Popen[bytes]) -> None:
             raise RuntimeError(f"ray start ended with code {process.returncode}")
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
-                time.sleep(2)  # the job agent follows the dashboard
                 return
         time.sleep(0.5)
     raise TimeoutError("the head did not come up in 90 s")

@@ -20,18 +20,24 @@ from frmu import __version__
 from frmu.errors import FrmuError
 
 __all__ = [
-    "address_option", "command", "config_argument", "count", "json_option", "main", "read_config", "read_trained",
-    "say", "show", "stop_signal", "table", "ui",
+    "address_option", "command", "config_argument", "count", "insecure_option", "json_option", "main", "read_config",
+    "read_trained", "say", "show", "stop_signal", "table", "ui",
 ]  # fmt: skip
 
 config_argument = click.argument("config", type=click.Path(path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
-address_option = click.option(
-    "--address",
-    metavar="local|auto|ADDRESS",
-    help="local: in this process, without Ray. auto, HOST:PORT or ray://HOST:PORT: a running cluster. "
-    "Default: the cluster that RAY_ADDRESS names, else a private Ray on this machine.",
-)
+insecure_option = click.option("--insecure", is_flag=True, help="Go into a cluster that demands no token, too.")
+
+
+def address_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Where to run, and whether a cluster that lets everybody in will do."""
+    where = click.option(
+        "--address",
+        metavar="local|auto|ADDRESS",
+        help="local: in this process, without Ray. auto, HOST:PORT or ray://HOST:PORT: a running cluster. "
+        "Default: the cluster that RAY_ADDRESS names, else a private Ray on this machine.",
+    )
+    return where(insecure_option(function))
 
 
 class _Group(click.Group):
@@ -92,7 +98,9 @@ def main(verbose: bool) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
 
 
-def command(group: click.Group, name: str | None = None) -> Callable[[Callable[..., int | None]], click.Command]:
+def command(
+    group: click.Group, name: str | None = None, **settings: Any
+) -> Callable[[Callable[..., int | None]], click.Command]:
     """A command whose known errors become one clear line and exit code 2."""
 
     def register(function: Callable[..., int | None]) -> click.Command:
@@ -111,7 +119,7 @@ def command(group: click.Group, name: str | None = None) -> Callable[[Callable[.
                     _interrupted(as_json, exit_code())
             sys.exit(code or 0)
 
-        return group.command(name)(guarded)
+        return group.command(name, **settings)(guarded)
 
     return register
 

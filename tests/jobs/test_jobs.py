@@ -2,44 +2,129 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import CONFIG, put, train
+from conftest import CONFIG, TRACKING, put, train
 from heads import FRMU, RAY, last_json
+from mlflow import MlflowClient
 
+from frmu.config import Config
 from frmu.policy.checkpoint import read_progress
+from frmu.store import Store
 
 ROOT = Path(__file__).parents[2]
+Head = dict[str, str]
 
 
-def submit(environment: dict[str, str], *command: str | Path) -> subprocess.CompletedProcess[str]:
-    line = [RAY, "job", "submit", "--working-dir", str(ROOT / "jobs"), "--", sys.executable, *map(str, command)]
-    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240, check=False)
+@pytest.fixture
+def clean(tmp_path: Path) -> Path:
+    """A folder as a fresh checkout has it, with the jobs alone."""
+    shutil.copytree(ROOT / "jobs", tmp_path / "clean" / "jobs", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "clean"
 
 
-def test_train_and_erase_as_jobs(head: dict[str, str], tmp_path: Path, table: pd.DataFrame) -> None:
+def submit(head: Head, folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
+    line = [RAY, "job", "submit", "--working-dir", ".", "--", "python", *map(str, command)]
+    return subprocess.run(line, cwd=folder, env=head, capture_output=True, text=True, timeout=300, check=False)
+
+
+def frmu_submit(head: Head, folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    line = [FRMU, "submit", *map(str, arguments)]
+    return subprocess.run(line, cwd=folder, env=head, capture_output=True, text=True, timeout=300, check=False)
+
+
+def job_info(head: Head, job: str = "") -> dict | list:
+    """What Ray's own jobs API says."""
+    header = {"Authorization": f"Bearer {head['RAY_AUTH_TOKEN']}"}
+    request = urllib.request.Request(f"{head['RAY_API_SERVER_ADDRESS']}/api/jobs/{job}", headers=header)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def test_a_life_in_jobs_each_named_by_its_runs_and_naming_them(
+    head: Head, clean: Path, tmp_path: Path, table: pd.DataFrame
+) -> None:
     config = put(tmp_path / "homes", table)
-    trained = submit(head, "train.py", config.file)
+    trained = submit(head, clean, "jobs/train.py", config.file)
     assert trained.returncode == 0, trained.stdout + trained.stderr
-    result = last_json(trained.stdout)
-    assert result["clients"] == 4
-    erased = submit(head, "erase.py", config.file, "--subject", "p1")
+    assert last_json(trained.stdout)["clients"] == 4
+
+    erased = submit(head, clean, "jobs/erase.py", config.file, "--subject", "p1")
     assert erased.returncode == 0, erased.stdout + erased.stderr
     receipts = last_json(erased.stdout)["receipts"]
     assert [receipt["level"] for receipt in receipts] == ["L5"]
-    refused = submit(head, "erase.py", config.file, "--client", "nobody")
-    assert refused.returncode != 0
-    assert 'no client \\"nobody\\"' in refused.stdout
+
+    began = time.monotonic()
+    proven = frmu_submit(head, clean, "verify", config.file, "--json", "--id", "proof")
+    took = time.monotonic() - began
+    assert proven.returncode == 0, proven.stdout + proven.stderr
+    told = last_json(proven.stdout)
+    assert (told["job"], told["status"], told["exit_code"]) == ("proof", "SUCCEEDED", 0)
+    assert told["seconds"] < took
+    assert told["result"]["level"] == "L5"
+
+    refused = frmu_submit(head, clean, "erase", config.file, "--client", "nobody", "--json")
+    assert refused.returncode == last_json(refused.stdout)["exit_code"] == 2
+    assert 'no client "nobody"' in last_json(refused.stdout)["result"]["error"]
+    again = frmu_submit(head, clean, "verify", config.file, "--id", "proof")
+    assert again.returncode == 2
+    assert 'a job "proof" is there already (SUCCEEDED); give another --id' in again.stderr
+
+    for output in (trained.stdout, erased.stdout):
+        _points_both_ways(head, last_json(output)["run_id"], config)
 
 
-def test_the_policy_trains_as_a_job_and_goes_on_where_one_was_killed(
-    head: dict[str, str], tmp_path: Path, table: pd.DataFrame
+def _points_both_ways(head: Head, run_id: str, config: Config) -> None:
+    """Both sides are asked: MLflow for the run's job, Ray for the job's run."""
+    tags = MlflowClient(TRACKING).get_run(run_id).data.tags
+    metadata = job_info(head, tags["frmu.ray_job"])["metadata"]
+    assert metadata["frmu.runs"] == run_id
+    assert metadata["frmu.experiment"] == config.experiment
+    assert metadata["frmu.tracking"] == TRACKING
+    assert tags["frmu.ray_job_page"] == f"{head['RAY_API_SERVER_ADDRESS']}/#/jobs/{tags['frmu.ray_job']}"
+
+
+def test_a_policy_job_that_is_stopped_leaves_cleanly_and_goes_on(
+    head: Head, clean: Path, tmp_path: Path, table: pd.DataFrame
 ) -> None:
+    config = put(tmp_path / "homes", table, f"{CONFIG}\n[policy]\nsamples = 64\n")
+    train(config)
+    sent = frmu_submit(head, clean, "policy", config.file, "--iterations", "1000", "--no-wait", "--json")
+    job = last_json(sent.stdout)["job"]
+    progress, deadline = config.folder / "training.safetensors", time.monotonic() + 180
+    while not progress.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    subprocess.run([RAY, "job", "stop", job], env=head, capture_output=True, timeout=60, check=True)
+    assert job_info(head, job)["status"] == "STOPPED"
+    logs = json.loads(_get(head, f"{job}/logs"))["logs"]
+    assert last_json(logs) == {"error": "interrupted; the same command again goes on from here", "kind": "Interrupted"}
+    run = MlflowClient(TRACKING).get_run(job_info(head, job)["metadata"]["frmu.runs"])
+    assert (run.info.run_name, run.info.status) == ("policy", "FAILED")
+    with Store(config.folder, config.key_file).lock():  # nobody holds it
+        done, _ = read_progress(progress)
+    resumed = frmu_submit(head, clean, "policy", config.file, "--iterations", str(done.iterations + 1), "--json")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    result = last_json(resumed.stdout)["result"]
+    assert (result["iterations"], result["resumed_at"]) == (done.iterations + 1, done.iterations)
+
+
+def _get(head: Head, path: str) -> str:
+    header = {"Authorization": f"Bearer {head['RAY_AUTH_TOKEN']}"}
+    request = urllib.request.Request(f"{head['RAY_API_SERVER_ADDRESS']}/api/jobs/{path}", headers=header)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return answer.read().decode()
+
+
+@pytest.mark.long
+def test_a_policy_job_that_was_killed_goes_on(head: Head, clean: Path, tmp_path: Path, table: pd.DataFrame) -> None:
     config = put(tmp_path / "homes", table, f"{CONFIG}\n[policy]\nsamples = 64\n")
     train(config)
     command = [sys.executable, str(ROOT / "jobs" / "policy.py"), str(config.file), "--iterations", "1000"]
@@ -51,16 +136,24 @@ def test_the_policy_trains_as_a_job_and_goes_on_where_one_was_killed(
             time.sleep(0.2)
         job.kill()
     done, _ = read_progress(progress)
-    resumed = submit(head, "policy.py", config.file, "--iterations", str(done.iterations + 1))
+    resumed = submit(head, clean, "jobs/policy.py", config.file, "--iterations", str(done.iterations + 1))
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     result = last_json(resumed.stdout)
     assert (result["iterations"], result["resumed_at"]) == (done.iterations + 1, done.iterations)
 
 
+@pytest.mark.long
+def test_a_benchmark_as_a_job(head: Head, clean: Path) -> None:
+    small = ("drain", "--clients", "4", "--requests", "10", "--repeats", "2")
+    run = submit(head, clean, "jobs/benchmark.py", *small)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert last_json(run.stdout)["proven"]
+
+
 # Ray's client server has 30 s to start one more process, which a loaded machine may not give it.
 @pytest.mark.parametrize("door", ["GCS", pytest.param("CLIENT", marks=pytest.mark.long)])
 def test_the_command_line_attaches_to_a_running_cluster(
-    head: dict[str, str], tmp_path: Path, table: pd.DataFrame, door: str
+    head: Head, tmp_path: Path, table: pd.DataFrame, door: str
 ) -> None:
     config = put(tmp_path / "homes", table)
     command = [FRMU, "train", config.file, "--json", "--address"]
@@ -68,7 +161,3 @@ def test_the_command_line_attaches_to_a_running_cluster(
     assert run.returncode == 0, run.stdout + run.stderr
     local = subprocess.run([*command, "local"], env=head, capture_output=True, text=True, timeout=120, check=True)
     assert last_json(run.stdout)["state_digest"] == last_json(local.stdout)["state_digest"]
-
-
-def test_without_the_token_the_door_is_shut(head: dict[str, str]) -> None:
-    assert submit(head | {"RAY_AUTH_TOKEN": "0" * 64}, "train.py", "x.toml").returncode != 0
