@@ -122,10 +122,13 @@ def _connect(named: str | None, folder: str | None, insecure: bool) -> None:
             ray.init(address=knock(named, insecure), **quiet)
         else:
             ray.init(address="local", include_dashboard=False, _temp_dir=folder, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except FederationError:
+        raise
+    except Exception as error:  # noqa: BLE001 - of many kinds; the bare class where a node is slow to start
         reason = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
         if named is None:
             raise FederationError(
-                f"a private Ray could not be started: {reason}. `--address local` does without Ray"
+                f"a private Ray could not be started: {reason}. Try again where the machine has less to do; "
+                "`--address local` does without Ray"
             ) from None
         raise FederationError(f"no Ray cluster at {named}: {reason}. Check the address, and {TOKEN}") from None
