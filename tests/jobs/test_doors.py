@@ -7,16 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner
-from conftest import CONFIG
-from heads import free_ports
+from conftest import CONFIG, put
+from heads import FRMU, free_ports, last_json, running_head
 
 from frmu.cli import main
 from frmu.config import parse
 from frmu.errors import ConfigError, FederationError
 
 Head = dict[str, str]
+ROOT = Path(__file__).parents[2]
 
 # One process asks at every door: a Ray that was imported before would not look at the environment again.
 KNOCKING = """
@@ -73,6 +75,40 @@ def test_a_cluster_that_demands_its_token_is_entered_with_it_alone(head: Head) -
     assert "RAY_TLS_CA_CERT" in answers[8]
     assert max(seconds for _, seconds in told) < 10
     assert not [answer for answer in answers if head["RAY_AUTH_TOKEN"] in answer]
+
+
+def certified(folder: Path, *hosts: str) -> dict[str, str]:
+    """Certificates under an authority of their own, and the environment that uses those of the first host."""
+    options = [option for host in hosts for option in ("--host", host)]
+    subprocess.run([sys.executable, ROOT / "cluster" / "tls.py", folder, *options], check=True, capture_output=True)
+    return {
+        "RAY_USE_TLS": "1",
+        "RAY_TLS_CA_CERT": str(folder / "ca.crt"),
+        "RAY_TLS_SERVER_CERT": str(folder / f"{hosts[0]}.crt"),
+        "RAY_TLS_SERVER_KEY": str(folder / f"{hosts[0]}.key"),
+    }
+
+
+@pytest.mark.long
+def test_nodes_that_speak_tls_and_clients_that_do_not(tmp_path: Path, table: pd.DataFrame) -> None:
+    """A driver attaches with certificates of the authority; others are told why not, where Ray would hang."""
+    config = put(tmp_path / "homes", table)
+    ours, others = certified(tmp_path / "ours", "127.0.0.1", "head.example"), certified(tmp_path / "other", "127.0.0.1")
+    assert (tmp_path / "ours" / "ca.key").stat().st_mode & 0o777 == 0o600
+    with running_head(**ours) as head:
+        mine = {name: head[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+        cases = [mine | ours, mine, mine | others, ours]
+        told = knock(head, *[(head["GCS"], False, case) for case in cases])
+        answers = [answer for answer, _ in told]
+        assert answers[0] == head["GCS"]
+        assert "if its nodes speak TLS, set RAY_USE_TLS=1" in answers[1]
+        assert "certificates of the same authority" in answers[2]
+        assert "demands its token" in answers[3]
+        assert max(seconds for _, seconds in told) < 15
+        command = [FRMU, "train", config.file, "--json", "--address", head["GCS"]]
+        run = subprocess.run(command, env=head, capture_output=True, text=True, timeout=180, check=False)
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert last_json(run.stdout)["clients"] == 4
 
 
 METADATA = """
