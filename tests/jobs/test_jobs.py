@@ -8,15 +8,18 @@ import subprocess
 import sys
 import time
 import urllib.request
+from base64 import b64encode
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 from conftest import CONFIG, TRACKING, put, train
 from heads import FRMU, RAY, last_json
 from mlflow import MlflowClient
+from postgres import _binaries
 
-from frmu.config import Config
+from frmu.config import Config, load
 from frmu.policy.checkpoint import read_progress
 from frmu.store import Store
 
@@ -41,18 +44,31 @@ def frmu_submit(head: Head, folder: Path, *arguments: str | Path) -> subprocess.
     return subprocess.run(line, cwd=folder, env=head, capture_output=True, text=True, timeout=300, check=False)
 
 
-def job_info(head: Head, job: str = "") -> dict | list:
+def job_info(head: Head, job: str = "") -> Any:
     """What Ray's own jobs API says."""
+    return json.loads(_get(head, job))
+
+
+def _get(head: Head, path: str) -> str:
     header = {"Authorization": f"Bearer {head['RAY_AUTH_TOKEN']}"}
-    request = urllib.request.Request(f"{head['RAY_API_SERVER_ADDRESS']}/api/jobs/{job}", headers=header)
+    request = urllib.request.Request(f"{head['RAY_API_SERVER_ADDRESS']}/api/jobs/{path}", headers=header)
     with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
+        return answer.read().decode()
 
 
-def test_a_life_in_jobs_each_named_by_its_runs_and_naming_them(
-    head: Head, clean: Path, tmp_path: Path, table: pd.DataFrame
+@pytest.fixture
+def ledger(request: pytest.FixtureRequest) -> str | None:
+    """The URL of a PostgreSQL, with a password in it; None where there is none to start."""
+    return request.getfixturevalue("postgres_database") if _binaries() is not None else None
+
+
+def test_a_life_in_jobs_each_named_by_its_runs_and_naming_them_and_no_secret_told(
+    head: Head, clean: Path, tmp_path: Path, table: pd.DataFrame, ledger: str | None
 ) -> None:
     config = put(tmp_path / "homes", table)
+    if ledger is not None:
+        config.file.write_text(f'{config.file.read_text()}ledger = "{ledger}"\n')
+        config = load(config.file)
     trained = submit(head, clean, "jobs/train.py", config.file)
     assert trained.returncode == 0, trained.stdout + trained.stderr
     assert last_json(trained.stdout)["clients"] == 4
@@ -80,6 +96,24 @@ def test_a_life_in_jobs_each_named_by_its_runs_and_naming_them(
 
     for output in (trained.stdout, erased.stdout):
         _points_both_ways(head, last_json(output)["run_id"], config)
+    printed = "".join(run.stdout + run.stderr for run in (trained, erased, proven, refused, again))
+    kept = _get(head, "") + "".join(_get(head, f"{job['submission_id']}/logs") for job in job_info(head))
+    assert "frmu.runs" in kept
+    _no_secret(head, config, ledger, (printed + kept).encode())
+
+
+def _no_secret(head: Head, config: Config, ledger: str | None, told: bytes) -> None:
+    """Neither in what was told nor in a file of Ray's session, of MLflow, or of ours, but where it is kept."""
+    key = config.key_file.read_bytes()
+    secrets = {"token": head["RAY_AUTH_TOKEN"].encode(), "key": key, "key in hex": key.hex().encode()}
+    secrets |= {"key in base64": b64encode(key).rstrip(b"="), "key as Python shows it": repr(key)[2:-1].encode()}
+    if ledger is not None:
+        secrets["password"] = ledger.partition("//")[2].partition("@")[0].rpartition(":")[2].encode()
+    places = [Path(head["SESSION"]), config.folder, Path(TRACKING.removeprefix("sqlite:///")).parent]
+    files = [file for place in places for file in place.rglob("*") if file.is_file() and file != config.key_file]
+    assert any(file.name.startswith("job-driver-") for file in files)
+    texts = [("what was told", told), *((str(file), file.read_bytes()) for file in files)]
+    assert not [f"{name} in {place}" for place, text in texts for name, secret in secrets.items() if secret in text]
 
 
 def _points_both_ways(head: Head, run_id: str, config: Config) -> None:
@@ -114,13 +148,6 @@ def test_a_policy_job_that_is_stopped_leaves_cleanly_and_goes_on(
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     result = last_json(resumed.stdout)["result"]
     assert (result["iterations"], result["resumed_at"]) == (done.iterations + 1, done.iterations)
-
-
-def _get(head: Head, path: str) -> str:
-    header = {"Authorization": f"Bearer {head['RAY_AUTH_TOKEN']}"}
-    request = urllib.request.Request(f"{head['RAY_API_SERVER_ADDRESS']}/api/jobs/{path}", headers=header)
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return answer.read().decode()
 
 
 @pytest.mark.long
