@@ -32,12 +32,14 @@ def free_ports(number: int) -> list[int]:
 
 
 @contextmanager
-def running_head(**settings: str) -> Iterator[dict[str, str]]:
+def running_head(agent: str | None = None, **settings: str) -> Iterator[dict[str, str]]:
     """The environment of a client of a fresh head; the head is stopped by its process id.
 
-    It demands a token, unless `RAY_AUTH_MODE="disabled"`; `settings` are more of its environment.
+    It demands a token, unless `RAY_AUTH_MODE="disabled"`; `settings` are more of its environment, `agent` the port of
+    its agent.
     """
-    gcs, dashboard, agent, client = free_ports(4)
+    gcs, dashboard, client, own = free_ports(4)
+    agent = agent or str(own)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -64,6 +66,7 @@ def running_head(**settings: str) -> Iterator[dict[str, str]]:
                 "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
                 "GCS": f"127.0.0.1:{gcs}",
                 "CLIENT": f"ray://127.0.0.1:{client}",
+                "AGENT": agent,
                 "SESSION": f"{folder}/session_latest",
             }
         finally:

@@ -170,6 +170,18 @@ def test_a_job_is_sent_to_no_address_that_names_code_and_to_none_that_is_silent(
         Cluster(f"http://127.0.0.1:{free_ports(1)[0]}")
 
 
+@pytest.mark.long
+def test_a_head_whose_agent_has_no_port_is_named_with_the_knob(head: Head, tmp_path: Path) -> None:
+    """Ray starts it without a word, and answers every job with an error of its server."""
+    with running_head(agent=head["AGENT"]) as second:
+        run = subprocess.run(
+            [FRMU, "submit", "drain", "/x.toml"], cwd=tmp_path, env=second, capture_output=True, text=True, timeout=120,
+            check=False,
+        )  # fmt: skip
+    assert run.returncode == 2
+    assert "--dashboard-agent-listen-port" in run.stderr
+
+
 def test_a_job_does_not_work_in_the_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "homes.toml").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
