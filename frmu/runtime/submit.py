@@ -22,7 +22,7 @@ from frmu.runtime.knock import TOKEN, authorization, closed
 
 __all__ = ["EXCLUDED", "STOPPED", "Cluster", "Outcome"]
 
-EXCLUDED = ("*.frmu", ".venv", ".git", "*.parquet")
+EXCLUDED = ("*.frmu", ".venv", ".git", "*.parquet", "!frmu/data/*.parquet")  # the last: of a checkout of frmu
 STOPPED = 143  # the exit code of a job that was stopped
 PATIENCE = "30"  # seconds that `ray job stop` leaves a job to close what is open; Ray's default is 3
 
