@@ -113,6 +113,7 @@ def _no_secret(head: Head, config: Config, ledger: str | None, told: bytes) -> N
     files = [file for place in places for file in place.rglob("*") if file.is_file() and file != config.key_file]
     assert any(file.name.startswith("job-driver-") for file in files)
     texts = [("what was told", told), *((str(file), file.read_bytes()) for file in files)]
+    assert sum(config.experiment.encode() in text for _, text in texts) > 1  # what is no secret is found
     assert not [f"{name} in {place}" for place, text in texts for name, secret in secrets.items() if secret in text]
 
 
