@@ -8,34 +8,37 @@ with Experiment(load("homes.toml")) as experiment:
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from frmu import audit, erasure, explanation
 from frmu.aggregation.checkpoint import config_of
-from frmu.client.work import Commit, Discard, Import
+from frmu.client.work import Commit, Import
 from frmu.config import Config
-from frmu.data.shard import clients_in
-from frmu.data.source import survey
-from frmu.errors import ConfigError, FrmuError, PolicyError, RequestError, StoreError
+from frmu.errors import ClientsAwayError, ConfigError, FederationError, FrmuError, PolicyError, RequestError, StoreError
 from frmu.federation import Federation, in_order
 from frmu.inbox import DECLARED, erase, ledger_of, receipt_of, requests, status, withdraw
 from frmu.influence.network import Network, write_policy
 from frmu.influence.scores import below
+from frmu.ledger.request import EraseRequest
 from frmu.methods.method import Round
 from frmu.report.figures import forgotten, measure
-from frmu.runtime.local import LocalFederation
 from frmu.tracking import Run, public
 from frmu.types import Selection
-from frmu.workplace import Workplace
+from frmu.workplace import Sight, Workplace
 
 if TYPE_CHECKING:
     from frmu.policy.checkpoint import Progress
 
 __all__ = ["Experiment", "erase", "ledger_of", "receipt_of", "requests", "status", "withdraw"]
+
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Experiment(Workplace):
@@ -62,23 +65,34 @@ class Experiment(Workplace):
         network = self.network()  # a policy that cannot be read is told before anything is written
         names = {"client": self.config.data.client, "record": self.config.data.record}
         self._same_names(names)
-        source = survey(self.config)
-        run.tags(self.holds(source.clients))  # before anything is logged: lineage must not miss it
-        federation = self.federation(sorted({*source.clients, *clients_in(self.store.shards)}))
+        sight = self.look(source=True)
+        expected = self._expected(sight)
+        run.tags(self.holds(expected))  # before anything is logged: lineage must not miss it
+        there = [client for client in expected if client in sight.rows]
+        federation = self.federation(
+            self.homes_of({*there, *(set(sight.held) - self.left(sight.held))}, sight), sight.rows
+        )
+        federation.away.update({client: why for client, why in sight.away.items() if client in expected})
         began = time.perf_counter()  # starting actors is not training
         before = (federation.traffic.up, federation.traffic.down)
-        taken = self._import(federation, source.clients)
-        done = self.method.erase(federation, self.method.init(), network, federation.clients)
+        if federation.away:
+            self._without(federation.away, expected)
+        taken = self._import(federation, sight, there, expected)
+        initial = self.method.init()
+        done = self._attended(federation, expected, lambda: self.method.apply(federation, initial, network))
+        self.checkpoint(done.state)
         seconds = time.perf_counter() - began
         summary = {
             "state_digest": done.state.digest,
-            "metrics": measure(federation, done),
+            "metrics": self._measured(federation, done),
             "rounds": 1,
             "split_until": str(self.config.split.until) if self.declared.split.rolling else None,
             "seconds": round(seconds, 4),
             "bytes_up": federation.traffic.up - before[0],
             "bytes_down": federation.traffic.down - before[1],
             "clients": len(done.state.clients),
+            "summed": len(done.fitted),
+            "away": dict(sorted(federation.away.items())),
             "records": sum(client.records for client in done.state.clients),
             **taken,
             "policy": done.state.policy,
@@ -87,10 +101,44 @@ class Experiment(Workplace):
             "tracking": public(self.tracker.uri),
         }
         learned_from = {"run": run.id, "clients": self.owners(client.name for client in done.state.clients)}
-        self.ledger.note("trained", names | {"state": done.state.digest, "records": summary["records"]} | learned_from)
+        out = set(federation.away) - {client.name for client in done.state.clients}
+        told = {"state": done.state.digest, "records": summary["records"], **learned_from}
+        self.ledger.note("trained", names | told | ({"away": sorted(map(self.ledger.owner, out))} if out else {}))
         self._log_train(run, done, summary)
         summary["version"] = self.register(run, done.state)
         return summary
+
+    def _expected(self, sight: Sight) -> list[str]:
+        """The clients that a training is to have: of the user's files, and of sites that are away; who left is out."""
+        known = {*sight.rows, *sight.away}
+        if not known and sight.gone:
+            told = "; ".join(f'site "{site}": {why}' for site, why in sorted(sight.gone.items()))
+            raise FederationError(f"every site is away. {told}")
+        return sorted(known - self.left(known))
+
+    def _without(self, away: Mapping[str, str], expected: Sequence[str]) -> None:
+        """Go on without some clients, if the rules let us."""
+        from frmu.runtime.rules import go_on_without
+
+        _log.warning("%s", go_on_without(away, expected, self.config.rules))
+
+    def _attended(self, federation: Federation, expected: Sequence[str], step: Callable[[], T]) -> T:
+        """Do a step, again without those who turn out to be away, as long as the rules let us go on."""
+        while True:
+            try:
+                return step()
+            except ClientsAwayError as gone:
+                federation.away.update(gone.reasons)
+                self._without(federation.away, expected)
+
+    def _measured(self, federation: Federation, done: Round) -> dict[str, float]:
+        """Errors over the records of those who are still there; the state stands, whoever went after it."""
+        while True:
+            try:
+                return measure(federation, done)
+            except ClientsAwayError as gone:
+                federation.away.update(gone.reasons)
+                _log.warning("Measured without %s", ", ".join(sorted(gone.reasons)))
 
     def _same_names(self, names: Mapping[str, str]) -> None:
         """A tombstone knows a record by its client and id: once there are some, the columns must stay."""
@@ -105,18 +153,22 @@ class Experiment(Workplace):
                     "they could not be told any more. Set another store.folder"
                 )
 
-    def _import(self, federation: Federation, clients: Sequence[str]) -> dict[str, Any]:
-        """Every client reads its own records; all take them over, or none.
+    def _import(
+        self, federation: Federation, sight: Sight, clients: Sequence[str], expected: Sequence[str]
+    ) -> dict[str, Any]:
+        """Every client reads its own records; all who are there take them over, or none.
 
         Gives how many were refused, how many are private, and the requests by which private ones that were held go.
         What an open request means is refused as well, and has its tombstones from now on.
         """
         pending = self.ledger.pending()
-        if pending and clients_in(self.store.shards):
-            erasure.bury_pending(self, self._as_they_are(federation), pending, None)
+        if pending and sight.held:
+            before = self._as_they_are(federation)
+            self._attended(federation, expected, lambda: self._bury(before, federation.away, pending))
         open_requests = {request.id: request.selection for request in pending if request.selection is not None}
+        work = Import(self.ledger.tombstones(clients), self.key, open_requests)
         try:
-            replies = list(federation.run(Import(self.ledger.tombstones(clients), self.key, open_requests), on=clients))
+            replies = self._attended(federation, expected, lambda: list(federation.run(work, on=clients)))
         except FrmuError:
             with suppress(FrmuError):  # the error under way is the one to tell
                 list(federation.run(Commit(False), on=clients))
@@ -127,8 +179,8 @@ class Experiment(Workplace):
                 found.setdefault(request, {})[reply.client] = names
         self.ledger.bury(found)
         asked = self._ask_for_private({reply.client: reply.record["must_go"] for reply in in_order(replies)})
-        list(federation.run(Commit(True), on=clients))
-        list(federation.run(Discard(), on=sorted(set(clients_in(self.store.shards)) - set(clients))))
+        self._attended(federation, expected, lambda: list(federation.run(Commit(True), on=clients)))
+        self.dismiss(federation, sight, set(sight.held) - set(clients))
         rows, refused, private = (sum(reply.record[key] for reply in replies) for key in ("rows", "refused", "private"))
         if not rows:
             raise StoreError(self._nothing_left(refused, private, asked))
@@ -160,12 +212,16 @@ class Experiment(Workplace):
                 asked.append(request.id)
         return asked
 
+    def _bury(self, before: Federation, away: Mapping[str, str], pending: Sequence[EraseRequest]) -> None:
+        before.away.update(away)
+        erasure.bury_pending(self, before, pending, None)
+
     def _as_they_are(self, federation: Federation) -> Federation:
         """The shards as the config reads them that wrote them: its columns may not be those of today."""
         before = config_of(self.store.state) if self.store.state.exists() else self.config
         if before.fingerprint() == self.config.fingerprint():
             return federation
-        return LocalFederation(before, clients_in(self.store.shards), self.store.folder.absolute())
+        return self.under(before)
 
     def _log_train(self, run: Run, done: Round, summary: Mapping[str, Any]) -> None:
         run.params({"config": self.config.file.name, "fingerprint": self.config.fingerprint(), **_flat(self.config)})
@@ -193,7 +249,7 @@ class Experiment(Workplace):
         parent = self.network() if start == "current" and progress is None else None
         if progress is None:
             lineage = self._lineage(start, parent, learners)
-        federation = self.federation(learners)
+        federation = self.federation(self.homes_of(learners, self.look()))
         with self.run("policy", self.holds(lineage["clients"])) as run:
             self.ledger.note("learned", {"run": run.id, "clients": self.owners(lineage["clients"])})
             resumed = {"frmu.resumed": lineage["run"]} if progress is not None else {}

@@ -8,25 +8,21 @@ into the receipt, which is signed anew, and to MLflow.
 
 from __future__ import annotations
 
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
-
-from frmu.client.audit import Restore
-from frmu.data.shard import clients_in, path_of
+from frmu.client.audit import Restore, Size
+from frmu.data.place import Drop
 from frmu.data.source import TARGET
 from frmu.erasure import exact_verdict
 from frmu.errors import RequestError, near_miss
-from frmu.federation import in_order
+from frmu.federation import Federation, in_order
 from frmu.inbox import find_receipt
 from frmu.methods.analytic import analytic
 from frmu.registry import DETAIL
-from frmu.runtime.local import LocalFederation
 from frmu.types import State
 from frmu.verify.exact import rebuild
 from frmu.verify.gap import gap
@@ -81,7 +77,8 @@ def _now(x: Workplace) -> str:
 
 def _exact(x: Workplace, state: State, receipt: Mapping[str, Any] | None, level: str, known: bool) -> dict[str, Any]:
     request = receipt["request"] if receipt is not None else None
-    verdict = exact_verdict(x, state, x.ledger.tombstones(clients_in(x.store.shards), request, begun=True))
+    sight = x.look()
+    verdict = exact_verdict(x, state, x.ledger.tombstones(sight.held, request, begun=True))
     left = x.registry.left_of(receipt["purge"]["mlflow"]["runs"] if receipt is not None else ()).carriers
     reached = "L0" if left else verdict.level
     passed = known and (reached == "L5" if level == "L5" else reached in ("L1", "L5"))
@@ -111,52 +108,54 @@ def _attack(
 ) -> list[Verdict]:
     if not receipt["removed"]:
         raise RequestError(f"nobody held what {receipt['request']} means: there is nothing that a model could betray")
-    with (
-        tempfile.TemporaryDirectory(dir=x.store.scratch) as folder,
-        _suspects(x, state, receipt, forget, Path(folder)) as s,
-    ):
-        if level == "L2":
-            seeds = [x.config.model.seed + 1 + n for n in range(NOISE)]
-            return [gap(s, lambda other: _retrained(x, s, other, Path(folder) / "back"), seeds)]
-        if level == "L4":
-            return [relearn(s)]
-        stage = Stage(
-            live=x.federation(clients_in(x.store.shards)),
-            start=lambda place: x.another(place, clients_in(place / "shards")),
-            folder=Path(folder),
-            method=x.method,
-            network=x.network(),
-            key=x.key,
-            state=state,
-        )
-        counts = share_out({client.name: client.records for client in state.clients}, CANARIES)
-        return [
-            membership(s, SHADOWS, seed, x.config.model.ridge),
-            canary(stage, CANARIES, seed),
-            backdoor(stage, _trap(x), counts, seed),
-        ]
+    name = f"audit-{secrets.token_hex(4)}"
+    try:
+        with _suspects(x, state, receipt, forget, name) as s:
+            if level == "L2":
+                seeds = [x.config.model.seed + 1 + n for n in range(NOISE)]
+                return [gap(s, lambda other: _retrained(x, s, other, name), seeds)]
+            if level == "L4":
+                return [relearn(s)]
+            stage = Stage(
+                live=x.federation(x.look().homes),
+                start=x.over_copies,
+                name=name,
+                method=x.method,
+                network=x.network(),
+                key=x.key,
+                state=state,
+            )
+            counts = share_out({client.name: client.records for client in state.clients}, CANARIES)
+            return [
+                membership(s, SHADOWS, seed, x.config.model.ridge),
+                canary(stage, CANARIES, seed),
+                backdoor(stage, _trap(x, stage.live), counts, seed),
+            ]
+    finally:
+        x.visit(Drop(name))
 
 
 @contextmanager
 def _suspects(
-    x: Workplace, state: State, receipt: Mapping[str, Any], forget: Path | None, scratch: Path
+    x: Workplace, state: State, receipt: Mapping[str, Any], forget: Path | None, name: str
 ) -> Iterator[Suspects]:
     """The four models, over a copy of the federation in which the erased records are back."""
-    names = sorted({*clients_in(x.store.shards), *receipt["removed"]})
-    buried = x.ledger.tombstones(names, receipt["request"])
-    path = str(forget.absolute()) if forget is not None else x.config.source
-    live = x.federation(names)
-    replies = in_order(live.run(Restore(buried, x.key, scratch / "back" / "shards", path)))
+    sight = x.look()
+    homes = x.homes_of(sorted({*sight.held, *receipt["removed"]}), sight)
+    buried = x.ledger.tombstones(sorted(homes), receipt["request"])
+    live = x.federation(homes)
+    path = str(forget.absolute()) if forget is not None else None
+    replies = in_order(live.run(Restore(buried, x.key, f"{name}-back", path)))
     asked, back = sum(map(len, buried.values())), sum(reply.record["restored"] for reply in replies)
     if back < asked:
         raise RequestError(
-            f"{path} holds {back} of the {asked} records that {receipt['request']} erased; levels L2 to L4 need them "
-            "once more: give them as a Parquet file with --forget"
+            f"{path or x.config.source} holds {back} of the {asked} records that {receipt['request']} erased; levels "
+            "L2 to L4 need them once more: give them as a Parquet file with --forget"
         )
-    federation = x.another(scratch / "back", clients_in(scratch / "back" / "shards"))
+    federation = x.over_copies(f"{name}-back", [reply.client for reply in replies if reply.record["rows"]])
     try:
         original = x.method.apply(federation, x.method.init(), x.network()).state
-        retrained = rebuild(x.config, x.method, x.network(), x.store.shards)
+        retrained = rebuild(x.config, x.method, x.network(), x.afresh)
         found = Suspects({ORIGINAL: original.W}, original.outputs, federation, buried, x.key)
         if found.part("forget").n == 0:
             raise RequestError(
@@ -170,24 +169,24 @@ def _suspects(
         federation.close()
 
 
-def _retrained(x: Workplace, suspects: Suspects, seed: int, folder: Path) -> dict[str, dict[str, Errors]]:
+def _retrained(x: Workplace, suspects: Suspects, seed: int, name: str) -> dict[str, dict[str, Errors]]:
     """The errors of a model trained again without the records, with another encoder."""
     config = x.config.model_copy(update={"model": x.config.model.model_copy(update={"seed": seed})})
-    W = rebuild(config, analytic(config), x.network(), x.store.shards).W
-    other = LocalFederation(config, suspects.federation.clients, folder)
-    return Suspects({RETRAINED: W}, suspects.outputs, other, suspects.tombstones, suspects.key).errors()
+    W = rebuild(config, analytic(config), x.network(), x.afresh).W
+    other = x.over_copies(f"{name}-back", suspects.federation.clients, config)
+    try:
+        return Suspects({RETRAINED: W}, suspects.outputs, other, suspects.tombstones, suspects.key).errors()
+    finally:
+        other.close()
 
 
-def _trap(x: Workplace) -> Trap:
-    """A trigger of this federation's own: its last few plain features at the top of their range, or of what is held."""
+def _trap(x: Workplace, live: Federation) -> Trap:
+    """A trigger of this federation's own: its last few plain features at the top of their range, or at their size."""
     data = x.config.data
     columns = [name for name in data.features if name not in data.lags and name not in x.config.texts][-9:]
-    table = pq.read_table(path_of(x.store.shards, clients_in(x.store.shards)[0]))
-    trigger = {
-        name: data.ranges[name][1] if name in data.ranges else float(np.nanmax(table[name].to_numpy()))
-        for name in columns
-    }
-    y = table[TARGET].to_numpy(zero_copy_only=False)
-    if data.task == "regression":
-        return Trap(trigger, data.ranges[data.target][1] if data.target in data.ranges else float(np.max(y)))
-    return Trap(trigger, sorted(set(y.tolist()))[0])
+    ranges = dict(data.ranges) | ({TARGET: data.ranges[data.target]} if data.target in data.ranges else {})
+    wanted = [*columns, TARGET] if data.task == "regression" else columns
+    unknown = tuple(name for name in wanted if name not in ranges)
+    sizes = next(iter(live.run(Size(unknown), on=live.clients[:1]))).record if unknown else {}
+    top = {name: ranges[name][1] if name in ranges else sizes[name] for name in wanted}
+    return Trap({name: top[name] for name in columns}, top.get(TARGET, x.state().outputs[0]))

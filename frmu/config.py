@@ -309,10 +309,17 @@ class Attention(_Table):
 
 
 class Placement(_Table):
-    """`[placement]`: how clients are put on Ray actors."""
+    """`[placement]`: how clients are put on Ray actors.
+
+    `clients_per_actor` "auto" follows from the memory that a host was measured to take. `memory` is the share of a
+    node's memory that hosts may fill. A process is given `start` seconds to start. A host that no node can take is
+    waited for `patience` seconds: an autoscaler may bring one.
+    """
 
     clients_per_actor: int | Literal["auto"] = "auto"
-    timeout: float = Field(default=300.0, gt=0)
+    memory: float = Field(default=0.7, gt=0, le=1)
+    start: float = Field(default=120.0, gt=0)
+    patience: float = Field(default=30.0, ge=0)
 
     @field_validator("clients_per_actor")
     @classmethod
@@ -320,6 +327,34 @@ class Placement(_Table):
         if isinstance(number, int) and number < 1:
             raise ValueError(f'clients_per_actor must be at least 1 or "auto", got {number}')
         return number
+
+
+class Rules(_Table):
+    """`[rules]`: what is done about a client that does not answer.
+
+    A work is waited for `deadline` seconds; a host that died meanwhile is asked again, `attempts` times in all. A
+    training goes on without who is late ("drop") while a share `quorum` of the clients is there, or ends ("fail").
+    An erasure never goes on without anybody: what is to be searched must be there.
+    """
+
+    deadline: float = Field(default=300.0, gt=0)
+    attempts: int = Field(default=3, ge=1)
+    quorum: float = Field(default=0.75, gt=0, le=1)
+    late: Literal["drop", "fail"] = "drop"
+
+
+class Site(_Table):
+    """`[sites.NAME]`: a place that keeps the records of some clients on its own disk.
+
+    `path` says where they lie there (by default data.path), `folder` where frmu keeps its shards there (by default the
+    working folder, which all nodes must then share), `clients` which clients are its own (by default all in `path`).
+    Its hosts run on a node with the label site=NAME, or with the `label` given, and nowhere else.
+    """
+
+    path: str | None = Field(default=None, min_length=1)
+    folder: str | None = Field(default=None, min_length=1)
+    clients: list[str] | None = Field(default=None, min_length=1)
+    label: str | None = Field(default=None, min_length=1)
 
 
 class Erasure(_Table):
@@ -382,6 +417,8 @@ class Config(_Table):
     policy: Policy = Policy()
     attention: Attention = Attention()
     placement: Placement = Placement()
+    rules: Rules = Rules()
+    sites: dict[str, Site] = {}
     erasure: Erasure = Erasure()
     store: Store = Store()
     ray: RayTable = RayTable()
@@ -446,9 +483,9 @@ class Config(_Table):
     def fingerprint(self) -> str:
         """SHA-256 of everything in the config that can change a state.
 
-        Paths, the store, the placement and the address cannot, nor can the column that says which records are
-        private: like the path it says which records there are, not what is made of them. Nor can the settings of
-        policy training, whose only trace is the policy file, which the state digests by itself.
+        Paths, the store, sites, the placement, the rules and the address cannot, nor can the column that says which
+        records are private: like the path it says which records there are, not what is made of them. Nor can the
+        settings of policy training, whose only trace is the policy file, which the state digests by itself.
         """
         model = self.model.model_dump(mode="json", exclude={"encoders"})
         own = {name: kind for name, kind in sorted(self.model.encoders.items()) if kind != self.model.encoder}
@@ -481,12 +518,27 @@ class Config(_Table):
             )
         if (self.split.rolling or self.split.dates) and self.data.time is None:
             raise ValueError("dates in [split] need data.time")
+        self._sites_apart()
         for name in self.model.encoders:
             if name not in self.data.modalities:
                 hint = near_miss(name, self.data.modalities)
                 raise ValueError(f'model.encoders: "{name}" is none of data.modalities{hint}')
         self._no_numbers_of_text()
         return self
+
+    def _sites_apart(self) -> None:
+        """A client has one site, and a site is told from the others by what is its own."""
+        owner: dict[str, str] = {}
+        for name, site in self.sites.items():
+            if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", name):
+                raise ValueError(
+                    f'site "{name}" must be 1 to 63 letters, digits, "-", "_" or ".": it is a node\'s label'
+                )
+            if site.path is None and site.clients is None:
+                raise ValueError(f'site "{name}" must say its path, its clients, or both')
+            for client in site.clients or ():
+                if owner.setdefault(client, name) != name:
+                    raise ValueError(f'client "{client}" must belong to one site, got "{owner[client]}" and "{name}"')
 
     def _no_numbers_of_text(self) -> None:
         """Text has no range, no lag, and is nobody's lag."""
@@ -501,8 +553,8 @@ class Config(_Table):
                 raise ValueError(f'lag "{name}" must look at a number, got "{lag.column}", whose encoder is "hash"')
 
     def bare(self) -> Config:
-        """This config as it may leave the driver: without `[store]`, whose URLs may hold a password."""
-        return self.model_copy(update={"store": Store()})
+        """This config as it may leave the driver: of `[store]` the folder alone, for its URLs may hold a password."""
+        return self.model_copy(update={"store": Store(folder=self.store.folder)})
 
     def at(self, day: dt.date) -> Config:
         """This config with split.until settled, where that is "today"; as it is otherwise."""

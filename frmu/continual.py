@@ -18,8 +18,9 @@ from typing import Any
 
 from frmu import api
 from frmu.config import Config, load
-from frmu.data.source import files_of
+from frmu.data.place import Changes, places
 from frmu.errors import FrmuError
+from frmu.inbox import ledger_of
 from frmu.ledger.request import OPEN
 from frmu.store import Store
 
@@ -104,11 +105,30 @@ class Follow:
         day = (self.until or dt.datetime.now(dt.UTC).date()) if config.split.rolling else None
         own = sorted(Store(config.folder, config.key_file).policies.glob("*.safetensors"))
         policies = [config.policy_file] if config.policy_file is not None else []
-        looked = [Path(file) for file in files_of(config)] + policies + own
-        stats = [(file, file.stat()) for file in looked]
+        stats = [(file, file.stat()) for file in policies + own]
         sizes = [(str(file), stat.st_mtime_ns, stat.st_size, stat.st_ino) for file, stat in stats]
+        sizes += self._records(config)
         declared = config if day is None else config.at(day)
-        return (declared.fingerprint(), config.data.private, *sizes)
+        return (declared.fingerprint(), config.data.private, self._left(config), *sizes)
+
+    def _records(self, config: Config) -> list[Any]:
+        """The users' files at every place; a site that is away is another sight than one that is there."""
+        named = self.address if self.address is not None else config.ray.address
+        if not config.sites or named == "local":
+            return [entry for place in places(config) for entry in Changes().perform(place)]
+        from frmu.runtime.connect import cluster
+        from frmu.runtime.remote import visit
+
+        with cluster(named):
+            found, away = visit(Changes(), places(config), 0.0, config.rules.deadline)
+        return [(site, *entry) for site, entries in sorted(found.items()) for entry in entries] + sorted(away)
+
+    def _left(self, config: Config) -> tuple[str, ...]:
+        """Who has left: that changes who takes part, and no file of records."""
+        if not Store(config.folder, config.key_file).state.exists():
+            return ()
+        with ledger_of(config) as ledger:
+            return tuple(sorted(ledger.left()))
 
     def _waiting(self, config: Config) -> tuple[Any, ...]:
         """The open requests; with the day, for a deadline may have come near."""

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from frmu.client.work import Locate, Purge
-from frmu.data.shard import clients_in
-from frmu.data.tombstones import purge_files
-from frmu.errors import FederationError, near_miss
+from frmu.data.place import Rewrite
+from frmu.errors import ClientsAwayError, FederationError, near_miss
 from frmu.federation import Federation, in_order
 from frmu.influence.network import Network, read_policy
 from frmu.ledger.receipt import Receipt
@@ -29,7 +28,7 @@ from frmu.types import State
 from frmu.verify.exact import ExactVerdict, verify_exact
 from frmu.workplace import Workplace
 
-__all__ = ["bury_pending", "drain", "exact_verdict", "replay"]
+__all__ = ["bury_pending", "drain", "everybody", "exact_verdict", "replay"]
 
 _COVER = (
     "copies of the records outside frmu, backups of its folder and of the ledger's database among them",
@@ -74,7 +73,7 @@ def drain(x: Workplace, now: bool = False) -> dict[str, Any]:
         return {"receipts": [], "state_digest": state.digest, "verified": None, "pending": 0, "waiting": 0}
     x.network()  # a policy that cannot be read is told before anything is purged
     before = time.perf_counter()
-    federation = x.federation(sorted({*(c.name for c in state.clients), *clients_in(x.store.shards)}))
+    federation = everybody(x, state)
     began += time.perf_counter() - before  # starting actors is not draining
     moved = federation.traffic.up + federation.traffic.down
     searched = bury_pending(x, federation, pending, state)
@@ -86,6 +85,20 @@ def drain(x: Workplace, now: bool = False) -> dict[str, Any]:
     # Tagged before anything is logged, so that lineage misses nothing of a drain that is killed.
     with x.run("erasure", x.holds(client.name for client in state.clients)) as run:
         return _Drain(x, run, federation, state, batch, began, moved).honour() | _waiting(x, pending, batch.ids)
+
+
+def everybody(x: Workplace, state: State) -> Federation:
+    """The federation of all that hold a shard, and of the state's clients; raises `ClientsAwayError` where one is away.
+
+    Those who have left are not in it: they are in no state, and their shards go when they are there.
+    """
+    sight = x.look()
+    held = set(sight.held) - x.left(sight.held)
+    if gone := {name: why for name, why in sight.away.items() if name not in x.left(sight.away)}:
+        raise ClientsAwayError.of(gone)
+    federation = x.federation(x.homes_of({*held, *(client.name for client in state.clients)}, sight))
+    x.dismiss(federation, sight, x.left(sight.held))
+    return federation
 
 
 def _waiting(x: Workplace, pending: Sequence[EraseRequest], drained: Collection[str] = ()) -> dict[str, Any]:
@@ -120,12 +133,17 @@ def _all_there(x: Workplace, state: State, held: Collection[str], requests: Sequ
     buried = [x.ledger.tombstones([client.name for client in away], request) for request in requests]
     for client in away:
         if len(frozenset().union(*(names.get(client.name, frozenset()) for names in buried))) < client.records:
-            known = clients_in(x.store.shards)
+            known = sorted(held)
             raise FederationError(
-                f'client "{client.name}" cannot be searched: its shard is not in {x.store.shards}'
+                f'client "{client.name}" cannot be searched: its shard is not in {_shards_of(x, client.name)}'
                 f"{near_miss(client.name, known)}. The requests stay open and nothing was touched; bring the shard "
                 "back, or run `frmu train`"
             )
+
+
+def _shards_of(x: Workplace, client: str) -> str:
+    place = x.homes_of([client], x.look())[client]
+    return f"{place.shards}{f' of site {place.site}' if place.site else ''}"
 
 
 def _ready(x: Workplace, pending: Sequence[EraseRequest], now: bool) -> list[EraseRequest]:
@@ -180,7 +198,7 @@ class _Drain:
             "bytes": moved,
             "requests_in_batch": len(batch.ids),
             "evidence": verdict.evidence() | {"policies_retired": retired, "policy": state.policy},
-            "not_covered": _COVER if sources is not None else (_SOURCE, *_COVER),
+            "not_covered": _not_covered(x, sources is not None),
             "closed": x.ledger.now().isoformat(timespec="seconds"),
         }
         receipts = [
@@ -206,16 +224,26 @@ class _Drain:
         x, batch = self.x, self.batch
         buried = x.ledger.tombstones(batch.touched, begun=True)
         replies = in_order(self.federation.run(Purge(buried, x.key), on=batch.touched))
-        sources = purge_files(x.config, buried, x.key) if x.config.store.purge_source else None
+        sources = self._rewrite(buried) if x.config.store.purge_source else None
         rows = sum(reply.record["dropped"] for reply in replies)
         x.ledger.advance(batch.ids, "purged", {"records": batch.records, "rows": rows, "files": len(sources or ())})
         return sources
+
+    def _rewrite(self, buried: Mapping[str, frozenset[str]]) -> list[str]:
+        """Rewrite the user's files, where they lie; raises `FederationError` where a site is away."""
+        done, gone = self.x.visit(Rewrite(buried, self.x.key))
+        if gone:
+            told = "; ".join(f'site "{site}" is away: {why}' for site, why in sorted(gone.items()))
+            raise FederationError(f"{told}. Its files are still to be rewritten: drain again when it is back")
+        return [f"{site}: {file}" if site else file for site, files in sorted(done.items()) for file in files]
 
     def _refit(self) -> Round | None:
         """One refit for the whole batch; none where nobody held anything."""
         if not self.batch.touched:
             return None
-        return self.x.method.erase(self.federation, self.state, self.x.network(), self.batch.touched)
+        done = self.x.method.erase(self.federation, self.state, self.x.network(), self.batch.touched)
+        self.x.checkpoint(done.state)
+        return done
 
     def _purge_runs(self) -> dict[str, Any]:
         """What was removed from MLflow, by this drain or by one that was killed before, and what is left there."""
@@ -252,6 +280,14 @@ class _Drain:
         self.run.json([_open_part(receipt) for receipt in summary["receipts"]], "receipts.json")
         if done is not None:
             self.x.log_round(self.run, done)
+
+
+def _not_covered(x: Workplace, rewritten: bool) -> tuple[str, ...]:
+    """What the receipt does not speak of."""
+    orphan = f"sums in the memory of a server that a killed job left on the cluster at {x.orphan} (stop it there)"
+    left = "the shards of clients that have left, at sites that are away (they are removed when these are back)"
+    away = bool(x.left(x.store.homes()) and x.left(x.look().away))
+    return (*((_SOURCE,) * (not rewritten)), *((orphan,) * bool(x.orphan)), *((left,) * away), *_COVER)
 
 
 def _open_part(receipt: Mapping[str, Any]) -> dict[str, Any]:
@@ -309,14 +345,17 @@ def _purge_runs(x: Workplace, touched: Sequence[str], keep: str) -> Purged:
 
 def exact_verdict(x: Workplace, state: State, tombstones: dict[str, frozenset[str]]) -> ExactVerdict:
     """Level 5 of a state: against a federation rebuilt from the shards, and the shards against tombstones."""
-    strange = x.store.strays()
+    sight = x.look()
     known = {client.name for client in state.clients}
+    away = x.ledger.away(state.digest)
+    left = x.left(sight.held)
+    strange = x.store.strays() + [name for name in sight.strays if x.config.sites]
     strange += [
         f"the shard of {client}, which the state does not know"
-        for client in clients_in(x.store.shards)
-        if client not in known
+        for client in sight.held
+        if client not in known and client not in left and x.ledger.owner(client) not in away
     ]
-    return verify_exact(x.config, x.method, x.network(), x.store.shards, state, tombstones, x.key, strange)
+    return verify_exact(x.config, x.method, x.network(), x.afresh, state, tombstones, x.key, strange)
 
 
 # -- after a backup came back ---------------------------------------------------------------------------------
@@ -324,8 +363,11 @@ def exact_verdict(x: Workplace, state: State, tombstones: dict[str, frozenset[st
 
 def replay(x: Workplace) -> dict[str, Any]:
     """Remove again whatever has a tombstone: for shards, checkpoints or runs that were restored from a backup."""
-    clients = clients_in(x.store.shards)
-    federation = x.federation(clients)
+    sight = x.look()
+    if sight.away:
+        raise ClientsAwayError.of(sight.away)
+    clients = sorted(set(sight.held) - x.left(sight.held))
+    federation = x.federation(x.homes_of(clients, sight))
     buried = x.ledger.tombstones(clients, begun=True)
     back = {
         reply.client: reply.record["dropped"]
@@ -338,6 +380,7 @@ def replay(x: Workplace) -> dict[str, Any]:
     x.store.training.unlink(missing_ok=True)  # what it learned from may have come back with it
     with x.run("replay", x.holds(clients)) as run:
         done = x.method.erase(federation, x.method.init(), x.network(), federation.clients)
+        x.checkpoint(done.state)
         removed = _purge_runs(x, list(back), run.id)
         verdict = exact_verdict(x, done.state, x.ledger.tombstones(federation.clients, begun=True))
         passed = verdict.passed and removed.left.clean

@@ -8,6 +8,8 @@
     +- PolicyError                a policy file: another feature version, truncated
     +- StoreError                 the working folder: in use, not writable, a checkpoint of another config
     +- FederationError            a client or the server did not answer
+    |  +- ClientsAwayError        some clients did not answer in time; the others did
+    |  +- RoundLostError          the server was lost, and what it held with it: the round begins again
     +- TrackingError              the MLflow tracking server cannot be reached
 
 A message says what is wrong, where (file, client, row, key) and which knob to turn. Each error is built from
@@ -17,9 +19,10 @@ its message alone, so it survives pickling on its way back from a Ray actor.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 __all__ = [
+    "ClientsAwayError",
     "ConfigError",
     "DataError",
     "FederationError",
@@ -27,6 +30,7 @@ __all__ = [
     "LedgerError",
     "PolicyError",
     "RequestError",
+    "RoundLostError",
     "StoreError",
     "TrackingError",
     "near_miss",
@@ -63,6 +67,36 @@ class StoreError(FrmuError):
 
 class FederationError(FrmuError):
     """A client or the server did not answer."""
+
+
+class ClientsAwayError(FederationError):
+    """Some clients did not answer by the deadline; `reasons` says why, by client."""
+
+    def __init__(self, message: str, reasons: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.reasons = dict(reasons or {})
+
+    @classmethod
+    def of(cls, reasons: Mapping[str, str], rule: str = "") -> ClientsAwayError:
+        """The error that says who is away, why, and by which rule that ends what was begun.
+
+        >>> print(ClientsAwayError.of({"a": "its host died"}))
+        client a is away: its host died. Bring it back, raise rules.deadline, or let it go with `frmu client leave`
+        """
+        by: dict[str, list[str]] = {}
+        for client, reason in sorted(reasons.items()):
+            by.setdefault(reason, []).append(client)
+        told = [
+            f"client{'s' * (len(names) > 1)} {', '.join(names)} {'are' if len(names) > 1 else 'is'} away: {reason}"
+            for reason, names in by.items()
+        ]
+        it = "them" if len(reasons) > 1 else "it"
+        knob = f"Bring {it} back, raise rules.deadline, or let {it} go with `frmu client leave`"
+        return cls(f"{'; '.join(told)}. {knob}{f'. {rule}' if rule else ''}", reasons)
+
+
+class RoundLostError(FederationError):
+    """The server was lost, and with it what it held of a round."""
 
 
 class TrackingError(FrmuError):

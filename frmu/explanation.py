@@ -8,7 +8,6 @@ a slice - comes from MLflow, as far as its runs are still there.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,6 @@ import numpy as np
 
 from frmu.client.explain import Explain
 from frmu.client.work import Packed
-from frmu.data.shard import clients_in
 from frmu.errors import RequestError, StoreError, near_miss
 from frmu.federation import Federation, in_order
 from frmu.influence.network import Network, read_policy, shipped
@@ -26,7 +24,6 @@ from frmu.influence.observation import FEATURES
 from frmu.methods.analytic import total_of
 from frmu.methods.method import Round
 from frmu.report.picture import draw_explanation
-from frmu.runtime.local import LocalFederation
 from frmu.types import ClientState, State
 from frmu.workplace import Workplace
 
@@ -93,9 +90,7 @@ def _chosen(state: State, client: str | None, slice_: str | None) -> dict[str, l
 @contextmanager
 def _again(x: Workplace, state: State) -> Iterator[tuple[Federation, Round]]:
     """The last round, run again beside the store, which stays as it is."""
-    with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
-        (Path(folder) / "shards").symlink_to(x.store.shards.absolute())
-        federation = LocalFederation(x.config, clients_in(x.store.shards), Path(folder))
+    with x.afresh() as federation:
         done = x.method.apply(federation, x.method.init(), _network(x, state))
         if done.state.digest != state.digest:
             raise StoreError(

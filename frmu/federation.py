@@ -46,7 +46,11 @@ class Reply:
 
 
 class Work(Protocol):
-    """Something that a client does over its own records; frozen, and free of hidden state."""
+    """Something that a client does over its own records; frozen, and free of hidden state.
+
+    Done twice it is done once: a client whose process died is asked again. One that has a true `lasting` stays with
+    the client's process, and is told again to a new one.
+    """
 
     def prepare(self, clients: Sequence[Any]) -> None:
         """Once for all clients of one host, before `perform`: shared reading, say."""
@@ -56,7 +60,10 @@ class Work(Protocol):
 
 
 class Task(Protocol):
-    """Something that the server does with the arrays of replies."""
+    """Something that the server does with the arrays of replies.
+
+    One that has a true `afresh` needs nothing that the server held before.
+    """
 
     def perform(self, server: Any, payloads: Mapping[str, Payload]) -> Any:
         """The result that goes back to the driver."""
@@ -75,19 +82,33 @@ class Traffic:
 
 
 class Federation(Protocol):
-    """Clients and a server, wherever they run."""
+    """Clients and a server, wherever they run.
 
-    clients: tuple[str, ...]
+    `away` names clients that whoever leads has let go of, and why: nobody asks them until they are taken out of it.
+    """
+
     traffic: Traffic
+    away: dict[str, str]
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """Every client, in the order of their names, those who are away among them."""
+
+    def admit(self, homes: Mapping[str, Any], rows: Mapping[str, int]) -> None:
+        """Take in clients that are new: the place of each (`frmu.data.place`), and how many records, where known."""
 
     def run(self, work: Work, on: Iterable[str] | None = None) -> Iterator[Reply]:
         """Let clients (all by default) do a work; replies come in the order of arrival.
 
-        Raises `FederationError` when a client does not answer, and whatever error of ours a client raised.
+        Raises `ClientsAwayError`, after the replies of the others, when a client does not answer by the deadline of the
+        rules, and at once whatever error of ours a client raised.
         """
 
     def serve(self, task: Task, replies: Iterable[Reply] = ()) -> Any:
-        """Let the server do a task with the arrays of some replies."""
+        """Let the server do a task with the arrays of some replies.
+
+        Raises `RoundLostError` where it was lost, and what it held for the task with it.
+        """
 
     def close(self) -> None:
         """Let go of clients and server."""

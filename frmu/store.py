@@ -17,20 +17,21 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from frmu.config import Config
-from frmu.data.shard import strays
+from frmu.data.shard import FENCE, strays
 from frmu.errors import StoreError
 
 __all__ = ["Anchor", "Store"]
 
 _OURS = {
     "shards", "policies", "mlartifacts", "scratch", "state.safetensors", "training.safetensors", "key", "anchor",
-    ".lock",
+    ".lock", FENCE, "homes.json", "server",
 }  # fmt: skip
 _DATABASES = ("ledger.db", "mlflow.db")
 
@@ -112,6 +113,36 @@ class Store:
         return sorted(
             [*strays(self.shards), *(f"../{name}" for name in strange), *(f"../policies/{n}" for n in policies)]
         )
+
+    def next_fence(self) -> int:
+        """A number higher than that of any job before, on this machine or another; see `frmu.data.shard.fenced`."""
+        path = self.folder / FENCE
+        last = int(path.read_text(encoding="ascii") or 0) if path.exists() else 0
+        return max(last + 1, time.time_ns())
+
+    def orphan(self) -> str:
+        """The cluster on which a job that was killed left its server; empty where none did."""
+        path = self.folder / "server"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def note_server(self, address: str) -> None:
+        """Remember that a server of ours is on a cluster that outlives us; an empty address: that it is no more."""
+        path = self.folder / "server"
+        if address:
+            path.write_text(address, encoding="utf-8")
+        else:
+            path.unlink(missing_ok=True)
+
+    def homes(self) -> dict[str, str]:
+        """The site of every client, as it was last seen: where somebody who is away would be."""
+        path = self.folder / "homes.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def keep_homes(self, homes: Mapping[str, str]) -> None:
+        """Remember the sites of clients, atomically."""
+        partial = self.scratch / "homes"
+        partial.write_text(json.dumps(dict(homes), sort_keys=True))
+        partial.replace(self.folder / "homes.json")
 
     def anchor(self) -> Anchor | None:
         """The anchor, or None in a folder that is new; raises `StoreError` where it must have been there."""

@@ -18,15 +18,14 @@ from frmu.types import Selection
 # The process kills itself right before, or right after, a step; no code of frmu's knows of it.
 DRAIN = """
 import os, signal, sys
-from frmu import api, erasure, registry
-from frmu.aggregation import server
+from frmu import api, erasure, registry, workplace
 from frmu.client import client
 from frmu.config import load
 from frmu.data import shard
 from frmu.ledger.ledger import Ledger
 
 owner, name, moment, stage = sys.argv[2:]
-place = {"Ledger": Ledger, "shards": shard, "server": server, "Registry": registry.Registry}[owner]
+place = {"Ledger": Ledger, "shards": shard, "workplace": workplace, "Registry": registry.Registry}[owner]
 original = getattr(place, name)
 
 def struck(*arguments, **options):
@@ -47,7 +46,7 @@ STEPS = [
     ("Ledger", "plan", "-"),
     ("shards", "write", "-"),
     ("Ledger", "advance", "purged"),
-    ("server", "save_state", "-"),
+    ("workplace", "save_state", "-"),
     ("Ledger", "advance", "refitted"),
     ("Registry", "purge", "-"),
     ("Ledger", "advance", "verified"),

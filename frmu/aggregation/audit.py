@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ __all__ = ["AddUp", "SolveEach"]
 class AddUp:
     """The sums of one part of the records over all clients."""
 
+    afresh: ClassVar[bool] = True
     d: int
     outputs: int
     n: int
@@ -38,6 +40,7 @@ class AddUp:
 class SolveEach:
     """The heads of shadow models, (seeds, d, outputs), from sums that hold one row a seed."""
 
+    afresh: ClassVar[bool] = True
     d: int
     ridge: float
 

@@ -1,20 +1,19 @@
 """The server: contributions in, one state out.
 
 It keeps each client's sums so that an erasure at one site costs one answer and one solve. What it keeps can be
-had again from the clients at any time: no state lives here alone.
+had again from the clients at any time: no state lives here alone. It may outlive the job that started it, so sums
+are kept under the digest of the shard that they were made of, and are let go where that is another now.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from frmu.aggregation.attention import attend, counterfactual
-from frmu.aggregation.checkpoint import save_state
 from frmu.aggregation.trust import trust
 from frmu.config import Config
 from frmu.federation import Payload
@@ -28,17 +27,20 @@ __all__ = ["Aggregate", "Drop", "Folded", "Held", "Server", "Total"]
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """One client's part: the sums of its records to fit, at full influence, and of its validation records."""
+    """One client's part: the sums of its records to fit, at full influence, and of its validation records.
+
+    `digest` is that of the shard, empty where nobody asked.
+    """
 
     fit: Statistics
     validation: Statistics
+    digest: str
 
 
 class Server:
     """The holder of contributions, under the name (`spec`) of what they were made with."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self) -> None:
         self.spec = ""
         self.contributions: dict[str, Contribution] = {}
 
@@ -50,15 +52,23 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Ask whose contributions are there for a spec; those of another spec are let go."""
+    """Ask whose contributions are there for a spec; those of another spec are let go.
 
+    With `digests` of shards, by client, also those that were made of another shard, or of a client not named there.
+    """
+
+    afresh: ClassVar[bool] = True  # it needs nothing that the server held before
     spec: str
+    digests: Mapping[str, str] | None = None
 
     def perform(self, server: Server, payloads: Mapping[str, Payload]) -> tuple[str, ...]:
         """The names."""
         if server.spec != self.spec:
             server.spec = self.spec
             server.contributions.clear()
+        if self.digests is not None:
+            for name in [n for n, part in server.contributions.items() if part.digest != self.digests.get(n)]:
+                del server.contributions[name]
         return tuple(server.contributions)
 
 
@@ -66,6 +76,7 @@ class Held:
 class Drop:
     """Let the contributions of some clients go: their records changed."""
 
+    afresh: ClassVar[bool] = True
     clients: tuple[str, ...]
 
     def perform(self, server: Server, payloads: Mapping[str, Payload]) -> None:
@@ -81,18 +92,20 @@ class Total:
     clients: tuple[str, ...]
     d: int
     outputs: int
+    digests: Mapping[str, str] | None = None
 
     def perform(self, server: Server, payloads: Mapping[str, Payload]) -> Statistics:
         """The total over the records to fit."""
         for name in sorted(payloads):
-            server.contributions[name] = self._contribution(payloads[name])
+            server.contributions[name] = self._contribution(payloads[name], (self.digests or {}).get(name, ""))
         return Statistics.total((server.contributions[name].fit for name in self.clients), self.d, self.outputs)
 
-    def _contribution(self, payload: Payload) -> Contribution:
+    def _contribution(self, payload: Payload, digest: str) -> Contribution:
         n, n_validation, c = (float(x) for x in payload["scalars"])
         return Contribution(
             Statistics(int(n), unpack(payload["H"], self.d), payload["b"], 0.0),
             Statistics(int(n_validation), unpack(payload["Hv"], self.d), payload["bv"], c),
+            digest,
         )
 
 
@@ -107,7 +120,7 @@ class Folded:
 
 @dataclass(frozen=True, slots=True)
 class Aggregate:
-    """Weigh all clients by attention, with the sums that their influences give, solve, and checkpoint the state."""
+    """Weigh all clients by attention, with the sums that their influences give, and solve."""
 
     records: Mapping[str, Mapping[str, Any]]
     config: Config
@@ -141,7 +154,6 @@ class Aggregate:
             ),
             W=solve(total.G, total.b, ridge),
         )
-        save_state(state, self.config, server.folder / "state.safetensors")
         return Folded(state, solve(keep.G, keep.b, ridge), dict(zip(names, scores.tolist(), strict=True)))
 
     def _attention(self, fits: list[Statistics], validations: list[Statistics]) -> tuple[Float, Float]:

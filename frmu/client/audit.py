@@ -6,9 +6,9 @@ no row does; a membership test leaves it as one count of pairs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +25,7 @@ from frmu.federation import Answer
 from frmu.learning.statistics import pack, targets
 from frmu.types import Float
 
-__all__ = ["Gauge", "Pairs", "Part", "Plant", "Recall", "Restore", "Shadow", "Strike"]
+__all__ = ["Gauge", "Pairs", "Part", "Plant", "Recall", "Restore", "Shadow", "Size", "Strike"]
 
 Buried = Mapping[str, frozenset[str]]
 FIT, TEST = SPLITS.index("fit"), SPLITS.index("test")
@@ -33,18 +33,22 @@ FIT, TEST = SPLITS.index("fit"), SPLITS.index("test")
 
 @dataclass(frozen=True, slots=True)
 class Restore:
-    """Write a copy of the shard, with those erased records back that are found in files, into a folder."""
+    """Write a copy of the shard, with those erased records back that are found in files, for an audit.
+
+    `copy` names the copy; `path` says where the files are that the client sees, None for those of its config.
+    """
 
     tombstones: Buried
     key: bytes = field(repr=False)
-    folder: Path
-    path: str
+    copy: str
+    path: str | None = None
 
     def prepare(self, clients: Sequence[Client]) -> None:
         """One reading of the files for all clients of this host."""
         named = [client for client in clients if self.tombstones.get(client.name)]
-        data = clients[0].config.data.model_copy(update={"path": self.path})
-        config = clients[0].config.model_copy(update={"data": data})
+        config = clients[0].config
+        if self.path is not None:
+            config = config.model_copy(update={"data": config.data.model_copy(update={"path": self.path})})
         tables = gather(config, [client.name for client in named]) if named else {}
         for client in clients:
             client.incoming = tables.get(client.name)
@@ -60,8 +64,9 @@ class Restore:
             table = table.drop_columns([name for name in [PRIVATE] if name in table.column_names])
             parts.append(table)
         if whole := [part for part in parts if part.num_rows]:
-            shards.write(pa.concat_tables(whole).sort_by(RECORD), shards.path_of(self.folder, client.name))
-        return Answer(client.name, {"restored": 0 if table is None else table.num_rows})
+            shards.write(pa.concat_tables(whole).sort_by(RECORD), client.copy(self.copy))
+        rows = sum(part.num_rows for part in parts)
+        return Answer(client.name, {"restored": 0 if table is None else table.num_rows, "rows": rows})
 
 
 def _forget(client: Client, buried: Buried, key: bytes) -> NDArray[np.bool_]:
@@ -214,8 +219,24 @@ def _won(members: Float, others: Float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class Size(Each):
+    """The size of some numeric columns of the shard, as the next power of two: of no record its value is told."""
+
+    columns: tuple[str, ...]
+
+    def perform(self, client: Client) -> Answer:
+        """By column; 1 where all is zero or missing."""
+        return Answer(client.name, {name: _power(client.shard.table[name].to_numpy()) for name in self.columns})
+
+
+def _power(values: NDArray[Any]) -> float:
+    top = float(np.max(np.abs(values), initial=0.0, where=~np.isnan(values)))
+    return 2.0 ** math.ceil(math.log2(top)) if top > 0.0 else 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Plant(Each):
-    """Write a copy of the shard with records planted in it into a folder; which ids they have is told.
+    """Write a copy of the shard with records planted in it, under a name; which ids they have is told.
 
     "canary" plants copies of fitted records with a wrong target, and holds as many back, unless `every`. "backdoor"
     plants copies that bear a trigger - some features at a value of their own - and all have one target.
@@ -224,7 +245,7 @@ class Plant(Each):
     kind: Literal["canary", "backdoor"]
     counts: Mapping[str, int]
     seed: int
-    folder: Path
+    copy: str
     trigger: Mapping[str, float] = field(default_factory=dict)
     goal: Any = None
     every: bool = False
@@ -244,7 +265,7 @@ class Plant(Each):
             ids["planted"] = copies[RECORD].to_pylist()[:half]
             ids["held_back"] = copies[RECORD].to_pylist()[half:]
             parts.append(copies if self.every else copies.slice(0, half))
-        shards.write(pa.concat_tables(parts).sort_by(RECORD), shards.path_of(self.folder, client.name))
+        shards.write(pa.concat_tables(parts).sort_by(RECORD), client.copy(self.copy))
         return Answer(client.name, ids)
 
     def _changed(self, client: Client, rows: pa.Table, rng: np.random.Generator) -> pa.Table:

@@ -7,6 +7,7 @@ remain, never subtracted, so a client that forgot is, to the last bit, a client 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 
 from frmu.config import Config
 from frmu.data import shard as shards
+from frmu.data.place import copy_of
 from frmu.data.shard import SPLITS, Shard
 from frmu.data.source import RECORD
 from frmu.data.tombstones import tombstones
-from frmu.errors import DataError
+from frmu.errors import DataError, StoreError
 from frmu.federation import Answer, Work
 from frmu.influence.network import Network
 from frmu.influence.observation import Fit
@@ -36,10 +38,13 @@ BLOCK = 32_768  # rows encoded at a time, so that a long slice does not fill the
 class Client:
     """One holder of a shard."""
 
-    def __init__(self, name: str, config: Config, folder: Path, by: Mapping[str, Encoder | Words]) -> None:
+    def __init__(
+        self, name: str, config: Config, folder: Path, by: Mapping[str, Encoder | Words], fence: int = 0
+    ) -> None:
         self.name = name
         self.config = config
         self.path = shards.path_of(folder, name)
+        self._fence = fence
         self.incoming: Any = None
         self.blocks = blocks(config)
         self._encoders = dict(by)
@@ -48,6 +53,7 @@ class Client:
         self._parts: dict[tuple[str, ...], tuple[Statistics, ...]] = {}
         self._totals: dict[tuple[str, tuple[str, ...]], Statistics] = {}
         self._tombstones: tuple[bytes, list[str]] | None = None
+        self._digest: str | None = None
         self._groups: dict[int, dict[str, NDArray[np.intp]]] = {}
         self.network: Network | None = None
         self.rehearsals: dict[tuple[int, int, int], tuple[Rehearsal, ...]] = {}  # by seed, most, rounds
@@ -64,6 +70,24 @@ class Client:
         """Whether there is a shard at all."""
         return self._shard is not None or self.path.exists()
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the shard's file."""
+        if self._digest is None:
+            try:
+                self._digest = shards.digest_of_file(self.path)
+            except OSError as error:
+                raise StoreError(f"{self.path}: the shard cannot be read: {error.strerror}; run `frmu train`") from None
+        return self._digest
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Hold the shard's folder for one change of it; see `frmu.data.shard.fenced`."""
+        return shards.fenced(self.path.parent, self._fence)
+
+    def copy(self, name: str) -> Path:
+        """Where a copy of the shard lies that an audit works on; see `frmu.data.place.Place.copy`."""
+        return copy_of(self.path.parent.parent, name) / "shards" / self.path.name
+
     def reload(self) -> None:
         """Forget everything that was derived from the shard: it was replaced."""
         self._shard = None
@@ -71,6 +95,7 @@ class Client:
         self._parts.clear()
         self._totals.clear()
         self._tombstones = None
+        self._digest = None
         self._groups.clear()
         self.rehearsals.clear()
 
@@ -80,10 +105,11 @@ class Client:
         kept = {slot: cache for slot, cache in self._statistics.items() if not self.config.data.lags}
         touched = {(int(split), str(key)) for split, key in zip(shard.split[rows], shard.slices[rows], strict=True)}
         rest = shard.without(rows)
-        if rest.num_rows:
-            shards.write(rest, self.path)
-        else:
-            self.path.unlink()
+        with self.writing():
+            if rest.num_rows:
+                shards.write(rest, self.path)
+            else:
+                self.path.unlink()
         self.reload()
         # A lag carries a value into other slices, so with lags nothing is kept.
         for outputs, cache in kept.items():
@@ -174,11 +200,14 @@ class Client:
 
 
 class Host:
-    """Several clients in one process; what a Ray actor wraps and what runs in process."""
+    """Several clients in one process; what a Ray actor wraps and what runs in process.
 
-    def __init__(self, config: Config, names: Sequence[str], folder: Path) -> None:
+    `folder` is that of the shards; `fence` is the number of the job, for which see `frmu.data.shard.fenced`.
+    """
+
+    def __init__(self, config: Config, names: Sequence[str], folder: Path, fence: int = 0) -> None:
         by = encoders(config)
-        self._clients = {name: Client(name, config, folder, by) for name in names}
+        self._clients = {name: Client(name, config, folder, by, fence) for name in names}
 
     def answer(self, work: Work, names: Sequence[str]) -> list[Answer]:
         """Let some of the clients do a work, in the order of their names."""

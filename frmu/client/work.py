@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -84,7 +84,8 @@ class Import:
         flagged = tombstones(self.key, client.name, table.filter(private)[RECORD].to_pylist())
         held = self._held(client) if private.any() else frozenset()
         alive &= ~private
-        shards.write(table if alive.all() else table.filter(alive), _incoming(client.path))
+        with client.writing():
+            shards.write(table if alive.all() else table.filter(alive), _incoming(client.path))
         must_go = [name for name in flagged if name in held]
         return Answer(client.name, {"rows": int(np.sum(alive)), **counts, "found": found, "must_go": must_go})
 
@@ -116,16 +117,17 @@ class Commit(Each):
     def perform(self, client: Client) -> Answer:
         """Rename the file set aside over the shard; a shard without rows is no shard."""
         incoming = _incoming(client.path)
-        if not self.keep:
-            with contextlib.suppress(FileNotFoundError):
-                incoming.unlink()
-            return Answer(client.name, {})
-        if incoming.exists():
-            incoming.replace(client.path)
-            client.reload()
-        if client.held and not len(client.shard):
-            client.path.unlink()
-            client.reload()
+        with client.writing():
+            if not self.keep:
+                with contextlib.suppress(FileNotFoundError):
+                    incoming.unlink()
+                return Answer(client.name, {})
+            if incoming.exists():
+                incoming.replace(client.path)
+                client.reload()
+            if client.held and not len(client.shard):
+                client.path.unlink()
+                client.reload()
         return Answer(client.name, {"held": client.held})
 
 
@@ -135,19 +137,22 @@ class Discard(Each):
 
     def perform(self, client: Client) -> Answer:
         """Unlink the shard."""
-        client.path.unlink(missing_ok=True)
+        with client.writing():
+            client.path.unlink(missing_ok=True)
         client.reload()
         return Answer(client.name, {})
 
 
 @dataclass(frozen=True, slots=True)
 class Describe(Each):
-    """Say what is held: rows, rows by split, classes."""
+    """Say what is held: rows, rows by split, classes, the digest of the shard."""
 
     def perform(self, client: Client) -> Answer:
-        """Counts and class names."""
+        """Counts, class names and digests."""
         if not client.held:
-            return Answer(client.name, {"rows": 0, "splits": {}, "slices": [], "classes": [], "policy": ""})
+            return Answer(
+                client.name, {"rows": 0, "splits": {}, "slices": [], "classes": [], "policy": "", "digest": ""}
+            )
         shard = client.shard
         labels = sorted(set(shard.target.tolist())) if shard.target.dtype.kind != "f" else []
         counts = np.bincount(shard.split, minlength=len(SPLITS))
@@ -157,6 +162,7 @@ class Describe(Each):
             "slices": list(client.groups(0)),
             "classes": labels,
             "policy": client.network.digest if client.network else "",
+            "digest": client.digest,
         }
         return Answer(client.name, record)
 
@@ -179,6 +185,7 @@ class Sum(Each):
 class Adopt(Each):
     """Take a policy over; it stays with the client until another one comes."""
 
+    lasting: ClassVar[bool] = True
     network: Network
 
     def perform(self, client: Client) -> Answer:

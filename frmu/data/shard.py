@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import fcntl
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,13 @@ from frmu.data.where import parse_where
 from frmu.errors import RequestError, StoreError
 from frmu.types import Float, Selection
 
-__all__ = ["SPLITS", "Shard", "ages", "clients_in", "features", "path_of", "span", "strays", "sweep", "write"]
+__all__ = [
+    "FENCE", "SPLITS", "Shard", "ages", "clients_in", "digest_of_file", "features", "fenced", "path_of", "span",
+    "strays", "sweep", "write",
+]  # fmt: skip
 
 SPLITS = ("fit", "validation", "later", "test")
+FENCE = ".fence"  # beside the folder of the shards: the number of the last job that wrote there
 
 
 def path_of(folder: Path, client: str) -> Path:
@@ -62,7 +67,7 @@ def strays(folder: Path) -> list[str]:
 def write(table: pa.Table, path: Path) -> None:
     """Replace a shard atomically: after a crash the old file or the new one is there, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
             pq.write_table(table, file)
@@ -72,6 +77,34 @@ def write(table: pa.Table, path: Path) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()
+
+
+def digest_of_file(path: Path) -> str:
+    """SHA-256 of a shard as it lies on disk: what is remembered of its records holds while this does."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def fenced(folder: Path, fence: int) -> Iterator[None]:
+    """Hold the shards in a folder for one write; raises `StoreError` where a later job has written there.
+
+    A job that was killed may leave hosts at work on other nodes, for a while. The number of a job is higher than that
+    of any before it, so what such a host still wants to write comes too late. (Fencing: Gray and Cheriton, "Leases",
+    SOSP 1989.)
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (folder.parent / FENCE).open("a+", encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        last = int(file.read() or 0)
+        if last > fence:
+            raise StoreError(f"{folder}: a later job has taken these shards over; this one writes no more")
+        if last < fence:
+            file.truncate(0)
+            file.write(str(fence))
+            file.flush()
+        yield
 
 
 @dataclass(frozen=True, slots=True)

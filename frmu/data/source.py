@@ -10,7 +10,8 @@ record with some of them null is refused: frmu fills nothing in.
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,18 +47,21 @@ LONGEST = 200  # characters of a client's name in a file's name
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a look at the files tells: their paths, the clients in them, the number of rows."""
+    """What a look at the files tells: their paths, and the number of rows of each client in them."""
 
     files: tuple[str, ...]
-    clients: tuple[str, ...]
-    rows: int
+    rows_by_client: Mapping[str, int]
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """The clients, in the order of their names."""
+        return tuple(sorted(self.rows_by_client))
 
 
 def survey(config: Config) -> Source:
     """List the files and the clients; raises `DataError` for a file that is missing, empty or truncated."""
     files = files_of(config)
-    clients: set[str] = set()
-    rows = 0
+    rows: Counter[str] = Counter()
     for file in files:
         table = read_parquet(file, [config.data.client])
         if table.num_rows == 0:
@@ -65,9 +69,8 @@ def survey(config: Config) -> Source:
         names = text_of(table[config.data.client], file, config.data.client)
         _client_names(names, file, config.data.client)
         _slice_column_there(config, file)
-        clients.update(pc.unique(names).to_pylist())
-        rows += table.num_rows
-    return Source(tuple(files), tuple(sorted(clients)), rows)
+        rows.update({found["values"]: found["counts"] for found in pc.value_counts(names).to_pylist()})
+    return Source(tuple(files), rows)
 
 
 def gather(config: Config, clients: Iterable[str]) -> dict[str, pa.Table]:

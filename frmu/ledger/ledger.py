@@ -384,6 +384,18 @@ class Ledger:
         """Digests of policies that must not be used again."""
         return frozenset(line.body["policy"] for line in self.lines(["retired"]))
 
+    def left(self) -> frozenset[str]:
+        """Owners of clients that have left the federation, and have not joined again."""
+        gone: set[str] = set()
+        for line in self.lines(["left", "joined"]):
+            (gone.add if line.kind == "left" else gone.discard)(line.body["client"])
+        return frozenset(gone)
+
+    def away(self, state: str) -> frozenset[str]:
+        """Owners of clients that were away when a state, by its digest, was last trained."""
+        trained = [line.body for line in self.lines(["trained"]) if line.body["state"] == state]
+        return frozenset(trained[-1].get("away", ())) if trained else frozenset()
+
     def clean_states(self) -> frozenset[str]:
         """Digests of the states that no erasure has overtaken: made, and proven, after the last purge that took any."""
         clean: set[str] = set()

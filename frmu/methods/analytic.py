@@ -11,19 +11,24 @@ the same round over the records that remain, where only the clients that lost so
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from frmu.aggregation.server import Aggregate, Drop, Folded, Held, Total
 from frmu.client.work import Adopt, Choose, Describe, Packed, Sum
 from frmu.config import Config
-from frmu.federation import Federation, in_order
+from frmu.errors import RoundLostError
+from frmu.federation import Federation, Reply, in_order
 from frmu.influence.network import Network
 from frmu.learning.encoders import width
 from frmu.methods.method import Method, Round
 from frmu.types import State, Statistics
 
-__all__ = ["analytic", "outputs_of", "total_of"]
+__all__ = ["analytic", "digests_of", "outputs_of", "total_of"]
+
+_log = logging.getLogger(__name__)
 
 
 def analytic(config: Config) -> Method:
@@ -51,6 +56,16 @@ def outputs_of(config: Config, classes: set[str]) -> tuple[str, ...]:
 
 
 def _round(config: Config, fingerprint: str, federation: Federation, network: Network | None) -> Round:
+    """One round, from the beginning again where the server was lost in it: a round leaves nothing half done."""
+    for _ in range(config.rules.attempts - 1):
+        try:
+            return _attempt(config, fingerprint, federation, network)
+        except RoundLostError as lost:
+            _log.info("The round begins again: %s", lost)
+    return _attempt(config, fingerprint, federation, network)
+
+
+def _attempt(config: Config, fingerprint: str, federation: Federation, network: Network | None) -> Round:
     used = network if config.policy.selector == "policy" else None
     policy = used.digest if used is not None else ""
     held = [reply for reply in in_order(federation.run(Describe())) if reply.record["rows"]]
@@ -59,7 +74,7 @@ def _round(config: Config, fingerprint: str, federation: Federation, network: Ne
     if used is not None:
         new = [reply.client for reply in held if reply.record["policy"] != policy]
         list(federation.run(Adopt(used), on=new))
-    total, missing = total_of(config, fingerprint, federation, names, outputs)
+    total, missing = total_of(config, fingerprint, federation, names, outputs, digests_of(held))
     replies = in_order(federation.run(Choose(outputs, Packed.of(total)), on=names))
     records = {reply.client: reply.record for reply in replies}
     changed = [reply for reply in replies if reply.payload is not None]
@@ -68,12 +83,26 @@ def _round(config: Config, fingerprint: str, federation: Federation, network: Ne
     return Round(folded.state, folded.keep, folded.scores, records, missing, refits)
 
 
+def digests_of(described: Iterable[Reply]) -> dict[str, str]:
+    """The digests of shards, by client, from answers to `Describe`."""
+    return {reply.client: reply.record["digest"] for reply in described}
+
+
 def total_of(
-    config: Config, fingerprint: str, federation: Federation, names: tuple[str, ...], outputs: tuple[str, ...]
+    config: Config,
+    fingerprint: str,
+    federation: Federation,
+    names: tuple[str, ...],
+    outputs: tuple[str, ...],
+    digests: Mapping[str, str] | None = None,
 ) -> tuple[Statistics, tuple[str, ...]]:
-    """The federation's sums at full influence, and which clients had to compute for it."""
+    """The federation's sums at full influence, and which clients had to compute for it.
+
+    `digests` of the shards, by client, tell which of the sums that the server has are still those of the records;
+    without them all are, as in a federation that began with this call.
+    """
     spec = hashlib.sha256("\n".join([fingerprint, *outputs]).encode()).hexdigest()
-    there = set(federation.serve(Held(spec)))
+    there = set(federation.serve(Held(spec, digests)))
     missing = tuple(name for name in names if name not in there)
     sums = in_order(federation.run(Sum(outputs), on=missing))
-    return federation.serve(Total(names, width(config), len(outputs)), sums), missing
+    return federation.serve(Total(names, width(config), len(outputs), digests), sums), missing

@@ -62,7 +62,7 @@ from frmu.influence.task import Task
 from frmu.learning.encoders import width
 from frmu.learning.solve import solve
 from frmu.learning.statistics import unpack
-from frmu.methods.analytic import outputs_of, total_of
+from frmu.methods.analytic import digests_of, outputs_of, total_of
 from frmu.methods.method import Method, Round
 from frmu.types import ClientState, Float, State, Statistics
 
@@ -231,7 +231,8 @@ def world_of(config: Config, federation: Federation) -> World | None:
     """The clients of a federation that hold slices to fit and validation records to judge by; None: there is none."""
     held = [reply for reply in in_order(federation.run(Describe())) if reply.record["rows"]]
     outputs = outputs_of(config, {label for reply in held for label in reply.record["classes"]})
-    total, _ = total_of(config, config.fingerprint(), federation, tuple(r.client for r in held), outputs)
+    names = tuple(reply.client for reply in held)
+    total, _ = total_of(config, config.fingerprint(), federation, names, outputs, digests_of(held))
     able = [r for r in held if r.record["slices"] and r.record["splits"]["validation"]]
     if not able:
         return None

@@ -19,7 +19,7 @@ from frmu.errors import PolicyError
 from frmu.federation import Federation, in_order
 from frmu.influence.network import Network
 from frmu.influence.scores import normalise
-from frmu.methods.analytic import outputs_of, total_of
+from frmu.methods.analytic import digests_of, outputs_of, total_of
 from frmu.policy.checkpoint import Progress
 from frmu.policy.env import Board
 
@@ -60,7 +60,7 @@ def board_of(
         )
     outputs = outputs_of(config, {label for reply in described for label in reply.record["classes"]})
     names = tuple(reply.client for reply in described)
-    total, _ = total_of(config, config.fingerprint(), federation, names, outputs)
+    total, _ = total_of(config, config.fingerprint(), federation, names, outputs, digests_of(described))
     board = Board(
         federation,
         tuple(reply.client for reply in teaching),

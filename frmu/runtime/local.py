@@ -2,37 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from frmu.aggregation.server import Server
 from frmu.client.client import Host
 from frmu.config import Config
+from frmu.data.place import Place
 from frmu.federation import Reply, Task, Traffic, Work
 
 __all__ = ["LocalFederation"]
 
 
 class LocalFederation:
-    """All clients on one host, and the server beside them."""
+    """All clients on one host a place, and the server beside them.
 
-    def __init__(self, config: Config, clients: Sequence[str], folder: Path) -> None:
-        self.clients = tuple(sorted(clients))
+    Clients are names, whose shards lie under `folder`, or places by name. A `fence` is the number of the job.
+    """
+
+    def __init__(
+        self, config: Config, clients: Sequence[str] | Mapping[str, Place], folder: Path, fence: int = 0
+    ) -> None:
         self.traffic = Traffic()
-        self.host = Host(config, self.clients, folder / "shards")
-        self._server = Server(folder)
+        self.away: dict[str, str] = {}
+        self._config, self._fence = config, fence
+        self._clients: dict[str, Host] = {}
+        self._server = Server()
+        self.admit(clients if isinstance(clients, Mapping) else {n: Place("", config, folder) for n in clients}, {})
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """Every client, in the order of their names."""
+        return tuple(sorted(self._clients))
+
+    def admit(self, homes: Mapping[str, Place], rows: Mapping[str, int]) -> None:
+        """See `Federation.admit`."""
+        new: dict[Path, list[str]] = {}
+        at = {place.shards: place for place in homes.values()}
+        for name in sorted(set(homes) - set(self._clients)):
+            new.setdefault(homes[name].shards, []).append(name)
+        for shards, names in new.items():
+            host = Host(at[shards].config, names, shards, self._fence)
+            self._clients |= dict.fromkeys(names, host)
+
+    @property
+    def host(self) -> Host:
+        """The host, where there is one place: what runs in this process may look into it."""
+        (host,) = set(self._clients.values())
+        return host
 
     def run(self, work: Work, on: Iterable[str] | None = None) -> Iterator[Reply]:
         """See `Federation.run`."""
-        wanted = set(self.clients if on is None else on)
-        names = tuple(name for name in self.clients if name in wanted)
-        if not names:
+        wanted = set(self.clients if on is None else on) & set(self.clients) - set(self.away)
+        if not wanted:
             return
-        self.traffic.sent(work, len(names))
-        for answer in self.host.answer(work, names):
-            self.traffic.up += answer.nbytes
-            yield Reply(answer.client, answer.record, answer.payload, answer.nbytes)
+        self.traffic.sent(work, len(wanted))
+        hosts = dict.fromkeys(self._clients[name] for name in sorted(wanted))
+        for host in hosts:
+            here = tuple(name for name in sorted(wanted) if self._clients[name] is host)
+            for answer in host.answer(work, here):
+                self.traffic.up += answer.nbytes
+                yield Reply(answer.client, answer.record, answer.payload, answer.nbytes)
 
     def serve(self, task: Task, replies: Iterable[Reply] = ()) -> Any:
         """See `Federation.serve`."""

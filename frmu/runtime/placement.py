@@ -1,21 +1,155 @@
-"""Which clients share an actor."""
+"""Which clients share an actor, on which nodes, and whether the memory for it is there: the plan, before it is done.
+
+A client whose place is a site runs on a node with the site's label, because its records lie on that node's disk;
+others go wherever there is room. What a host takes is the memory of its process, as measured, and an estimate of what
+its clients' records and sums add; Ray is told, so that a node is never given more than it has.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-__all__ = ["hosts_for"]
+from frmu.client.client import BLOCK
+from frmu.config import CALENDAR, Config
+from frmu.data.place import Place
+from frmu.errors import FederationError
+from frmu.learning.encoders import width
 
-ALONE = 32  # up to so many clients "auto" gives each an actor of its own
+__all__ = ["HostPlan", "Node", "Plan", "hosts_for", "need_of", "plan_for"]
+
+ALONE = 32  # up to so many clients "auto" gives each an actor of its own, where there is room
+SLICES = 64  # slices of a client that are reckoned with where the config does not say how many there are
+LABEL = "site"
 
 
-def hosts_for(clients: Sequence[str], per_actor: int | Literal["auto"]) -> list[tuple[str, ...]]:
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What a node offers: its label, None without one, and bytes of memory for hosts."""
+
+    label: str | None
+    memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostPlan:
+    """A host to be started: its clients, the place of all of them, bytes of memory."""
+
+    names: tuple[str, ...]
+    place: Place
+    memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The hosts of a federation, what one process takes, and the bytes that nodes offer."""
+
+    hosts: tuple[HostPlan, ...]
+    process: int
+    offered: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts and MiB, for people."""
+        by: dict[str, list[HostPlan]] = {}
+        for host in self.hosts:
+            by.setdefault(host.place.site or "anywhere", []).append(host)
+        return {
+            "hosts": len(self.hosts),
+            "clients": sum(len(host.names) for host in self.hosts),
+            "process_mib": _mib(self.process),
+            "planned_mib": _mib(sum(host.memory for host in self.hosts)),
+            "offered_mib": _mib(self.offered),
+            "sites": {
+                site: {"hosts": len(hosts), "clients": sum(len(host.names) for host in hosts),
+                       "planned_mib": _mib(sum(host.memory for host in hosts))}
+                for site, hosts in sorted(by.items())
+            },
+        }  # fmt: skip
+
+
+def hosts_for(clients: Sequence[str], per_actor: int) -> list[tuple[str, ...]]:
     """Groups of clients, in the order of their names, each to be hosted by one actor.
 
     >>> hosts_for(["a", "b", "c"], 2)
     [('a', 'b'), ('c',)]
     """
-    number = max(1, math.ceil(len(clients) / ALONE)) if per_actor == "auto" else per_actor
-    return [tuple(clients[at : at + number]) for at in range(0, len(clients), number)]
+    return [tuple(clients[at : at + per_actor]) for at in range(0, len(clients), per_actor)]
+
+
+def need_of(config: Config, rows: int) -> int:
+    """Bytes that a client's records and sums are reckoned to take at its host.
+
+    A row has its features as float64 twice (as read, as scaled) and three labels; a slice its sums, and the client
+    those of a look at all slices. An estimate: slices are not counted before the records are read.
+    """
+    d = width(config)
+    features = len(config.data.features)
+    kinds = SLICES if config.slice_by in CALENDAR or config.slices.buckets == 0 else config.slices.buckets
+    slices = min(max(rows, 1), kinds)
+    return rows * (16 * features + 3 * 64) + (2 * slices + 8) * d * (d + 4) * 8
+
+
+def plan_for(
+    homes: Mapping[str, Place],
+    rows: Mapping[str, int],
+    per_actor: int | Literal["auto"],
+    process: int,
+    nodes: Iterable[Node],
+    share: float,
+) -> Plan:
+    """The hosts for clients at their places, `process` being the bytes of an empty one.
+
+    Raises `FederationError` where the nodes that may take them have less memory than that takes.
+    """
+    offers = list(nodes)
+    by: dict[str, list[str]] = {}
+    place_of = {}
+    for name in sorted(homes):
+        by.setdefault(homes[name].site, []).append(name)
+        place_of[homes[name].site] = homes[name]
+    hosts: list[HostPlan] = []
+    for site, names in sorted(by.items()):
+        place = place_of[site]
+        fitting = [node for node in offers if place.label in (None, node.label)]
+        offered = int(share * sum(node.memory for node in fitting))
+        hosts += _at(place, names, rows, per_actor, process, offered if fitting else None)
+    return Plan(tuple(hosts), process, int(share * sum(node.memory for node in offers)))
+
+
+def _at(
+    place: Place, names: list[str], rows: Mapping[str, int], per_actor: int | Literal["auto"], process: int,
+    offered: int | None,
+) -> list[HostPlan]:  # fmt: skip
+    """The hosts of one place; where no node is there yet, nothing is refused."""
+    needs = {name: need_of(place.config, rows.get(name, 0)) for name in names}
+    block = process + 2 * BLOCK * width(place.config) * 8 // 4
+    number = per_actor if isinstance(per_actor, int) else max(1, math.ceil(len(names) / ALONE))
+    if offered is not None:
+        room = offered - sum(needs.values())
+        fewest = math.ceil(len(names) / max(1, room // block)) if room >= block else 0
+        if not fewest or (isinstance(per_actor, int) and per_actor < fewest):
+            raise _too_much(place, len(names), number, block, sum(needs.values()), offered, fewest)
+        number = max(number, fewest)
+    return [HostPlan(group, place, block + sum(needs[name] for name in group)) for group in hosts_for(names, number)]
+
+
+def _too_much(
+    place: Place, clients: int, number: int, block: int, needs: int, offered: int, fewest: int
+) -> FederationError:
+    where = f'the nodes of site "{place.site}"' if place.site else "the cluster"
+    hosts = math.ceil(clients / number)
+    knob = (
+        f'set placement.clients_per_actor to {fewest} or more, or to "auto"'
+        if fewest
+        else "lower model.features, add nodes, or raise placement.memory"
+    )
+    return FederationError(
+        f"{hosts} hosts of {clients} clients need {_mib(hosts * block + needs):,} MiB ({_mib(block):,} a process, "
+        f"{_mib(needs):,} for records and sums), and {where} offer {_mib(offered):,} MiB; {knob}"
+    )
+
+
+def _mib(size: int) -> int:
+    return round(size / 2**20)

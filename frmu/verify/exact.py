@@ -1,28 +1,29 @@
 """Level 5: the state's digest equals that of a federation that never had the records.
 
-The second federation is new: its own clients and server, in process, over the shards as they lie on disk. What
-a stale cache, a drift, a wrong order or a record left behind would change is the digest.
+The second federation is new: its own clients and server over the shards as they lie on disk, in process where these
+lie on this machine. What a stale cache, a drift, a wrong order or a record left behind would change is the digest.
 """
 
 from __future__ import annotations
 
-import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from frmu.client.work import Scan
 from frmu.config import Config
-from frmu.data.shard import clients_in
 from frmu.errors import FrmuError
 from frmu.federation import Federation
 from frmu.influence.network import Network
 from frmu.learning.statistics import numerics
 from frmu.methods.method import Method
-from frmu.runtime.local import LocalFederation
 from frmu.types import State
 
-__all__ = ["ExactVerdict", "left_behind", "rebuild", "verify_exact"]
+__all__ = ["Afresh", "ExactVerdict", "left_behind", "rebuild", "verify_exact"]
+
+
+Afresh = Callable[[Config], AbstractContextManager[Federation]]  # another federation over the same shards, for a while
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,9 @@ class ExactVerdict:
         }
 
 
-def rebuild(config: Config, method: Method, network: Network | None, shards: Path) -> State:
-    """Train a second federation, from nothing, on the shards in a folder."""
-    with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
-        (Path(folder) / "shards").symlink_to(shards.absolute())
-        federation = LocalFederation(config, clients_in(shards), Path(folder))
+def rebuild(config: Config, method: Method, network: Network | None, afresh: Afresh) -> State:
+    """Train a second federation, from nothing, on the same shards."""
+    with afresh(config) as federation:
         return method.apply(federation, method.init(), network).state
 
 
@@ -76,7 +75,7 @@ def verify_exact(
     config: Config,
     method: Method,
     network: Network | None,
-    shards: Path,
+    afresh: Afresh,
     state: State,
     tombstones: dict[str, frozenset[str]],
     key: bytes,
@@ -88,10 +87,9 @@ def verify_exact(
     """
     if state.config != config.fingerprint():
         raise FrmuError("the state was trained with another config; run `frmu train` before `frmu verify`")
-    rebuilt = rebuild(config, method, network, shards)
+    with afresh(config) as federation:
+        rebuilt = method.apply(federation, method.init(), network).state
+        left, scanned = left_behind(federation, tombstones, key)
     if state.policy != rebuilt.policy:
         raise FrmuError("the state was made with another policy file; run `frmu train` before `frmu verify`")
-    with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
-        (Path(folder) / "shards").symlink_to(shards.absolute())
-        left, scanned = left_behind(LocalFederation(config, clients_in(shards), Path(folder)), tombstones, key)
     return ExactVerdict(state.digest, rebuilt.digest, left, scanned, strays, numerics())

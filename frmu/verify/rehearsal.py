@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from frmu.client.audit import Plant, Recall, Strike
@@ -30,11 +29,14 @@ __all__ = ["Stage", "Trap", "backdoor", "canary", "share_out"]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Where a rehearsal takes place: the federation as it is, and how to start one over another folder."""
+    """Where a rehearsal takes place: the federation as it is, and how to start one over copies of its shards.
+
+    `start` takes the name of the copies, which begins with `name`, and the clients that have one.
+    """
 
     live: Federation
-    start: Callable[[Path], Federation]
-    folder: Path
+    start: Callable[[str, Sequence[str]], Federation]
+    name: str
     method: Method
     network: Network | None
     key: bytes
@@ -63,11 +65,10 @@ def share_out(records: Mapping[str, int], number: int) -> dict[str, int]:
 def canary(stage: Stage, number: int, seed: int) -> Verdict:
     """Plant canaries at all clients, erase them, and try to tell them from canaries that were never fitted."""
     counts = share_out({client.name: client.records for client in stage.state.clients}, number)
-    work = Plant("canary", counts, seed, stage.folder / "canary" / "shards")
-    heads, ids = _plant_and_erase(stage, work, "canary")
-    every = Plant("canary", counts, seed, stage.folder / "lineup" / "shards", every=True)
+    heads, ids = _plant_and_erase(stage, Plant("canary", counts, seed, f"{stage.name}-canary"))
+    every = Plant("canary", counts, seed, f"{stage.name}-lineup", every=True)
     held_back = {reply.client: reply.record["held_back"] for reply in stage.live.run(every)}
-    lineup = stage.start(stage.folder / "lineup")
+    lineup = stage.start(every.copy, sorted(held_back))
     found = auc(in_order(lineup.run(Recall(heads, held_back, ids, stage.state.outputs))))
     lineup.close()
     return Verdict(
@@ -84,8 +85,8 @@ def canary(stage: Stage, number: int, seed: int) -> Verdict:
 
 def backdoor(stage: Stage, trap: Trap, counts: Mapping[str, int], seed: int) -> Verdict:
     """Plant a backdoor at some clients, erase it, and pull its trigger."""
-    work = Plant("backdoor", counts, seed, stage.folder / "backdoor" / "shards", trap.trigger, trap.goal)
-    heads, ids = _plant_and_erase(stage, work, "backdoor")
+    work = Plant("backdoor", counts, seed, f"{stage.name}-backdoor", trap.trigger, trap.goal)
+    heads, ids = _plant_and_erase(stage, work)
     replies = in_order(stage.live.run(Strike(heads, trap.trigger, trap.goal, stage.state.outputs)))
     tried = max(1, sum(reply.record["n"] for reply in replies))
     found = {head: sum(reply.record["led"][head] for reply in replies) / tried for head in heads}
@@ -101,10 +102,10 @@ def backdoor(stage: Stage, trap: Trap, counts: Mapping[str, int], seed: int) -> 
     )
 
 
-def _plant_and_erase(stage: Stage, work: Plant, name: str) -> tuple[dict[str, Float], dict[str, Sequence[str]]]:
+def _plant_and_erase(stage: Stage, work: Plant) -> tuple[dict[str, Float], dict[str, Sequence[str]]]:
     """The four models of a rehearsal, and the ids that were planted, by client."""
     ids = {reply.client: reply.record["planted"] for reply in in_order(stage.live.run(work))}
-    federation = stage.start(stage.folder / name)
+    federation = stage.start(work.copy, sorted(ids))
     method, network = stage.method, stage.network
     original = method.apply(federation, method.init(), network).state
     buried = {client: frozenset(tombstones(stage.key, client, names)) for client, names in ids.items() if names}

@@ -98,7 +98,7 @@ def _board(experiment: api.Experiment) -> tuple:
     from frmu.policy.learn import board_of
 
     names = [client.name for client in experiment.state().clients]
-    return board_of(experiment.config, experiment.federation(names))
+    return board_of(experiment.config, experiment.federation(experiment.homes_of(names, experiment.look())))
 
 
 TRAIN = """

@@ -12,7 +12,7 @@ from conftest import CONFIG, put, train
 
 from frmu import api
 from frmu.config import Config
-from frmu.errors import DataError, FederationError
+from frmu.errors import ClientsAwayError, DataError
 from frmu.influence.scores import below
 from frmu.types import Selection
 
@@ -62,7 +62,7 @@ def test_arrays_pass_from_clients_to_the_server_as_refs(tmp_path: Path, table: p
     config = packed(tmp_path / "refs", table, 2)
     with api.Experiment(config) as experiment:
         experiment.train()
-        replies = list(experiment.federation(["home 0"]).run(Sum(("load",))))
+        replies = list(experiment.federation(experiment.look().homes).run(Sum(("load",))))
         assert len(replies) == 4
         assert all(isinstance(reply.payload, ray.ObjectRef) for reply in replies)
 
@@ -75,9 +75,9 @@ def test_a_client_that_died_is_named(tmp_path: Path, table: pd.DataFrame) -> Non
     config = packed(tmp_path / "dead", table, 2)
     with api.Experiment(config) as experiment:
         experiment.train()
-        federation = experiment.federation(["home 0"])
-        ray.kill(federation._hosts["home 0", "home 1"], no_restart=True)  # type: ignore[attr-defined]
-        with pytest.raises(FederationError, match="clients home 0, home 1 did not answer"):
+        federation = experiment.federation(experiment.look().homes)
+        ray.kill(federation._lanes[0].actor, no_restart=True)  # type: ignore[attr-defined]
+        with pytest.raises(ClientsAwayError, match="clients home 0, home 1 are away: its host died"):
             list(federation.run(Describe()))
 
 

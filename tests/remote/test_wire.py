@@ -1,7 +1,7 @@
 """What leaves a client: counts, sums over slices, keyed hashes; never a row.
 
-Everything that a host answers passes through `Host.answer`, in process and on an actor alike, so that is where it is
-caught: through training, a drain, attacks on the receipt, and the training of a policy. No answer may hold the id of a
+Everything that a host answers passes through `Host.answer`, in process and on an actor alike, and what a site says of
+its disk through `Workplace.visit`, so that is where it is caught: through training, a drain, attacks on the receipt, and the training of a policy. No answer may hold the id of a
 record, a person, or a cell of a row - raw, scaled, or encoded - to the last bit.
 
 What sums say of rows is another matter, and no test can deny it. The sums of one record are that record's encoding,
@@ -35,6 +35,7 @@ from frmu.learning.encoders import encode, encoders
 from frmu.policy.learn import board_of, train_policy
 from frmu.runtime.local import LocalFederation
 from frmu.types import Selection
+from frmu.workplace import Workplace
 
 
 @pytest.fixture
@@ -48,7 +49,15 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Answer]]:
         caught.extend((type(work).__name__, one) for one in answers)
         return answers
 
+    visit = Workplace.visit
+
+    def told(workplace: Workplace, errand: Any) -> Any:
+        found, away = visit(workplace, errand)
+        caught.extend((type(errand).__name__, Answer(site, {"found": repr(one)})) for site, one in found.items())
+        return found, away
+
     monkeypatch.setattr(Host, "answer", heard)
+    monkeypatch.setattr(Workplace, "visit", told)
     return caught
 
 
@@ -126,7 +135,7 @@ def test_no_row_leaves_a_client_in_its_life(trained: tuple[Config, Private], wir
         assert experiment.verify(receipt, "L3")["proofs"]
     assert works(wire) >= {
         "Import", "Describe", "Sum", "Choose", "Measure", "Locate", "Purge", "Shadow", "Pairs", "Plant", "Recall",
-        "Strike",
+        "Strike", "Look",
     }  # fmt: skip
     assert len(private.cells) > 10_000
     assert not leaks(wire, private)

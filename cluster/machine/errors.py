@@ -1,0 +1,9 @@
+"""What goes wrong on the machine: one error, that says what, where and which knob to turn."""
+
+from __future__ import annotations
+
+__all__ = ["ClusterError"]
+
+
+class ClusterError(Exception):
+    """The cluster cannot be started, changed or stopped as asked; exit code 2 on the command line."""

@@ -1,0 +1,31 @@
+"""The plan of a training before it is begun: which hosts it would start on a cluster, and the memory that takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from frmu.config import Config
+from frmu.data.place import Look, homes, places
+from frmu.errors import RequestError
+from frmu.runtime.connect import cluster
+from frmu.runtime.remote import measured, plan_on, visit
+
+__all__ = ["forecast"]
+
+
+def forecast(config: Config, address: str | None = None, insecure: bool = False) -> dict[str, Any]:
+    """The plan as plain JSON types, with why a site is away; raises what a training would raise for want of memory."""
+    named = address if address is not None else config.ray.address
+    if named == "local":
+        raise RequestError("in this process there are no hosts to plan; leave out --address local")
+    at = places(config.bare())
+    with cluster(named, insecure):
+        if config.sites:
+            found, away = visit(Look(True), at, 0.0, config.rules.deadline)
+        else:
+            found, away = {"": Look(True).perform(at[0])}, {}
+        rows = {client: number for holdings in found.values() for client, number in holdings.rows.items()}
+        placement = config.placement
+        by = {client: place for client, place in homes(found, at).items() if client in rows}
+        plan = plan_on(by, rows, placement.clients_per_actor, placement.memory, measured())
+    return plan.to_json() | {"away": away}

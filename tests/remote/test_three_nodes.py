@@ -1,0 +1,187 @@
+"""Three sites on three nodes: train, lose a node, let it rejoin, erase, prove; and a driver that is killed.
+
+Each site keeps its files and its shards in folders of its own, which only its node's hosts open. The cluster is the
+one that `cluster/local` starts, with a token and, where it is installed, PostgreSQL for the ledger.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import CONFIG, homes, train
+
+from frmu import api
+from frmu.config import Config, load
+from frmu.errors import ClientsAwayError
+from frmu.federation import Answer
+from frmu.types import Selection
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "cluster"))
+
+from machine import Cluster  # noqa: E402
+
+FRMU = str(Path(sys.executable).parent / "frmu")
+SITES = {"a": ["home 0", "home 1"], "b": ["home 2", "home 3"], "c": ["home 4"]}
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return homes(clients=5)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    here = Cluster(tmp_path_factory.mktemp("cluster") / "c")
+    here.up(list(SITES), postgres=False, mlflow=False)
+    try:
+        yield here
+    finally:
+        here.down()
+
+
+def put(folder: Path, table: pd.DataFrame) -> Config:
+    """A config of three sites, each with files of its own."""
+    text = f"{CONFIG}\n[rules]\nquorum = 0.6\ndeadline = 60\n[placement]\npatience = 2\nclients_per_actor = 1\n"
+    for site, clients in SITES.items():
+        disk = folder / f"disk-{site}"
+        disk.mkdir(parents=True)
+        table[table.home.isin(clients)].to_parquet(disk / "homes.parquet", index=False)
+        text += f'[sites.{site}]\npath = "disk-{site}/homes.parquet"\nfolder = "disk-{site}/frmu"\n'
+    (folder / "homes.toml").write_text(text)
+    return load(folder / "homes.toml")
+
+
+def frmu(cluster: Cluster, *words: Any, code: int = 0) -> dict[str, Any]:
+    """A command of a user's, on the cluster; its last line."""
+    run = subprocess.run(
+        [FRMU, *map(str, words), "--json"], env=environment(cluster), capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert run.returncode == code, run.stdout + run.stderr
+    return json.loads(run.stdout.splitlines()[-1]) | {"stderr": run.stderr}
+
+
+def environment(cluster: Cluster) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | cluster.environment
+
+
+@pytest.fixture
+def attached(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process as a driver on the cluster."""
+    from frmu.runtime.connect import cluster as connected
+
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    with connected(None):
+        yield
+
+
+@pytest.mark.usefixtures("attached")
+def test_train_lose_a_node_rejoin_erase_verify(
+    cluster: Cluster, tmp_path: Path, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = put(tmp_path / "sites", table)
+    with api.Experiment(config) as experiment:
+        first = experiment.train()
+        assert (first["clients"], first["away"]) == (5, {})
+        assert first["state_digest"] == train(put(tmp_path / "same", table))["state_digest"]
+        for site, clients in SITES.items():  # shards lie at their site, and nowhere else
+            shards = tmp_path / "sites" / f"disk-{site}" / "frmu" / "homes.frmu" / "shards"
+            assert len(list(shards.iterdir())) == len(clients)
+        assert not list((config.folder / "shards").iterdir())
+        assert where_they_run(experiment) == {name: site for site, names in SITES.items() for name in names}
+
+        cluster.kill("c")
+        without = experiment.train()
+        assert list(without["away"]) == ["home 4"]
+        assert "no node has the label site=c" in without["away"]["home 4"]
+        assert "quorum 0.6 still met (4 of 5)" in caplog.text
+        api.erase(config, Selection("subject", subject="p2"))
+        with pytest.raises(ClientsAwayError, match="client home 4 is away: no node has the label site=c"):
+            experiment.drain()
+        assert [request.stage for request in experiment.ledger.pending()] == ["received"]
+        verified = experiment.verify()
+        assert (verified["verified"], verified["state_digest"]) == (True, without["state_digest"])
+
+        cluster.add("c")
+        back = experiment.train()
+        assert (back["clients"], back["away"]) == (5, {})
+        drained = experiment.drain()
+        assert drained["verified"]
+        assert drained["receipts"][0]["removed"] == table[table.person == "p2"].home.value_counts().to_dict()
+        assert experiment.verify("r1", "L3")["verified"]
+    never = put(tmp_path / "never", table[table.person != "p2"])
+    assert train(never)["state_digest"] == drained["state_digest"]
+    for site in SITES:  # and the copies of the audit are gone
+        assert not list((tmp_path / "sites" / f"disk-{site}" / "frmu" / "homes.frmu" / "scratch").iterdir())
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """On which node a client's host is."""
+
+    def prepare(self, clients: Any) -> None: ...
+
+    def perform(self, client: Any) -> Answer:
+        import ray
+
+        return Answer(client.name, {"node": ray.get_runtime_context().get_node_id()})
+
+
+def where_they_run(experiment: api.Experiment) -> dict[str, str]:
+    """The site of the node that each client's host is on."""
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    labels = {node["NodeID"]: node["Labels"].get("site", "") for node in ray.nodes()}
+    federation = experiment.federation(experiment.look().homes)
+    return {reply.client: labels[reply.record["node"]] for reply in federation.run(Where())}
+
+
+def test_a_plan_and_what_no_node_sees(cluster: Cluster, tmp_path: Path, table: pd.DataFrame) -> None:
+    config = put(tmp_path / "sites", table)
+    plan = frmu(cluster, "plan", config.file)
+    assert {site: one["hosts"] for site, one in plan["sites"].items()} == {"a": 2, "b": 2, "c": 1}
+    text = config.file.read_text().replace('path = "disk-b/homes.parquet"', 'path = "disk-x/homes.parquet"')
+    config.file.write_text(text + '[sites.nowhere]\nclients = ["home 9"]\n')
+    refused = frmu(cluster, "plan", config.file, code=2)
+    assert "disk-x/homes.parquet: no Parquet file there" in refused["error"]
+    assert 'looked for on the node of site "b" (label site=b): check sites.b.path' in refused["error"]
+
+
+def test_a_driver_that_was_killed_leaves_its_server_to_the_next(
+    cluster: Cluster, tmp_path: Path, table: pd.DataFrame
+) -> None:
+    config = put(tmp_path / "sites", table)
+    code = f"""
+import os, signal
+from frmu import api
+from frmu.config import load
+
+class Killed(api.Experiment):
+    def checkpoint(self, state):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+with Killed(load({str(config.file)!r})) as experiment:
+    experiment.train()
+"""
+    run = subprocess.run([sys.executable, "-c", code], env=environment(cluster), capture_output=True, check=False)
+    assert run.returncode == -signal.SIGKILL, run.stderr.decode()[-2000:]
+    time.sleep(1)
+    again = frmu(cluster, "-v", "train", config.file)
+    assert again["state_digest"] == train(put(tmp_path / "same", table))["state_digest"]
+    # The server had every client's sums, and the shards are the same: nobody was asked for them again.
+    assert again["summed"] == 0
+    assert frmu(cluster, "train", config.file)["summed"] == 5

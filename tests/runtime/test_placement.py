@@ -1,0 +1,78 @@
+"""The plan: every client has one host, at its own site, and no site is given more than its nodes have."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import CONFIG
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from frmu.config import Config, parse
+from frmu.data.place import Place
+from frmu.errors import FederationError
+from frmu.runtime.placement import Node, need_of, plan_for
+
+BASE: Config = parse(tomllib.loads(CONFIG), Path("homes.toml"))
+GIB = 2**30
+
+
+def homes(by_site: dict[str, int]) -> dict[str, Place]:
+    """So many clients at each site; "" is no site."""
+    return {
+        f"{site or 'any'}-{n:04d}": Place(site, BASE, Path(f"/{site}"), None, site or None)
+        for site, number in by_site.items()
+        for n in range(number)
+    }
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from(["", "a", "b"]), st.integers(1, 300), min_size=1), st.integers(2, 200))
+def test_every_client_has_one_host_that_fits(by_site: dict[str, int], gib: int) -> None:
+    nodes = [Node("a", gib * GIB), Node("b", gib * GIB), Node(None, gib * GIB)]
+    at = homes(by_site)
+    try:
+        plan = plan_for(at, dict.fromkeys(at, 5000), "auto", GIB // 8, nodes, 0.7)
+    except FederationError:
+        assert gib < 40
+        return
+    hosted = [name for host in plan.hosts for name in host.names]
+    assert sorted(hosted) == sorted(at)
+    for host in plan.hosts:
+        assert {at[name].site for name in host.names} == {host.place.site}
+    for site in ("a", "b"):
+        assert sum(h.memory for h in plan.hosts if h.place.site == site) <= 0.7 * gib * GIB
+
+
+def test_auto_shares_an_actor_as_memory_runs_short() -> None:
+    at = homes({"": 500})
+    rows = dict.fromkeys(at, 100)
+    wide = plan_for(at, rows, "auto", GIB // 8, [Node(None, 200 * GIB)], 1.0)
+    tight = plan_for(at, rows, "auto", GIB // 8, [Node(None, 3 * GIB)], 1.0)
+    assert len(wide.hosts) == 32
+    assert 1 <= len(tight.hosts) < 32
+
+
+def test_what_cannot_fit_is_refused_with_the_knob() -> None:
+    at = homes({"": 1000})
+    rows = dict.fromkeys(at, 100)
+    with pytest.raises(
+        FederationError, match=r"1000 hosts of 1000 clients need .* MiB .* set placement.clients_per_actor to"
+    ):
+        plan_for(at, rows, 1, GIB // 8, [Node(None, 8 * GIB)], 0.7)
+    with pytest.raises(FederationError, match=r"lower model.features, add nodes, or raise placement.memory"):
+        plan_for(at, dict.fromkeys(at, 10**9), "auto", GIB // 8, [Node(None, 8 * GIB)], 0.7)
+    # one site may be short of memory where the cluster is not
+    with pytest.raises(FederationError, match='the nodes of site "a" offer'):
+        plan_for(homes({"a": 40, "": 1}), {}, 1, GIB // 8, [Node("a", GIB), Node(None, 100 * GIB)], 0.7)
+
+
+def test_a_site_without_a_node_is_not_refused_but_waited_for() -> None:
+    plan = plan_for(homes({"a": 3}), {}, 1, GIB // 8, [Node(None, GIB)], 0.7)
+    assert len(plan.hosts) == 3
+
+
+def test_more_records_need_more() -> None:
+    assert need_of(BASE, 10_000) > need_of(BASE, 1_000) > 0
