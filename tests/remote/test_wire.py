@@ -1,8 +1,9 @@
 """What leaves a client: counts, sums over slices, keyed hashes; never a row.
 
 Everything that a host answers passes through `Host.answer`, in process and on an actor alike, and what a site says of
-its disk through `Workplace.visit`, so that is where it is caught: through training, a drain, attacks on the receipt, and the training of a policy. No answer may hold the id of a
-record, a person, or a cell of a row - raw, scaled, or encoded - to the last bit.
+its disk through `Workplace.visit`, so that is where it is caught: through training, a drain, attacks on the receipt,
+and the training of a policy. No answer may hold the id of a record, a person, or a cell of a row - raw, scaled, or
+encoded - to the last bit.
 
 What sums say of rows is another matter, and no test can deny it. The sums of one record are that record's encoding,
 and from the sums of a few much can be told; slices here have dozens. Where a "relu" feature is not zero for one record
