@@ -147,11 +147,9 @@ def _why_not(reason: str, address: str) -> str:
 
 
 def _hush() -> None:
-    """Keep Ray's remarks about packages and web sockets to itself."""
+    """Keep Ray's remarks about packages and web sockets to itself; its modules set levels of their own."""
     import logging
 
-    for name in ("ray.dashboard.modules", "ray._private.runtime_env"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     for name in list(logging.Logger.manager.loggerDict):
         if name.startswith(("ray.dashboard.modules", "ray._private.runtime_env")):
             logging.getLogger(name).setLevel(logging.WARNING)
