@@ -58,7 +58,7 @@ class Experiment(Workplace):
                 '"today" and durations for validation, later and test'
             )
         self.move(until or dt.datetime.now(dt.UTC).date())
-        with self.tracker.run("train") as run:
+        with self.run("train") as run:
             return self._train(run)
 
     def _train(self, run: Run) -> dict[str, Any]:
@@ -250,7 +250,7 @@ class Experiment(Workplace):
         if progress is None:
             lineage = self._lineage(start, parent, learners)
         federation = self.federation(self.homes_of(learners, self.look()))
-        with self.tracker.run("policy", self.holds(lineage["clients"])) as run:
+        with self.run("policy", self.holds(lineage["clients"])) as run:
             self.ledger.note("learned", {"run": run.id, "clients": self.owners(lineage["clients"])})
             resumed = {"frmu.resumed": lineage["run"]} if progress is not None else {}
             run.tags({"frmu.parent": lineage["parent"] or "scratch", **resumed})

@@ -94,7 +94,7 @@ def _exact(x: Workplace, state: State, receipt: Mapping[str, Any] | None, level:
 
 def _log(x: Workplace, receipt: str, level: str, proofs: Sequence[Mapping[str, Any]]) -> None:
     lineage = x.holds(client.name for client in x.state().clients)
-    with x.tracker.run("verify", {**lineage, DETAIL: "true", "frmu.receipt": receipt, "frmu.level": level}) as run:
+    with x.run("verify", {**lineage, DETAIL: "true", "frmu.receipt": receipt, "frmu.level": level}) as run:
         for proof in proofs:
             run.metrics({f"{level}/{name}".replace(": ", "/"): value for name, value in proof["numbers"].items()})
         run.json(list(proofs), "proofs.json")

@@ -21,10 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from frmu.errors import ConfigError, near_miss
 
-__all__ = ["Config", "Lag", "load", "parse_duration"]
+__all__ = ["Config", "Lag", "checked_address", "load", "parse_duration"]
 
 CALENDAR = ("day", "week", "month")
 
+_HOST = r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)"
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -383,10 +384,29 @@ class Store(_Table):
     experiment: str | None = Field(default=None, min_length=1)
 
 
+def checked_address(text: str) -> str:
+    """An address of Ray that names a place, and nothing to import: Ray would take NAME:// for a module.
+
+    >>> checked_address("ray://head:10001")
+    'ray://head:10001'
+    >>> checked_address("os://head")
+    Traceback (most recent call last):
+    ValueError: an address of Ray must be local, auto, HOST:PORT or ray://HOST:PORT, got "os://head"
+    """
+    if re.fullmatch(rf"local|auto|{_HOST}:\d{{1,5}}|ray://{_HOST}(:\d{{1,5}})?", text):
+        return text
+    raise ValueError(f'an address of Ray must be local, auto, HOST:PORT or ray://HOST:PORT, got "{text[:80]}"')
+
+
 class RayTable(_Table):
     """`[ray]`: which Ray the federation runs on."""
 
     address: str | None = None
+
+    @field_validator("address")
+    @classmethod
+    def _a_place(cls, address: str | None) -> str | None:
+        return None if address is None else checked_address(address)
 
 
 class Config(_Table):
@@ -533,6 +553,10 @@ class Config(_Table):
         for name, lag in data.lags.items():
             if lag.column in self.texts:
                 raise ValueError(f'lag "{name}" must look at a number, got "{lag.column}", whose encoder is "hash"')
+
+    def bare(self) -> Config:
+        """This config as it may leave the driver: of `[store]` the folder alone, for its URLs may hold a password."""
+        return self.model_copy(update={"store": Store(folder=self.store.folder)})
 
     def at(self, day: dt.date) -> Config:
         """This config with split.until settled, where that is "today"; as it is otherwise."""

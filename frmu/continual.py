@@ -31,7 +31,7 @@ _BLINK = 0.1  # seconds between two looks at whether to stop
 Sight = tuple[Any, ...]
 
 
-def kept(config: Config, address: str | None) -> AbstractContextManager[None]:
+def kept(config: Config, address: str | None, insecure: bool = False) -> AbstractContextManager[None]:
     """Be connected to Ray for all rounds, so that a private one is started once; nothing in process.
 
     To be entered before handlers of signals are set: Ray sets its own when it connects.
@@ -41,7 +41,7 @@ def kept(config: Config, address: str | None) -> AbstractContextManager[None]:
         return nullcontext()
     from frmu.runtime.connect import cluster
 
-    return cluster(named)
+    return cluster(named, insecure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ class Follow:
     rounds: int | None = None
     until: dt.date | None = None
     drain: bool = False
+    insecure: bool = False
 
     def run(self, stopped: Callable[[], bool]) -> Iterator[dict[str, Any]]:
         """Yield what each round gave, what each drain gave, and what went wrong, until `stopped` says so.
@@ -91,12 +92,12 @@ class Follow:
                 self._pause(stopped)
 
     def _train(self, config: Config) -> dict[str, Any]:
-        with api.Experiment(config, self.address) as experiment:
+        with api.Experiment(config, self.address, self.insecure) as experiment:
             result = experiment.train(self.until)
             return result | {"pending": len(experiment.ledger.pending())}
 
     def _drain(self, config: Config) -> dict[str, Any]:
-        with api.Experiment(config, self.address) as experiment:
+        with api.Experiment(config, self.address, self.insecure) as experiment:
             return experiment.drain()
 
     def _sight(self, config: Config) -> Sight:

@@ -83,7 +83,7 @@ def drain(x: Workplace, now: bool = False) -> dict[str, Any]:
     removed = x.ledger.plan([request.id for request in ready])
     batch = _Batch(tuple(request for request in ready if request.id in removed), removed, searched)
     # Tagged before anything is logged, so that lineage misses nothing of a drain that is killed.
-    with x.tracker.run("erasure", x.holds(client.name for client in state.clients)) as run:
+    with x.run("erasure", x.holds(client.name for client in state.clients)) as run:
         return _Drain(x, run, federation, state, batch, began, moved).honour() | _waiting(x, pending, batch.ids)
 
 
@@ -378,7 +378,7 @@ def replay(x: Workplace) -> dict[str, Any]:
         if read_policy(file).digest in x.ledger.retired():
             file.unlink()
     x.store.training.unlink(missing_ok=True)  # what it learned from may have come back with it
-    with x.tracker.run("replay", x.holds(clients)) as run:
+    with x.run("replay", x.holds(clients)) as run:
         done = x.method.erase(federation, x.method.init(), x.network(), federation.clients)
         x.checkpoint(done.state)
         removed = _purge_runs(x, list(back), run.id)

@@ -28,9 +28,10 @@ from frmu.methods.method import Round
 from frmu.registry import DETAIL, Registry, holds_tags
 from frmu.report.figures import explain
 from frmu.report.picture import draw_influence
+from frmu.runtime import job
 from frmu.runtime.local import LocalFederation
 from frmu.store import Anchor, Store
-from frmu.tracking import Run, Tracker
+from frmu.tracking import Run, Tracker, public
 from frmu.types import State
 
 __all__ = ["Sight", "Workplace", "registry_of", "tracker_of"]
@@ -66,19 +67,25 @@ class Workplace:
     """What train, drain and verify share.
 
     `address` overrides `[ray] address`: "local" is in process, without Ray; None is the cluster that RAY_ADDRESS
-    names, else a private Ray; anything else is a cluster to attach to. Raises what the store, the ledger and the
-    tracker raise.
+    names, else a private Ray; anything else is a cluster to attach to, which must demand a token unless `insecure`.
+    Raises what the store, the ledger and the tracker raise.
     """
 
-    def __init__(self, config: Config, address: str | None = None) -> None:
+    def __init__(self, config: Config, address: str | None = None, insecure: bool = False) -> None:
         self.declared = config
         self.config = settled(config, Store(config.folder, config.key_file).state)
         self.address = address if address is not None else config.ray.address
+        self.insecure = insecure
         self._stack = ExitStack()
         self._federation: Federation | None = None
         self._connected = False
 
     def __enter__(self) -> Self:
+        if job.in_upload(self.config.folder):
+            raise StoreError(
+                f"{self.config.folder}: lies in the copy of the working folder that Ray made for this job, and would "
+                "go with it; give CONFIG by an absolute path that the cluster sees, or set store.folder to one"
+            )
         with ExitStack() as stack:
             self.store = Store.of(self.config)
             self.tracker = tracker_of(self.config)
@@ -98,7 +105,7 @@ class Workplace:
             self.orphan = self.store.orphan()  # a cluster where a killed job left its server, until we are there
             sweep(self.store.policies)
             self.config = settled(self.declared, self.store.state)  # again: now nobody else trains
-            self.method = analytic(self.config)
+            self.method = analytic(self.config.bare())
             self._stack = stack.pop_all()
         try:
             self.visit(Tidy())
@@ -135,7 +142,7 @@ class Workplace:
         moved = self.declared.at(until)
         if moved.fingerprint() == self.config.fingerprint():
             return
-        self.config, self.method = moved, analytic(moved)
+        self.config, self.method = moved, analytic(moved.bare())
         self._close()
 
     # -- who is where -----------------------------------------------------------------------------------------
@@ -143,7 +150,7 @@ class Workplace:
     @property
     def places(self) -> tuple[Place, ...]:
         """Where records and shards lie: the working folder, or the sites."""
-        return places(self.config, self.store.folder)
+        return places(self.config.bare(), self.store.folder)
 
     @property
     def on_ray(self) -> bool:
@@ -155,7 +162,7 @@ class Workplace:
         if self.on_ray and not self._connected:
             from frmu.runtime.connect import cluster
 
-            self._stack.enter_context(cluster(self.address))
+            self._stack.enter_context(cluster(self.address, self.insecure))
             self._connected = True
 
     def visit(self, errand: Errand) -> tuple[dict[str, Any], dict[str, str]]:
@@ -287,6 +294,14 @@ class Workplace:
 
     # -- what is in force -------------------------------------------------------------------------------------
 
+    @contextmanager
+    def run(self, name: str, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
+        """A run in MLflow that names the Ray job it is of, if it is of one; the job's metadata name the run."""
+        with self.tracker.run(name, {**(tags or {}), **job.tags()}) as run:
+            where = {"frmu.experiment": self.config.experiment, "frmu.tracking": public(self.tracker.uri)}
+            job.announce(run.id, where)
+            yield run
+
     def network(self) -> Network:
         """The policy in force."""
         return current_policy(self.config.policy_file, self.store.policies, self.ledger.retired())
@@ -339,7 +354,7 @@ class Workplace:
         names = [client.name for client in done.state.clients]
         tags = {"frmu.state_digest": done.state.digest, "frmu.policy": done.state.policy, **self.holds(names)}
         run.tags(tags)
-        with self.tracker.run("slices", {**tags, DETAIL: "true"}) as detail:
+        with self.tracker.run("slices", {**tags, **job.tags(), DETAIL: "true"}) as detail:
             detail.metrics(_by_slice(done))
         run.json(explain(done), "slices.json")
         if not done.state.clients:

@@ -2,7 +2,9 @@
 
     ray job submit --working-dir . -- python jobs/erase.py CONFIG [--subject ID | --records FILE | ...]
 
-The last line is one JSON object, the drain's; the exit code is the outcome.
+The last line is one JSON object, the drain's; the exit code is the outcome. Interrupted once the request was filed, it
+is gone on with by `jobs/drain.py`. Ray keeps a job's command line in clear: where the id of a person must not stand
+there, ask by `frmu erase` and submit `jobs/drain.py` alone.
 """
 
 import sys

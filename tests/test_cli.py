@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 from conftest import put
 
 from frmu.cli import main
+from frmu.cli.shell import command, json_option
 from frmu.config import Config, load
 
 
@@ -176,3 +180,26 @@ def test_help_and_imports_are_light() -> None:
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does_and_a_second_at_once_breaks_nothing_off() -> None:
+    closed = []
+
+    @command(click.Group(), "work")
+    @json_option
+    def work(as_json: bool) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            closed.append("never")
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # as `timeout` does
+            closed.append("store")
+
+    before = signal.getsignal(signal.SIGTERM)
+    result = CliRunner().invoke(work, ["--json"])
+    assert (result.exit_code, closed) == (143, ["store"])
+    assert json.loads(result.stdout) == {
+        "error": "interrupted; the same command again goes on from here",
+        "kind": "Interrupted",
+    }
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -56,11 +56,13 @@ clients_per_actor = PACK
 """
 
 
-def bench_drain(clients: int, requests: int, repeats: int, address: str | None) -> dict[str, Any]:
+def bench_drain(
+    clients: int, requests: int, repeats: int, address: str | None, insecure: bool = False
+) -> dict[str, Any]:
     """Drain single requests, then one batch of many; every receipt must be L5."""
     with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
         config, persons = federation_of_homes(Path(folder), clients, repeats + requests + 1)
-        with api.Experiment(config, address) as experiment:
+        with api.Experiment(config, address, insecure) as experiment:
             trained = experiment.train()
             asked = iter(persons)
             _ask(experiment.ledger, [next(asked)])

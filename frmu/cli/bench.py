@@ -187,11 +187,11 @@ def _tell_recovery(result: dict[str, Any]) -> None:
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Single requests, one by one.")
 @address_option
 @json_option
-def bench_drain(clients: int, requests: int, repeats: int, address: str | None, as_json: bool) -> int:
+def bench_drain(clients: int, requests: int, repeats: int, address: str | None, insecure: bool, as_json: bool) -> int:
     """Time a drain on a live federation: one subject, and many requests in one batch."""
     from frmu.bench.drain import bench_drain as measure
 
-    result = measure(clients, requests, repeats, address)
+    result = measure(clients, requests, repeats, address, insecure)
     show(as_json, result, _tell_drain)
     return 0 if result["proven"] else 1
 

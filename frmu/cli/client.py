@@ -88,11 +88,11 @@ def join(config: Path, name: str, as_json: bool) -> None:
 @config_argument
 @address_option
 @json_option
-def plan(config: Path, address: str | None, as_json: bool) -> None:
+def plan(config: Path, address: str | None, insecure: bool, as_json: bool) -> None:
     """Which hosts a training would start on this cluster, and the memory that takes; nothing is started or written."""
     from frmu.runtime.forecast import forecast
 
-    show(as_json, forecast(read_config(config), address), _tell_plan)
+    show(as_json, forecast(read_config(config), address, insecure), _tell_plan)
 
 
 def _tell_plan(result: dict[str, Any]) -> None:

@@ -189,11 +189,11 @@ def requests(config: Path, stages: tuple[str, ...], due_within: int | None, as_j
 @click.option("--replay", is_flag=True, help="Remove again what came back with a backup that was restored.")
 @address_option
 @json_option
-def drain(config: Path, now: bool, replay: bool, address: str | None, as_json: bool) -> int:
+def drain(config: Path, now: bool, replay: bool, address: str | None, insecure: bool, as_json: bool) -> int:
     """Honour what is pending, in one batch, and print receipts."""
     from frmu.api import Experiment
 
-    with Experiment(read_trained(config), address) as experiment:
+    with Experiment(read_trained(config), address, insecure) as experiment:
         result = experiment.replay() if replay else experiment.drain(now)
     show(as_json, result, _tell_replay if replay else _tell_drain)
     return 1 if result["verified"] is False else 0
@@ -262,12 +262,13 @@ def _tell_drain(result: dict[str, Any]) -> None:
 @address_option
 @json_option
 def verify(
-    config: Path, receipt: str | None, level: str, forget: Path | None, seed: int, address: str | None, as_json: bool
+    config: Path, receipt: str | None, level: str, forget: Path | None, seed: int, address: str | None, insecure: bool,
+    as_json: bool,
 ) -> int:  # fmt: skip
     """Prove the state again, or one receipt: what is found is added to the receipt."""
     from frmu.api import Experiment
 
-    with Experiment(read_trained(config), address) as experiment:
+    with Experiment(read_trained(config), address, insecure) as experiment:
         result = experiment.verify(receipt, level, forget, seed)
     show(as_json, result, _tell_attacks if "proofs" in result else _tell_exact)
     return 0 if result["verified"] else 1

@@ -83,7 +83,7 @@ def init(parquet: tuple[str, ...], out: Path, force: bool, as_json: bool, **name
 @json_option
 def train(
     config: Path, until: dt.datetime | None, follow: bool, every: str, rounds: int | None, drain: bool,
-    address: str | None, as_json: bool,
+    address: str | None, insecure: bool, as_json: bool,
 ) -> int | None:  # fmt: skip
     """Import the records that remain and train: one exact round.
 
@@ -94,10 +94,10 @@ def train(
 
     day = until.date() if until is not None else None
     if follow:
-        return _follow(config, day, every, rounds, drain, address, as_json)
+        return _follow(config, day, every, rounds, drain, address, insecure, as_json)
     if rounds is not None or drain:
         raise click.UsageError("--rounds and --drain go with --follow")
-    with Experiment(read_config(config), address) as experiment:
+    with Experiment(read_config(config), address, insecure) as experiment:
         result = experiment.train(day)
     show(as_json, result, _tell_train)
     return 0
@@ -105,18 +105,18 @@ def train(
 
 def _follow(
     config: Path, until: dt.date | None, every: str, rounds: int | None, drain: bool, address: str | None,
-    as_json: bool,
+    insecure: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Rounds as they come, a line each, and a summary as the last."""
     from frmu.config import parse_duration
     from frmu.continual import Follow, kept
 
     try:
-        follow = Follow(config, address, parse_duration(every), rounds, until, drain)
+        follow = Follow(config, address, parse_duration(every), rounds, until, drain, insecure)
     except ValueError as error:
         raise click.UsageError(f"--every: {error}") from None
     done, failed, digest = 0, 0, ""
-    with kept(read_config(config), address), stop_signal() as stopped:
+    with kept(read_config(config), address, insecure), stop_signal() as stopped:
         for told in follow.run(stopped):
             done, digest = told["round"], told.get("state_digest", digest)
             failed += told.get("verified") is False

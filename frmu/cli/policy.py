@@ -39,12 +39,13 @@ def policy() -> None:
 @address_option
 @json_option
 def policy_train(
-    config: Path, iterations: int | None, scratch: bool, resume: bool | None, address: str | None, as_json: bool
-) -> None:
+    config: Path, iterations: int | None, scratch: bool, resume: bool | None, address: str | None, insecure: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Train the policy on this federation with RLlib; the next `frmu train` applies it."""
     from frmu.api import Experiment
 
-    with Experiment(read_trained(config), address) as experiment:
+    with Experiment(read_trained(config), address, insecure) as experiment:
         result = experiment.learn(iterations, "scratch" if scratch else "current", resume)
     show(as_json, result, _tell_training)
 

@@ -6,6 +6,8 @@ import json as jsonlib
 import logging
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -18,18 +20,24 @@ from frmu import __version__
 from frmu.errors import FrmuError
 
 __all__ = [
-    "address_option", "command", "config_argument", "count", "json_option", "main", "read_config", "read_trained",
-    "say", "show", "stop_signal", "table", "ui",
+    "address_option", "command", "config_argument", "count", "insecure_option", "json_option", "main", "read_config",
+    "read_trained", "say", "show", "stop_signal", "table", "ui",
 ]  # fmt: skip
 
 config_argument = click.argument("config", type=click.Path(path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
-address_option = click.option(
-    "--address",
-    metavar="local|auto|ADDRESS",
-    help="local: in this process, without Ray. auto, HOST:PORT or ray://HOST:PORT: a running cluster. "
-    "Default: the cluster that RAY_ADDRESS names, else a private Ray on this machine.",
-)
+insecure_option = click.option("--insecure", is_flag=True, help="Go into a cluster that demands no token, too.")
+
+
+def address_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Where to run, and whether a cluster that lets everybody in will do."""
+    where = click.option(
+        "--address",
+        metavar="local|auto|ADDRESS",
+        help="local: in this process, without Ray. auto, HOST:PORT or ray://HOST:PORT: a running cluster. "
+        "Default: the cluster that RAY_ADDRESS names, else a private Ray on this machine.",
+    )
+    return where(insecure_option(function))
 
 
 class _Group(click.Group):
@@ -54,8 +62,32 @@ def _fail(message: str, kind: str, as_json: bool, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
-def _interrupted(as_json: bool) -> NoReturn:
-    _fail("interrupted; the same command again goes on from here", "Interrupted", as_json, 130)
+def _interrupted(as_json: bool, code: int = 130) -> NoReturn:
+    _fail("interrupted; the same command again goes on from here", "Interrupted", as_json, code)
+
+
+@contextmanager
+def _terminable() -> Iterator[Callable[[], int]]:
+    """SIGTERM, as `ray job stop` and Kubernetes send it, ends a command as Ctrl-C does; gives the exit code for it.
+
+    What is open is closed on the way out: runs end in MLflow, the lock is let go. Some senders, `timeout` among them,
+    repeat themselves at once, which must not break that off.
+    """
+    came: list[float] = []
+
+    def end(number: int, frame: Any) -> None:
+        if not came or time.monotonic() > came[-1] + 1.0:
+            came.append(time.monotonic())
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 130
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield lambda: 143 if came else 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -66,25 +98,28 @@ def main(verbose: bool) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
 
 
-def command(group: click.Group, name: str | None = None) -> Callable[[Callable[..., int | None]], click.Command]:
+def command(
+    group: click.Group, name: str | None = None, **settings: Any
+) -> Callable[[Callable[..., int | None]], click.Command]:
     """A command whose known errors become one clear line and exit code 2."""
 
     def register(function: Callable[..., int | None]) -> click.Command:
         @wraps(function)
         def guarded(**options: Any) -> None:
             as_json = bool(options.get("as_json"))
-            try:
-                code = function(**options)
-            except FrmuError as error:
-                _fail(str(error), type(error).__name__, as_json)
-            except OSError as error:  # a disk that is full, a folder that is read-only
-                where = f"{error.filename}: " if error.filename else ""
-                _fail(f"{where}{error.strerror or error}", type(error).__name__, as_json)
-            except KeyboardInterrupt:
-                _interrupted(as_json)
+            with _terminable() as exit_code:
+                try:
+                    code = function(**options)
+                except FrmuError as error:
+                    _fail(str(error), type(error).__name__, as_json)
+                except OSError as error:  # a disk that is full, a folder that is read-only
+                    where = f"{error.filename}: " if error.filename else ""
+                    _fail(f"{where}{error.strerror or error}", type(error).__name__, as_json)
+                except KeyboardInterrupt:
+                    _interrupted(as_json, exit_code())
             sys.exit(code or 0)
 
-        return group.command(name)(guarded)
+        return group.command(name, **settings)(guarded)
 
     return register
 

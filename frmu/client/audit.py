@@ -269,7 +269,8 @@ class Plant(Each):
         return Answer(client.name, ids)
 
     def _changed(self, client: Client, rows: pa.Table, rng: np.random.Generator) -> pa.Table:
-        names = pa.array([f"#{self.kind}-{self.seed}-{name}" for name in rows[RECORD].to_pylist()])
+        # Numbered, since the ids are told: the id of the record that was copied stays here.
+        names = pa.array([f"#{self.kind}-{self.seed}-{number:06d}" for number in range(rows.num_rows)], pa.string())
         rows = _put(rows, RECORD, names)
         for column, value in self.trigger.items():
             rows = _put(rows, column, pa.array(np.full(rows.num_rows, value)))

@@ -1,7 +1,7 @@
 """The door to Ray: being connected to a cluster at an address, or to a private one, for a while.
 
-Attaching to a running cluster uses its token; a private Ray, started where no cluster is named, listens on loopback
-only and demands a token of its own.
+Attaching to a running cluster uses its token, and one that asks for none is not entered unless it is said to be
+meant; a private Ray, started where no cluster is named, listens on loopback only and demands a token of its own.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ import logging
 import os
 import secrets
 import shutil
-import socket
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from frmu.config import checked_address
 from frmu.errors import FederationError
+from frmu.runtime.knock import TOKEN, knock
 
 __all__ = ["cluster"]
 
@@ -32,17 +35,17 @@ _PRIVATE = {  # how a Ray of our own is started: closed by default
 
 
 @contextmanager
-def cluster(address: str | None) -> Iterator[None]:
+def cluster(address: str | None, insecure: bool = False) -> Iterator[None]:
     """Be connected to Ray for a while: to the cluster at an address, or to a private one.
 
     Without an address the cluster that `RAY_ADDRESS` names is used (as inside a Ray job), else a private Ray is
     started. Within another `cluster`, or where the program has connected already, that connection is used.
-    Raises `FederationError` where no cluster answers or it refuses the token.
+    Raises `FederationError` where no cluster answers, it refuses the token, or it asks for none and not `insecure`.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
         return
-    named = address or os.environ.get("RAY_ADDRESS")
+    named = _named(address)
     before = dict(os.environ)
     folder = None
     if named is None:
@@ -55,7 +58,8 @@ def cluster(address: str | None) -> Iterator[None]:
     _reread_token()
     _silence()
     try:
-        _connect(named, folder)
+        with _own_signals():
+            _connect(named, folder, insecure)
         yield
     finally:
         ray.shutdown()
@@ -63,6 +67,17 @@ def cluster(address: str | None) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
             for name in {*_PRIVATE, "RAY_AUTH_TOKEN"} - set(before):
                 os.environ.pop(name, None)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep the handler of SIGTERM that the program has set, if it has: Ray sets one that ends the process at once."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _reread_token() -> None:
@@ -83,22 +98,19 @@ def _silence() -> None:
         global_worker_stdstream_dispatcher.add_handler("frmu", lambda data: _log.debug("%s", data))
 
 
-def _answers(address: str) -> None:
-    """Raise `FederationError` where nothing listens at HOST:PORT: Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return
+def _named(address: str | None) -> str | None:
+    """The address of the cluster to attach to, or None; Ray itself would import what stands before other ://."""
+    named = address or os.environ.get("RAY_ADDRESS")
+    if named is None or named == "local":
+        return None
     try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, OverflowError) as error:
-        raise FederationError(f"no Ray cluster at {address}: {error}; check the address") from None
+        return checked_address(named)
+    except ValueError as error:
+        raise FederationError(f"{error}; check --address and RAY_ADDRESS") from None
 
 
-def _connect(named: str | None, folder: str | None) -> None:
+def _connect(named: str | None, folder: str | None, insecure: bool) -> None:
     import ray
-
-    if named is not None:
-        _answers(named)
 
     quiet: dict[str, Any] = {
         "logging_level": logging.ERROR,
@@ -107,12 +119,16 @@ def _connect(named: str | None, folder: str | None) -> None:
     }
     try:
         if named:
-            ray.init(address=named, **quiet)
+            ray.init(address=knock(named, insecure), **quiet)
         else:
             ray.init(address="local", include_dashboard=False, _temp_dir=folder, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FederationError(
-            f"no Ray cluster at {named or 'a private address'}: {reason}. Check the address, and that RAY_AUTH_MODE "
-            "and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) are those of the cluster"
-        ) from None
+    except FederationError:
+        raise
+    except Exception as error:  # noqa: BLE001 - of many kinds; the bare class where a node is slow to start
+        reason = " ".join(str(error).split())[:300].rstrip(". ") or type(error).__name__
+        if named is None:
+            raise FederationError(
+                f"a private Ray could not be started: {reason}. Try again where the machine has less to do; "
+                "`--address local` does without Ray"
+            ) from None
+        raise FederationError(f"no Ray cluster at {named}: {reason}. Check the address, and {TOKEN}") from None

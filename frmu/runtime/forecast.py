@@ -13,13 +13,13 @@ from frmu.runtime.remote import measured, plan_on, visit
 __all__ = ["forecast"]
 
 
-def forecast(config: Config, address: str | None = None) -> dict[str, Any]:
+def forecast(config: Config, address: str | None = None, insecure: bool = False) -> dict[str, Any]:
     """The plan as plain JSON types, with why a site is away; raises what a training would raise for want of memory."""
     named = address if address is not None else config.ray.address
     if named == "local":
         raise RequestError("in this process there are no hosts to plan; leave out --address local")
-    at = places(config)
-    with cluster(named):
+    at = places(config.bare())
+    with cluster(named, insecure):
         if config.sites:
             found, away = visit(Look(True), at, 0.0, config.rules.deadline)
         else:

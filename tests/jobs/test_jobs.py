@@ -3,113 +3,156 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import signal
-import socket
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+import urllib.request
+from base64 import b64encode
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import CONFIG, put, train
+from conftest import CONFIG, TRACKING, put, train
+from heads import FRMU, RAY, last_json
+from mlflow import MlflowClient
+from postgres import _binaries
 
+from frmu.config import Config, load
 from frmu.policy.checkpoint import read_progress
+from frmu.store import Store
 
 ROOT = Path(__file__).parents[2]
-RAY, FRMU = (str(Path(sys.executable).parent / name) for name in ("ray", "frmu"))
+Head = dict[str, str]
 
 
-def free_ports(number: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(number)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+@pytest.fixture
+def clean(tmp_path: Path) -> Path:
+    """A folder as a fresh checkout has it, with the jobs alone."""
+    shutil.copytree(ROOT / "jobs", tmp_path / "clean" / "jobs", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "clean"
 
 
-@pytest.fixture(scope="module")
-def head() -> Iterator[dict[str, str]]:
-    """The environment of a client of a fresh head; the head is stopped by its process id."""
-    gcs, dashboard, agent, client = free_ports(4)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    }
-    with tempfile.TemporaryDirectory(prefix="frmu-", ignore_cleanup_errors=True) as folder:
-        command = [
-            RAY, "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=true", f"--port={gcs}",
-            "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-            f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
-            f"--temp-dir={folder}", "--object-store-memory=200000000",
-        ]  # fmt: skip
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        address = f"http://127.0.0.1:{dashboard}"
-        try:
-            _await(dashboard, process)
-            yield environment | {
-                "RAY_API_SERVER_ADDRESS": address,
-                "GCS": f"127.0.0.1:{gcs}",
-                "CLIENT": f"ray://127.0.0.1:{client}",
-            }
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+def submit(head: Head, folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
+    line = [RAY, "job", "submit", "--working-dir", ".", "--", "python", *map(str, command)]
+    return subprocess.run(line, cwd=folder, env=head, capture_output=True, text=True, timeout=300, check=False)
 
 
-def _await(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"ray start ended with code {process.returncode}")
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                time.sleep(2)  # the job agent follows the dashboard
-                return
-        time.sleep(0.5)
-    raise TimeoutError("the head did not come up in 90 s")
+def frmu_submit(head: Head, folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    line = [FRMU, "submit", *map(str, arguments)]
+    return subprocess.run(line, cwd=folder, env=head, capture_output=True, text=True, timeout=300, check=False)
 
 
-def submit(environment: dict[str, str], *command: str | Path) -> subprocess.CompletedProcess[str]:
-    line = [RAY, "job", "submit", "--working-dir", str(ROOT / "jobs"), "--", sys.executable, *map(str, command)]
-    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240, check=False)
+def job_info(head: Head, job: str = "") -> Any:
+    """What Ray's own jobs API says."""
+    return json.loads(_get(head, job))
 
 
-def last_json(output: str) -> dict:
-    return json.loads([line for line in output.splitlines() if line.startswith("{")][-1])
+def _get(head: Head, path: str) -> str:
+    header = {"Authorization": f"Bearer {head['RAY_AUTH_TOKEN']}"}
+    request = urllib.request.Request(f"{head['RAY_API_SERVER_ADDRESS']}/api/jobs/{path}", headers=header)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return answer.read().decode()
 
 
-def test_train_and_erase_as_jobs(head: dict[str, str], tmp_path: Path, table: pd.DataFrame) -> None:
+@pytest.fixture
+def ledger(request: pytest.FixtureRequest) -> str | None:
+    """The URL of a PostgreSQL, with a password in it; None where there is none to start."""
+    return request.getfixturevalue("postgres_database") if _binaries() is not None else None
+
+
+def test_a_life_in_jobs_each_named_by_its_runs_and_naming_them_and_no_secret_told(
+    head: Head, clean: Path, tmp_path: Path, table: pd.DataFrame, ledger: str | None
+) -> None:
     config = put(tmp_path / "homes", table)
-    trained = submit(head, "train.py", config.file)
+    if ledger is not None:
+        config.file.write_text(f'{config.file.read_text()}ledger = "{ledger}"\n')
+        config = load(config.file)
+    trained = submit(head, clean, "jobs/train.py", config.file)
     assert trained.returncode == 0, trained.stdout + trained.stderr
-    result = last_json(trained.stdout)
-    assert result["clients"] == 4
-    erased = submit(head, "erase.py", config.file, "--subject", "p1")
+    assert last_json(trained.stdout)["clients"] == 4
+
+    erased = submit(head, clean, "jobs/erase.py", config.file, "--subject", "p1")
     assert erased.returncode == 0, erased.stdout + erased.stderr
     receipts = last_json(erased.stdout)["receipts"]
     assert [receipt["level"] for receipt in receipts] == ["L5"]
-    refused = submit(head, "erase.py", config.file, "--client", "nobody")
-    assert refused.returncode != 0
-    assert 'no client \\"nobody\\"' in refused.stdout
+
+    began = time.monotonic()
+    proven = frmu_submit(head, clean, "verify", config.file, "--json", "--id", "proof")
+    took = time.monotonic() - began
+    assert proven.returncode == 0, proven.stdout + proven.stderr
+    told = last_json(proven.stdout)
+    assert (told["job"], told["status"], told["exit_code"]) == ("proof", "SUCCEEDED", 0)
+    assert told["seconds"] < took
+    assert told["result"]["level"] == "L5"
+
+    refused = frmu_submit(head, clean, "erase", config.file, "--client", "nobody", "--json")
+    assert refused.returncode == last_json(refused.stdout)["exit_code"] == 2
+    assert 'no client "nobody"' in last_json(refused.stdout)["result"]["error"]
+    again = frmu_submit(head, clean, "verify", config.file, "--id", "proof")
+    assert again.returncode == 2
+    assert 'a job "proof" is there already (SUCCEEDED); give another --id' in again.stderr
+
+    for output in (trained.stdout, erased.stdout):
+        _points_both_ways(head, last_json(output)["run_id"], config)
+    printed = "".join(run.stdout + run.stderr for run in (trained, erased, proven, refused, again))
+    kept = _get(head, "") + "".join(_get(head, f"{job['submission_id']}/logs") for job in job_info(head))
+    assert "frmu.runs" in kept
+    _no_secret(head, config, ledger, (printed + kept).encode())
 
 
-def test_the_policy_trains_as_a_job_and_goes_on_where_one_was_killed(
-    head: dict[str, str], tmp_path: Path, table: pd.DataFrame
+def _no_secret(head: Head, config: Config, ledger: str | None, told: bytes) -> None:
+    """Neither in what was told nor in a file of Ray's session, of MLflow, or of ours, but where it is kept."""
+    key = config.key_file.read_bytes()
+    secrets = {"token": head["RAY_AUTH_TOKEN"].encode(), "key": key, "key in hex": key.hex().encode()}
+    secrets |= {"key in base64": b64encode(key).rstrip(b"="), "key as Python shows it": repr(key)[2:-1].encode()}
+    if ledger is not None:
+        secrets["password"] = ledger.partition("//")[2].partition("@")[0].rpartition(":")[2].encode()
+    places = [Path(head["SESSION"]), config.folder, Path(TRACKING.removeprefix("sqlite:///")).parent]
+    files = [file for place in places for file in place.rglob("*") if file.is_file() and file != config.key_file]
+    assert any(file.name.startswith("job-driver-") for file in files)
+    texts = [("what was told", told), *((str(file), file.read_bytes()) for file in files)]
+    assert sum(config.experiment.encode() in text for _, text in texts) > 1  # what is no secret is found
+    assert not [f"{name} in {place}" for place, text in texts for name, secret in secrets.items() if secret in text]
+
+
+def _points_both_ways(head: Head, run_id: str, config: Config) -> None:
+    """Both sides are asked: MLflow for the run's job, Ray for the job's run."""
+    tags = MlflowClient(TRACKING).get_run(run_id).data.tags
+    metadata = job_info(head, tags["frmu.ray_job"])["metadata"]
+    assert metadata["frmu.runs"] == run_id
+    assert metadata["frmu.experiment"] == config.experiment
+    assert metadata["frmu.tracking"] == TRACKING
+    assert tags["frmu.ray_job_page"] == f"{head['RAY_API_SERVER_ADDRESS']}/#/jobs/{tags['frmu.ray_job']}"
+
+
+def test_a_policy_job_that_is_stopped_leaves_cleanly_and_goes_on(
+    head: Head, clean: Path, tmp_path: Path, table: pd.DataFrame
 ) -> None:
+    config = put(tmp_path / "homes", table, f"{CONFIG}\n[policy]\nsamples = 64\n")
+    train(config)
+    sent = frmu_submit(head, clean, "policy", config.file, "--iterations", "1000", "--no-wait", "--json")
+    job = last_json(sent.stdout)["job"]
+    progress, deadline = config.folder / "training.safetensors", time.monotonic() + 180
+    while not progress.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    subprocess.run([RAY, "job", "stop", job], env=head, capture_output=True, timeout=60, check=True)
+    assert job_info(head, job)["status"] == "STOPPED"
+    logs = json.loads(_get(head, f"{job}/logs"))["logs"]
+    assert last_json(logs) == {"error": "interrupted; the same command again goes on from here", "kind": "Interrupted"}
+    run = MlflowClient(TRACKING).get_run(job_info(head, job)["metadata"]["frmu.runs"])
+    assert (run.info.run_name, run.info.status) == ("policy", "FAILED")
+    with Store(config.folder, config.key_file).lock():  # nobody holds it
+        done, _ = read_progress(progress)
+    resumed = frmu_submit(head, clean, "policy", config.file, "--iterations", str(done.iterations + 1), "--json")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    result = last_json(resumed.stdout)["result"]
+    assert (result["iterations"], result["resumed_at"]) == (done.iterations + 1, done.iterations)
+
+
+@pytest.mark.long
+def test_a_policy_job_that_was_killed_goes_on(head: Head, clean: Path, tmp_path: Path, table: pd.DataFrame) -> None:
     config = put(tmp_path / "homes", table, f"{CONFIG}\n[policy]\nsamples = 64\n")
     train(config)
     command = [sys.executable, str(ROOT / "jobs" / "policy.py"), str(config.file), "--iterations", "1000"]
@@ -121,16 +164,24 @@ def test_the_policy_trains_as_a_job_and_goes_on_where_one_was_killed(
             time.sleep(0.2)
         job.kill()
     done, _ = read_progress(progress)
-    resumed = submit(head, "policy.py", config.file, "--iterations", str(done.iterations + 1))
+    resumed = submit(head, clean, "jobs/policy.py", config.file, "--iterations", str(done.iterations + 1))
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     result = last_json(resumed.stdout)
     assert (result["iterations"], result["resumed_at"]) == (done.iterations + 1, done.iterations)
 
 
+@pytest.mark.long
+def test_a_benchmark_as_a_job(head: Head, clean: Path) -> None:
+    small = ("drain", "--clients", "4", "--requests", "10", "--repeats", "2")
+    run = submit(head, clean, "jobs/benchmark.py", *small)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert last_json(run.stdout)["proven"]
+
+
 # Ray's client server has 30 s to start one more process, which a loaded machine may not give it.
 @pytest.mark.parametrize("door", ["GCS", pytest.param("CLIENT", marks=pytest.mark.long)])
 def test_the_command_line_attaches_to_a_running_cluster(
-    head: dict[str, str], tmp_path: Path, table: pd.DataFrame, door: str
+    head: Head, tmp_path: Path, table: pd.DataFrame, door: str
 ) -> None:
     config = put(tmp_path / "homes", table)
     command = [FRMU, "train", config.file, "--json", "--address"]
@@ -138,7 +189,3 @@ def test_the_command_line_attaches_to_a_running_cluster(
     assert run.returncode == 0, run.stdout + run.stderr
     local = subprocess.run([*command, "local"], env=head, capture_output=True, text=True, timeout=120, check=True)
     assert last_json(run.stdout)["state_digest"] == last_json(local.stdout)["state_digest"]
-
-
-def test_without_the_token_the_door_is_shut(head: dict[str, str]) -> None:
-    assert submit(head | {"RAY_AUTH_TOKEN": "0" * 64}, "train.py", "x.toml").returncode != 0
