@@ -271,8 +271,11 @@ class Cluster:
         ours = {name: value for name, value in self.environment.items() if name not in ("RAY_ADDRESS", "FRMU_LEDGER")}
         return inherited | ours
 
-    def _joined(self, process: Process, site: str) -> str:
-        """Wait until Ray says that the node is alive and its agent takes jobs; its node id."""
+    def _joined(self, process: Process, site: str, again: bool = True) -> str:
+        """Wait until Ray says that the node is alive and its agent takes jobs; its node id.
+
+        One that ends first is started once more: Ray gives a raylet 30 seconds, which a busy machine may not.
+        """
         agent = ports.node_ports(self.state["blocks"][site])["agent"]
         found: dict[str, dict[str, Any]] = {}
 
@@ -286,7 +289,9 @@ class Cluster:
         except ClusterError:
             processes.stop([process])
             self._forget(self.state, site)
-            raise
+            if not again:
+                raise
+            return self._joined(self._start_node(self.state, site), site, again=False)
         return str(found[site]["node_id"])
 
     def _end(self, all_of_it: list[Process]) -> list[str]:
