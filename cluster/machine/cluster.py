@@ -271,8 +271,12 @@ class Cluster:
         ours = {name: value for name, value in self.environment.items() if name not in ("RAY_ADDRESS", "FRMU_LEDGER")}
         return inherited | ours
 
-    def _joined(self, process: Process, site: str) -> str:
-        """Wait until Ray says that the node is alive and its agent takes jobs; its node id."""
+    def _joined(self, process: Process, site: str, more: int = 2) -> str:
+        """Wait until Ray says that the node is alive and its agent takes jobs; its node id.
+
+        One that ends first is started again: a raylet aborts where its agent is not there within 15 seconds, which a
+        busy machine may need.
+        """
         agent = ports.node_ports(self.state["blocks"][site])["agent"]
         found: dict[str, dict[str, Any]] = {}
 
@@ -286,7 +290,9 @@ class Cluster:
         except ClusterError:
             processes.stop([process])
             self._forget(self.state, site)
-            raise
+            if not more:
+                raise
+            return self._joined(self._start_node(self.state, site), site, more - 1)
         return str(found[site]["node_id"])
 
     def _end(self, all_of_it: list[Process]) -> list[str]:

@@ -1,0 +1,142 @@
+"""What cluster/local does by itself, without Ray: processes known for certain, ports, refusals that name a knob."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from machine import Cluster, ClusterError, ports, processes
+from machine.processes import Process
+from manifests import CLUSTER, script
+
+# A parent that starts a child in a session of its own, as Ray may, and a child of that which drops its environment.
+FAMILY = """
+import subprocess, sys, time
+sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+subprocess.Popen(sleeper, start_new_session=True)
+subprocess.Popen(sleeper, env={})
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[Process]:
+    process = processes.start(
+        "parent", [sys.executable, "-c", FAMILY], dict(os.environ), tmp_path / "log", tmp_path.name
+    )
+    until = time.monotonic() + 30
+    while len(processes.family(process)) < 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    yield process
+    processes.kill(process)
+
+
+def test_a_process_goes_with_all_that_it_started(process: Process) -> None:
+    assert len(processes.family(process)) == 3
+    assert processes.stop([process]) == ["parent"]
+    assert processes.family(process) == []
+    assert not process.alive
+
+
+def test_a_process_is_not_taken_for_another_of_the_same_id(process: Process) -> None:
+    reborn = replace(process, started=process.started - 1, mark="another")
+    assert not reborn.alive
+    assert processes.stop([replace(reborn, pid=os.getpid())]) == []
+    assert process.alive
+
+
+def test_two_nodes_never_meet_on_a_port() -> None:
+    first = ports.block(None)
+    second = ports.block(None, [first])
+    assert abs(first - second) >= ports.BLOCK
+    named = ports.node_ports(first)
+    assert len(set(named.values())) == len(named)
+    assert first <= min(named.values()) <= max(named.values()) < first + ports.BLOCK
+
+
+def local(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, CLUSTER / "local", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_port_in_use_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+
+    first = ports.block(None)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", first + 200))
+        taken.listen()
+        refused = local("up", "--dir", tmp_path / "c", "--ports", str(first))
+    assert refused.returncode == 2
+    assert f"port {first + 200} on 127.0.0.1 is in use" in refused.stderr
+    assert "--ports" in refused.stderr
+    assert not (tmp_path / "c" / "cluster.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["up", "--sites", "a,a"], "--sites must name each site once"),
+        (["up", "--sites", "a b"], '"a b" must be letters'),
+        (["up", "--nodes", "2", "--sites", "a"], "--nodes 2 and 1 --sites"),
+        (["up", "--ports", "80"], "--ports must be from 1024"),
+        (["down"], "no cluster runs in"),
+        (["env"], "no cluster runs in"),
+        (["node", "kill", "a"], "no cluster runs in"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(tmp_path: Path, words: list[str], complaint: str) -> None:
+    refused = local(*words, "--dir", tmp_path / "c")
+    assert refused.returncode == 2
+    assert complaint in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_folder_that_runs_a_cluster_is_refused_and_one_that_a_reboot_left_is_not(
+    tmp_path: Path, process: Process
+) -> None:
+
+    cluster = Cluster(tmp_path)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    state = {"processes": [asdict(process)], "temporary": str(temporary)}
+    (tmp_path / "cluster.json").write_text(json.dumps(state))
+    with pytest.raises(ClusterError, match=r"runs a cluster already \(parent\)"):
+        cluster.up()
+    assert process.alive
+    processes.kill(process)
+    cluster._vacant()
+    assert not (tmp_path / "cluster.json").exists()
+    assert not temporary.exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "complaint"),
+    [
+        ({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "0"}, "RAY_AUTH_MODE must be token"),
+        ({"RAY_AUTH_TOKEN_PATH": "/nowhere"}, "/nowhere cannot be read"),
+        ({"HOME": "/nowhere"}, "no token"),
+    ],
+)
+def test_no_node_starts_without_a_token(environment: dict[str, str], complaint: str) -> None:
+    command = [sys.executable, CLUSTER / "node", "--site", "a"]
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode != 0
+    assert complaint in refused.stderr
+
+
+def test_a_node_says_its_site_by_label_and_by_resource() -> None:
+    node = script("node")
+    options = argparse.Namespace(head="h:1", site="a", store=None, loopback=False, background=False)
+    line = node.line(options, ["--num-cpus=2"])
+    assert "--labels=site=a" in line
+    assert '--resources={"site:a": 1000}' in line
+    assert line[-1] == "--num-cpus=2"
