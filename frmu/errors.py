@@ -9,6 +9,7 @@
     +- StoreError                 the working folder: in use, not writable, a checkpoint of another config
     +- FederationError            a client or the server did not answer
     +- TrackingError              the MLflow tracking server cannot be reached
+       +- AwayError               it does not answer now: nothing is wrong with the config
 
 A message says what is wrong, where (file, client, row, key) and which knob to turn. Each error is built from
 its message alone, so it survives pickling on its way back from a Ray actor.
@@ -20,6 +21,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "AwayError",
     "ConfigError",
     "DataError",
     "FederationError",
@@ -67,6 +69,10 @@ class FederationError(FrmuError):
 
 class TrackingError(FrmuError):
     """The tracking server cannot be reached."""
+
+
+class AwayError(TrackingError):
+    """The tracking server does not answer now, and may later."""
 
 
 def near_miss(name: str, known: Iterable[str]) -> str:
