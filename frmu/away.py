@@ -1,9 +1,10 @@
 """When MLflow is away, and when something is wrong.
 
-Away is an http(s) server that refuses, resets or does not answer in time, or answers 5xx or 429 and goes on doing so:
-it may be back by itself, and who can wait may. Everything else is an error and told at once: a scheme that MLflow does
-not know, a path that is no database, a certificate that is not trusted, 4xx; and a host that nobody can resolve, unless
-the folder had an answer from it before - that is more often a typing error than an outage.
+Away is an http(s) server that refuses, resets or does not answer in time, or says 429, 500, 502, 503 or 504 and goes
+on saying so: it may be back by itself, and who can wait may. Everything else is an error and told at once: a scheme
+that MLflow does not know, a path that is no database, a certificate that is not trusted, any other answer; and a host
+that nobody can resolve, unless the folder had an answer from it before - that is more often a typing error than an
+outage.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ def reaching(uri: str = "", known: bool = True) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
         where = f" {public(uri)}" if uri else ""
-        kind = AwayError if _away(error, known) else TrackingError
+        away = _away(error, known)
+        told = list(_causes(error))[-1] if away else error
+        reason = (str(told).strip() or type(told).__name__).splitlines()[0][:200]
+        kind = AwayError if away else TrackingError
         raise kind(f"the tracking store{where} does not answer: {public(reason)}; check store.tracking") from None
 
 
@@ -46,7 +49,7 @@ def _away(error: BaseException, known: bool) -> bool:
     if not known and any(isinstance(each, NameResolutionError) for each in causes):
         return False
     lost = (http.ConnectionError, http.Timeout, http.RetryError, http.ChunkedEncodingError)
-    return any(isinstance(each, lost) or _status(each) >= 500 for each in causes)
+    return any(isinstance(each, lost) for each in causes)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -54,11 +57,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-
-
-def _status(error: BaseException) -> int:
-    """The HTTP status that an upload ended with."""
-    return int(getattr(getattr(error, "response", None), "status_code", 0) or 0)
 
 
 def check_uri(uri: str) -> None:

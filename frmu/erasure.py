@@ -36,6 +36,7 @@ _COVER = (
     "copies of the records outside frmu, backups of its folder and of the ledger's database among them",
     "what people or other programs have read from the model, from MLflow or from receipts before this drain",
 )
+_UNTOUCHED = "No request is closed before MLflow is purged of what was learned from it; this drain touched nothing"
 _SOURCE = "the files that data.path points at (set store.purge_source to have them rewritten as well)"
 
 
@@ -73,7 +74,7 @@ def drain(x: Workplace, now: bool = False) -> dict[str, Any]:
     pending = x.ledger.pending()
     if not pending:
         return {"receipts": [], "state_digest": state.digest, "verified": None, "pending": 0, "waiting": 0}
-    x.tracker.need()  # what MLflow has of them must be purged there before any request is closed
+    x.tracker.need(_UNTOUCHED)
     x.network()  # a policy that cannot be read is told before anything is purged
     before = time.perf_counter()
     federation = x.federation(sorted({*(c.name for c in state.clients), *clients_in(x.store.shards)}))
@@ -87,7 +88,7 @@ def drain(x: Workplace, now: bool = False) -> dict[str, Any]:
     batch = _Batch(tuple(request for request in ready if request.id in removed), removed, searched)
     # Tagged before anything is logged, so that lineage misses nothing of a drain that is killed.
     with x.tracker.run("erasure", x.holds(client.name for client in state.clients)) as run:
-        x.tracker.need()
+        x.tracker.need(_UNTOUCHED)
         return _Drain(x, run, federation, state, batch, began, moved).honour() | _waiting(x, pending, batch.ids)
 
 
@@ -339,7 +340,7 @@ def exact_verdict(x: Workplace, state: State, tombstones: dict[str, frozenset[st
 
 def replay(x: Workplace) -> dict[str, Any]:
     """Remove again whatever has a tombstone: for shards, checkpoints or runs that were restored from a backup."""
-    x.tracker.need()
+    x.tracker.need(_UNTOUCHED)
     clients = clients_in(x.store.shards)
     federation = x.federation(clients)
     buried = x.ledger.tombstones(clients, begun=True)

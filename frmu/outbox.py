@@ -79,7 +79,7 @@ class Box:
             place = self.folder / f"{number:04d}"
             shutil.rmtree(place, ignore_errors=True)  # of a step that was never written
             place.mkdir(mode=0o700)
-            shutil.copyfile(op.data, place / op.data.name)
+            _copy(op.data, place / op.data.name)
         _write(self.folder / f"{number:04d}.json", {"kind": op.kind, "body": dict(op.body)})
 
     def ops(self) -> Iterator[Op]:
@@ -222,6 +222,13 @@ def _write(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as there, target.open("wb") as here:
+        shutil.copyfileobj(there, here)
+        here.flush()
+        os.fsync(here.fileno())
 
 
 def _read(path: Path) -> Any:

@@ -37,6 +37,7 @@ _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",  # seconds, doubled: three tries that are refused take about three
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
@@ -149,10 +150,10 @@ class Tracker:
 
     # -- where a server may be away ---------------------------------------------------------------------------
 
-    def need(self) -> None:
-        """Raise `AwayError` where MLflow is away: for what cannot do without."""
+    def need(self, why: str = "") -> None:
+        """Raise `AwayError` where MLflow is away: for what cannot do without, and `why`."""
         if self.away:
-            raise AwayError(self.away)
+            raise AwayError(f"{self.away}. {why}" if why else self.away)
 
     def leave(self, error: AwayError) -> None:
         """Take MLflow for away from now on; without an outbox that is an error."""
@@ -199,15 +200,8 @@ class Tracker:
         return found[0].info.run_id if found else None
 
     def alive(self, run: str) -> bool:
-        """Whether a run can still be told anything: it is there, and nobody deleted it."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return self.client.get_run(run).info.lifecycle_stage == "active"
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return False
+        """Whether nobody deleted a run; one that is not there at all is an error, for this may be another server."""
+        return bool(self.client.get_run(run).info.lifecycle_stage == "active")
 
     # -- runs -------------------------------------------------------------------------------------------------
 

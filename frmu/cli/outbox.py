@@ -14,9 +14,9 @@ def waiting(outbox: dict[str, Any]) -> list[str]:
     """What waits for MLflow, in a line; none where nothing does."""
     if not outbox["runs"]:
         return []
-    why = f"MLflow is away ({outbox['away']}): " if outbox.get("away") else ""
-    wait = f"{count(outbox['runs'], 'run')} {'waits' if outbox['runs'] == 1 else 'wait'}"
-    return [f"{why}{wait} in {outbox['folder']}, for `frmu deliver` or the next job that reaches it"]
+    wait = f"{count(outbox['runs'], 'run')} {'waits' if outbox['runs'] == 1 else 'wait'} in {outbox['folder']}"
+    line = f"{wait} for `frmu deliver` or the next job that reaches MLflow"
+    return [f"MLflow is away, and {line}: {outbox['away']}" if outbox.get("away") else line]
 
 
 @command(main)
