@@ -58,8 +58,10 @@ class Experiment(Workplace):
                 '"today" and durations for validation, later and test'
             )
         self.move(until or dt.datetime.now(dt.UTC).date())
+        self.deliver()
         with self.run("train") as run:
-            return self._train(run)
+            summary = self._train(run)
+        return summary | self.waiting()
 
     def _train(self, run: Run) -> dict[str, Any]:
         network = self.network()  # a policy that cannot be read is told before anything is written
@@ -105,7 +107,7 @@ class Experiment(Workplace):
         told = {"state": done.state.digest, "records": summary["records"], **learned_from}
         self.ledger.note("trained", names | told | ({"away": sorted(map(self.ledger.owner, out))} if out else {}))
         self._log_train(run, done, summary)
-        summary["version"] = self.register(run, done.state)
+        summary["version"] = self.register_or_wait(run, done.state)
         return summary
 
     def _expected(self, sight: Sight) -> list[str]:
@@ -250,6 +252,7 @@ class Experiment(Workplace):
         if progress is None:
             lineage = self._lineage(start, parent, learners)
         federation = self.federation(self.homes_of(learners, self.look()))
+        self.deliver()
         with self.run("policy", self.holds(lineage["clients"])) as run:
             self.ledger.note("learned", {"run": run.id, "clients": self.owners(lineage["clients"])})
             resumed = {"frmu.resumed": lineage["run"]} if progress is not None else {}
@@ -287,7 +290,7 @@ class Experiment(Workplace):
             run.params(self.config.policy.model_dump(include=set(settings)) | {"env_runners": learned.env_runners})
             run.json({name: value for name, value in summary.items() if name != "slices_left_out"}, "summary.json")
             run.json(learned.scores, "scores.json")
-        return summary | {"scores": learned.scores}
+        return summary | {"scores": learned.scores} | self.waiting()
 
     def _lineage(self, start: str, parent: Network | None, learners: Sequence[str]) -> dict[str, Any]:
         """What a policy learned from, and what must be the same where its training is gone on with."""
@@ -358,16 +361,21 @@ class Experiment(Workplace):
 
     def drain(self, now: bool = False) -> dict[str, Any]:
         """Honour pending requests in one batch; see `frmu.erasure.drain`."""
-        return erasure.drain(self, now)
+        result = erasure.drain(self, now)
+        self.deliver()  # not before: the drain purges what waits
+        return result | self.waiting()
 
     def replay(self) -> dict[str, Any]:
         """Remove again whatever has a tombstone; see `frmu.erasure.replay`."""
-        return erasure.replay(self)
+        result = erasure.replay(self)
+        self.deliver()
+        return result | self.waiting()
 
     def verify(
         self, receipt: str | None = None, level: str = "L5", forget: Path | None = None, seed: int = 0
     ) -> dict[str, Any]:
         """Prove the state, or one receipt, at a level; see `frmu.audit.verify`."""
+        self.deliver()
         return audit.verify(self, receipt, level, forget, seed)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from frmu.client.audit import Restore, Size
 from frmu.data.place import Drop
 from frmu.data.source import TARGET
+from frmu.delivery import Taint, left_in
 from frmu.erasure import exact_verdict
 from frmu.errors import RequestError, near_miss
 from frmu.federation import Federation, in_order
@@ -79,10 +80,12 @@ def _exact(x: Workplace, state: State, receipt: Mapping[str, Any] | None, level:
     request = receipt["request"] if receipt is not None else None
     sight = x.look()
     verdict = exact_verdict(x, state, x.ledger.tombstones(sight.held, request, begun=True))
-    left = x.registry.left_of(receipt["purge"]["mlflow"]["runs"] if receipt is not None else ()).carriers
+    runs = receipt["purge"]["mlflow"]["runs"] if receipt is not None else ()
+    left = list(x.registry.left_of(runs).carriers) if runs else []
+    left += left_in(x.outbox, Taint(known=runs, clean=x.ledger.clean_states()))
     reached = "L0" if left else verdict.level
     passed = known and (reached == "L5" if level == "L5" else reached in ("L1", "L5"))
-    evidence = verdict.evidence() | {"left_in_mlflow": list(left)}
+    evidence = verdict.evidence() | {"left_in_mlflow": left}
     if request is not None:
         numbers = {name: evidence[name] for name in ("tombstoned_records_left", "records_scanned")}
         bar = "no erased record is left on disk or in MLflow" + ("; the digest is that of never had" * (level == "L5"))

@@ -22,10 +22,12 @@ from frmu.data.place import Changes, places
 from frmu.errors import FrmuError
 from frmu.inbox import ledger_of
 from frmu.ledger.request import OPEN
+from frmu.outbox import Outbox
 from frmu.store import Store
 
 __all__ = ["Follow", "kept"]
 
+_AGAIN = 60.0  # seconds between two tries to deliver what waits for MLflow
 _BLINK = 0.1  # seconds between two looks at whether to stop
 
 Sight = tuple[Any, ...]
@@ -64,12 +66,12 @@ class Follow:
         """Yield what each round gave, what each drain gave, and what went wrong, until `stopped` says so.
 
         The first round raises what is wrong; later ones yield it once, under "error", and try again: a file may be
-        half written, another job at work. An entry has `round`, counted from 1, and `kind`, "train", "drain" or
-        "error".
+        half written, another job at work. An entry has `round`, counted from 1, and `kind`, "train", "drain",
+        "deliver" or "error".
         """
         seen: Sight | None = None
         tried: tuple[Any, ...] = ()
-        number, trouble = 0, ""
+        number, trouble, tried_at = 0, "", time.monotonic()
         while not stopped() and (self.rounds is None or number < self.rounds):
             try:
                 config = load(self.file)
@@ -82,6 +84,10 @@ class Follow:
                     result = self._drain(config)
                     tried = self._waiting(config)
                     yield {"kind": "drain", "round": number, **result}
+                if time.monotonic() - tried_at > _AGAIN and Outbox(config.folder / "outbox").count():
+                    delivered, tried_at = self._deliver(config), time.monotonic()
+                    if delivered["delivered"]:
+                        yield {"kind": "deliver", "round": number, **delivered}
             except (FrmuError, OSError) as error:
                 if seen is None:
                     raise
@@ -99,6 +105,10 @@ class Follow:
     def _drain(self, config: Config) -> dict[str, Any]:
         with api.Experiment(config, self.address, self.insecure) as experiment:
             return experiment.drain()
+
+    def _deliver(self, config: Config) -> dict[str, Any]:
+        with api.Experiment(config, self.address) as experiment:
+            return {"delivered": experiment.deliver().runs, **experiment.waiting()}
 
     def _sight(self, config: Config) -> Sight:
         """What tells one state of the source from another, without opening a file of records."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from frmu.client.work import Locate, Purge
 from frmu.data.place import Rewrite
+from frmu.delivery import Taint, empty, left_in
 from frmu.errors import ClientsAwayError, FederationError, near_miss
 from frmu.federation import Federation, in_order
 from frmu.influence.network import Network, read_policy
@@ -34,6 +35,7 @@ _COVER = (
     "copies of the records outside frmu, backups of its folder and of the ledger's database among them",
     "what people or other programs have read from the model, from MLflow or from receipts before this drain",
 )
+_UNTOUCHED = "No request is closed before MLflow is purged of what was learned from it; this drain touched nothing"
 _SOURCE = "the files that data.path points at (set store.purge_source to have them rewritten as well)"
 
 
@@ -71,6 +73,7 @@ def drain(x: Workplace, now: bool = False) -> dict[str, Any]:
     pending = x.ledger.pending()
     if not pending:
         return {"receipts": [], "state_digest": state.digest, "verified": None, "pending": 0, "waiting": 0}
+    x.tracker.need(_UNTOUCHED)
     x.network()  # a policy that cannot be read is told before anything is purged
     before = time.perf_counter()
     federation = everybody(x, state)
@@ -84,6 +87,7 @@ def drain(x: Workplace, now: bool = False) -> dict[str, Any]:
     batch = _Batch(tuple(request for request in ready if request.id in removed), removed, searched)
     # Tagged before anything is logged, so that lineage misses nothing of a drain that is killed.
     with x.run("erasure", x.holds(client.name for client in state.clients)) as run:
+        x.tracker.need(_UNTOUCHED)
         return _Drain(x, run, federation, state, batch, began, moved).honour() | _waiting(x, pending, batch.ids)
 
 
@@ -251,7 +255,7 @@ class _Drain:
         for line in x.ledger.lines(["refitted"]):
             if line.request in self.batch.ids:
                 told.append(line.body["mlflow"])
-        removed = _purge_runs(x, self.batch.touched, self.run.id).to_json()
+        removed = _purge_runs(x, self.batch.touched, self.run.id, self.batch.ids).to_json()
         for before in told:
             for name in ("runs", "versions"):
                 removed[name] = sorted({*removed[name], *before[name]})
@@ -336,11 +340,23 @@ def _tainted(network: Network, touched: Collection[str]) -> bool:
     return bool(set(network.lineage.get("clients", [])) & set(touched))
 
 
-def _purge_runs(x: Workplace, touched: Sequence[str], keep: str) -> Purged:
-    """Remove from MLflow what was learned from some clients: by lineage tags, and by what the ledger knows itself."""
+def _purge_runs(x: Workplace, touched: Sequence[str], keep: str, requests: Sequence[str] = ()) -> Purged:
+    """Remove from MLflow what was learned from some clients: by lineage tags, and by what the ledger knows itself.
+
+    From the outbox first: that is done, and noted, even where MLflow goes away now.
+    """
     owners = set(x.owners(touched))
-    whole = x.config.erasure.runs == "delete"
-    return x.registry.purge(owners, keep=(keep,), delete_runs=whole, known=x.ledger.runs(owners))
+    whole, known = x.config.erasure.runs == "delete", x.ledger.runs(owners)
+    taint = Taint(owners, known, (keep,), x.ledger.clean_states())
+    gone = empty(x.outbox, taint, whole)
+    if gone.files or gone.runs:
+        x.ledger.note("emptied", {"requests": list(requests), "runs": list(gone.runs), "files": gone.files})
+    purged = x.registry.purge(owners, keep=(keep,), delete_runs=whole, known=known)
+    told = [line.body for line in x.ledger.lines(["emptied"]) if set(line.body["requests"]) & set(requests)]
+    runs = {*purged.runs, *gone.runs, *(run for body in told for run in body["runs"])}
+    files = sum(body["files"] for body in told) if requests else gone.files
+    left = replace(purged.left, carriers=(*purged.left.carriers, *left_in(x.outbox, taint)))
+    return replace(purged, runs=tuple(sorted(runs)), left=left, outbox=files)
 
 
 def exact_verdict(x: Workplace, state: State, tombstones: dict[str, frozenset[str]]) -> ExactVerdict:
@@ -363,6 +379,7 @@ def exact_verdict(x: Workplace, state: State, tombstones: dict[str, frozenset[st
 
 def replay(x: Workplace) -> dict[str, Any]:
     """Remove again whatever has a tombstone: for shards, checkpoints or runs that were restored from a backup."""
+    x.tracker.need(_UNTOUCHED)
     sight = x.look()
     if sight.away:
         raise ClientsAwayError.of(sight.away)

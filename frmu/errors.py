@@ -11,6 +11,7 @@
     |  +- ClientsAwayError        some clients did not answer in time; the others did
     |  +- RoundLostError          the server was lost, and what it held with it: the round begins again
     +- TrackingError              the MLflow tracking server cannot be reached
+       +- AwayError               it does not answer now: nothing is wrong with the config
 
 A message says what is wrong, where (file, client, row, key) and which knob to turn. Each error is built from
 its message alone, so it survives pickling on its way back from a Ray actor.
@@ -22,6 +23,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 
 __all__ = [
+    "AwayError",
     "ClientsAwayError",
     "ConfigError",
     "DataError",
@@ -101,6 +103,10 @@ class RoundLostError(FederationError):
 
 class TrackingError(FrmuError):
     """The tracking server cannot be reached."""
+
+
+class AwayError(TrackingError):
+    """The tracking server does not answer now, and may later."""
 
 
 def near_miss(name: str, known: Iterable[str]) -> str:

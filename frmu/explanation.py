@@ -17,7 +17,7 @@ import numpy as np
 
 from frmu.client.explain import Explain
 from frmu.client.work import Packed
-from frmu.errors import RequestError, StoreError, near_miss
+from frmu.errors import AwayError, RequestError, StoreError, near_miss
 from frmu.federation import Federation, in_order
 from frmu.influence.network import Network, read_policy, shipped
 from frmu.influence.observation import FEATURES
@@ -64,6 +64,7 @@ def explain(
         "slice_by": x.config.slice_by,
         "clients": told,
         "history_from": {"policies": len(history.scores), "rounds": len(history.rounds)},
+        "away": x.tracker.away or None,
         **({"picture": str(picture)} if picture is not None else {}),
     }
 
@@ -200,7 +201,15 @@ class _History:
 
 
 def _history(x: Workplace, chosen: Mapping[str, Sequence[str]]) -> _History:
-    """From MLflow: runs that an erasure removed tell nothing any more."""
+    """From MLflow: runs that an erasure removed tell nothing any more, and while it is away none does."""
+    try:
+        return _from_mlflow(x, chosen)
+    except AwayError as error:
+        x.tracker.leave(error)
+        return _History((), ())
+
+
+def _from_mlflow(x: Workplace, chosen: Mapping[str, Sequence[str]]) -> _History:
     policies = x.tracker.documents(("policy",), "scores.json", MOST)
     rounds = [
         (time, {name: {key: one["influence"] for key, one in said["slices"].items()} for name, said in by.items()})

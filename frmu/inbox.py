@@ -23,6 +23,7 @@ from frmu.federation import in_order
 from frmu.influence.network import current_policy
 from frmu.ledger.ledger import Ledger
 from frmu.ledger.request import OPEN, EraseRequest, Stage
+from frmu.outbox import Outbox
 from frmu.report.figures import forgotten
 from frmu.runtime.local import LocalFederation
 from frmu.store import Anchor, Store
@@ -242,4 +243,5 @@ def status(config: Config) -> dict[str, Any]:
         "public_key": public_key,
         "folder": str(store.folder),
         "tracking": public(store.tracking_uri(config)),
+        "outbox": {"runs": Outbox(store.outbox).count(), "folder": str(store.outbox)},
     }

@@ -20,7 +20,9 @@ from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from frmu.tracking import reaching
+from frmu.away import reaching
+from frmu.outbox import is_key
+from frmu.tracking import RUN
 
 __all__ = ["DETAIL", "Left", "Purged", "Registry", "Version", "held", "holds_tags", "model_name"]
 
@@ -81,6 +83,7 @@ class Purged:
     artifacts: int
     versions: tuple[str, ...]
     left: Left
+    outbox: int = 0  # files that waited for MLflow
 
     @property
     def survivors(self) -> tuple[str, ...]:
@@ -92,6 +95,7 @@ class Purged:
         return {
             "runs": list(self.runs),
             "artifacts": self.artifacts,
+            "outbox": self.outbox,
             "versions": list(self.versions),
             "clean": self.left.clean,
             "survivors": list(self.survivors),
@@ -206,7 +210,8 @@ class Registry:
         rows = _pages(client.search_runs, run_view_type=ViewType.ALL, max_results=1000, **query)
         runs = [run for run in rows if held(run.data.tags) & wanted and run.info.run_id not in kept]
         there = {run.info.run_id for run in runs}
-        runs += [run for name in known if name not in there and name not in kept for run in self._run(name)]
+        others = [run for name in known if name not in there | kept for run in self._run(name)]
+        runs += [run for run in others if run.info.run_id not in there | kept]
         ids = {run.info.run_id for run in runs}
         models = [
             model
@@ -227,7 +232,16 @@ class Registry:
         return _Found(tuple(runs), tuple(models), tuple(versions), tuple(dict.fromkeys(places)))
 
     def _run(self, run_id: str) -> Iterator[Any]:
-        """A run by its id, in whatever experiment of this store; one that is gone gives nothing."""
+        """A run by its id, in whatever experiment of this store; one that is gone gives nothing.
+
+        One that began in the outbox is found by the name it had there.
+        """
+        if is_key(run_id):
+            from mlflow.entities import ViewType
+
+            query = {"experiment_ids": [self._experiment], "filter_string": f"tags.`{RUN}` = '{run_id}'"}
+            yield from self._client.search_runs(run_view_type=ViewType.ALL, **query)
+            return
         with _unless("RESOURCE_DOES_NOT_EXIST"):
             yield self._client.get_run(run_id)
 

@@ -23,6 +23,8 @@ from frmu.errors import RequestError, StoreError
 from frmu.inbox import ledger_of
 from frmu.learning.encoders import encode, encoders
 from frmu.learning.statistics import one_thread
+from frmu.outbox import Outbox
+from frmu.store import Store
 from frmu.types import Float, State
 from frmu.workplace import registry_of, tracker_of
 
@@ -84,8 +86,10 @@ def predict(config: Config, file: Path, out: Path, version: str | None = None) -
     _may_be_written(config, file, out)
     registry = registry_of(tracker_of(config), config)
     champion = registry.champion()
+    waiting = Outbox(Store(config.folder, config.key_file).outbox)
     if version is None and champion is None:
-        raise RequestError(f'the registry has no champion of "{registry.name}": run `frmu train`, or finish the drain')
+        first = "`frmu deliver`: runs wait for MLflow" if waiting.count() else "`frmu train`, or finish the drain"
+        raise RequestError(f'the registry has no champion of "{registry.name}": run {first}')
     there = {one.number: one for one in registry.versions()}
     number = version if version is not None else champion.number if champion is not None else ""
     if number not in there:
@@ -102,7 +106,13 @@ def predict(config: Config, file: Path, out: Path, version: str | None = None) -
     partial = out.with_name(f".{out.name}.partial")
     pq.write_table(answer, partial)
     partial.replace(out)
-    return {"rows": answer.num_rows, "out": str(out), "version": number, "state_digest": model.state.digest}
+    return {
+        "rows": answer.num_rows,
+        "out": str(out),
+        "version": number,
+        "state_digest": model.state.digest,
+        "outbox": {"runs": waiting.count(), "folder": str(waiting.folder)},
+    }
 
 
 def _may_be_written(config: Config, file: Path, out: Path) -> None:

@@ -5,6 +5,7 @@
          policies/<n>-<digest>.safetensors
          training.safetensors        how far the training of a policy has come, while it is not done
          ledger.db  mlflow.db  mlartifacts/
+         outbox/                     runs that wait for an MLflow server that is away
          anchor                      which ledger this is, and its last line after the last job
          scratch/                    what an audit puts back, while it runs
          key                         the secret behind keyed hashes, seals and signatures; mode 0600
@@ -23,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from frmu import outbox
 from frmu.config import Config
 from frmu.data.shard import FENCE, strays
 from frmu.errors import StoreError
@@ -31,7 +33,7 @@ __all__ = ["Anchor", "Store"]
 
 _OURS = {
     "shards", "policies", "mlartifacts", "scratch", "state.safetensors", "training.safetensors", "key", "anchor",
-    ".lock", FENCE, "homes.json", "server",
+    "outbox", ".lock", FENCE, "homes.json", "server",
 }  # fmt: skip
 _DATABASES = ("ledger.db", "mlflow.db")
 
@@ -100,6 +102,11 @@ class Store:
         """The folder of what lasts no longer than a job."""
         return self.folder / "scratch"
 
+    @property
+    def outbox(self) -> Path:
+        """The folder of runs that wait for MLflow."""
+        return self.folder / "outbox"
+
     def sweep(self) -> None:
         """Remove what an audit that was killed left behind: erased records, put back for it. For the lock's holder."""
         shutil.rmtree(self.scratch, ignore_errors=True)
@@ -110,9 +117,11 @@ class Store:
         ours = _OURS | {f"{name}{suffix}" for name in _DATABASES for suffix in ("", "-wal", "-shm", "-journal")}
         strange = [file.name for file in self.folder.iterdir() if file.name not in ours]
         policies = [file.name for file in self.policies.iterdir() if file.suffix != ".safetensors"]
-        return sorted(
-            [*strays(self.shards), *(f"../{name}" for name in strange), *(f"../policies/{n}" for n in policies)]
-        )
+        waiting = outbox.strays(self.outbox)
+        return sorted([
+            *strays(self.shards), *(f"../{name}" for name in strange), *(f"../policies/{n}" for n in policies),
+            *(f"../outbox/{name}" for name in waiting),
+        ])  # fmt: skip
 
     def next_fence(self) -> int:
         """A number higher than that of any job before, on this machine or another; see `frmu.data.shard.fenced`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,8 @@ from frmu.client.work import Discard
 from frmu.config import Config
 from frmu.data.place import Errand, Look, Place, Tidy, homes, places
 from frmu.data.shard import sweep
-from frmu.errors import ClientsAwayError, LedgerError, StoreError
+from frmu.delivery import Delivered, deliver
+from frmu.errors import AwayError, ClientsAwayError, LedgerError, StoreError
 from frmu.federation import Federation
 from frmu.inbox import check_anchor
 from frmu.influence.network import Network, current_policy
@@ -25,7 +27,8 @@ from frmu.influence.observation import FEATURES
 from frmu.ledger.ledger import Ledger
 from frmu.methods.analytic import analytic
 from frmu.methods.method import Round
-from frmu.registry import DETAIL, Registry, holds_tags
+from frmu.outbox import Box, Outbox
+from frmu.registry import DETAIL, Registry, held, holds_tags
 from frmu.report.figures import explain
 from frmu.report.picture import draw_influence
 from frmu.runtime import job
@@ -36,11 +39,13 @@ from frmu.types import State
 
 __all__ = ["Sight", "Workplace", "registry_of", "tracker_of"]
 
+_log = logging.getLogger(__name__)
 
-def tracker_of(config: Config) -> Tracker:
-    """The tracking store of a config."""
+
+def tracker_of(config: Config, outbox: Outbox | None = None) -> Tracker:
+    """The tracking store of a config; with an outbox it may be away."""
     store = Store(config.folder, config.key_file)
-    return Tracker(store.tracking_uri(config), config.experiment, config.folder.absolute() / "mlartifacts")
+    return Tracker(store.tracking_uri(config), config.experiment, config.folder.absolute() / "mlartifacts", outbox)
 
 
 def registry_of(tracker: Tracker, config: Config) -> Registry:
@@ -88,10 +93,11 @@ class Workplace:
             )
         with ExitStack() as stack:
             self.store = Store.of(self.config)
-            self.tracker = tracker_of(self.config)
-            self.registry = registry_of(self.tracker, self.config)
             stack.enter_context(self.store.lock())
             self.store.sweep()
+            self.outbox = Outbox(self.store.outbox)
+            self.outbox.sweep()
+            self.tracker = tracker_of(self.config, self.outbox)
             stack.callback(self.store.sweep)
             anchor = self.store.anchor()
             self.key = self.store.key()
@@ -319,6 +325,12 @@ class Workplace:
         """Keep a state; it is the driver that writes it, for the server may be on another machine, or be gone."""
         save_state(state, self.config, self.store.state)
 
+    @property
+    def registry(self) -> Registry:
+        """The model registry; raises `AwayError` while MLflow is away."""
+        self.tracker.need()
+        return registry_of(self.tracker, self.config)
+
     def register(self, run: Run, state: State, requests: Sequence[str] = ()) -> str:
         """Make a state the champion of the model registry, unless it is; its version there.
 
@@ -327,16 +339,56 @@ class Workplace:
         champion = self.registry.champion()
         if champion is not None and champion.digest == state.digest:
             return champion.number
+        version = self.registry.register(run.id, self.store.state, self._version_tags(state, requests))
+        self.registry.promote(version)
+        return version
+
+    def register_or_wait(self, run: Run, state: State) -> str | None:
+        """The same where no erasure rests on it: while MLflow is away it waits in the outbox, with no version."""
+        try:
+            return self.register(run, state)
+        except AwayError as error:
+            self.tracker.leave(error)
+            run.model(self.store.state, state.digest, self._version_tags(state))
+            return None
+
+    def _version_tags(self, state: State, requests: Sequence[str] = ()) -> dict[str, str]:
         receipts = [receipt["request"] for receipt in self.ledger.receipts()] + list(requests)
-        tags = {
+        return {
             "frmu.state_digest": state.digest,
             "frmu.store": self.ledger.store_id,
             "frmu.receipts": ",".join(receipts)[-4000:],
             **self.holds(client.name for client in state.clients),
         }
-        version = self.registry.register(run.id, self.store.state, tags)
-        self.registry.promote(version)
-        return version
+
+    def deliver(self) -> Delivered:
+        """Deliver what waits in the outbox, as far as MLflow takes it.
+
+        Nothing while a drain is unfinished: it has yet to purge what waits.
+        """
+        before = self.outbox.count()
+        if self.tracker.away or not before or any(request.stage != "received" for request in self.ledger.pending()):
+            return Delivered()
+        clean = self.ledger.clean_states()
+        lines = self.ledger.lines(["trained", "verified", "replayed"])
+        made = {line.body["state"]: line.number for line in lines if line.body["state"] in clean}
+        try:
+            told = deliver(self.tracker, self.registry, self.outbox, made, self._began)
+        except AwayError as error:
+            self.tracker.leave(error)
+            return Delivered(before - self.outbox.count())
+        for line in told.refused:
+            _log.warning("%s", line)
+        return told
+
+    def _began(self, box: Box, run: str) -> None:
+        """The ledger learns what MLflow calls a run, for lineage does not rest on tags."""
+        self.ledger.note("delivered", {"outbox": box.key, "run": run, "clients": sorted(held(box.lineage()))})
+
+    def waiting(self) -> dict[str, Any]:
+        """What waits in the outbox, where, and why MLflow is away if it is; plain JSON types."""
+        where = {"runs": self.outbox.count(), "folder": str(self.outbox.folder), "away": self.tracker.away or None}
+        return {"outbox": where}
 
     def owners(self, clients: Iterable[str]) -> list[str]:
         """Codes of clients, 8 digits each, as they stand in lineage tags and in the ledger."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from frmu.cli.outbox import waiting as unsent
 from frmu.cli.shell import (
     address_option,
     command,
@@ -237,6 +238,7 @@ def _tell_drain(result: dict[str, Any]) -> None:
         f"{count(len(result['receipts']), 'request')} in one batch: {result['seconds']:.2f} s to the new state, "
         f"{result['verify_seconds']:.2f} s to prove it, {result['bytes']:,} bytes moved",
         *([waiting] if result["waiting"] else []),
+        *unsent(result["outbox"]),
     )
     if not result["verified"]:
         say("NOT VERIFIED: the requests stay open. Run `frmu train` and `frmu drain` again, and `frmu verify`.")

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from frmu.cli.outbox import waiting
 from frmu.cli.shell import (
     address_option,
     command,
@@ -130,6 +131,8 @@ def _tell_round(told: dict[str, Any]) -> None:
     now = dt.datetime.now().isoformat(sep=" ", timespec="seconds")
     if told["kind"] == "error":
         say(f"{now}  {told['error']}")
+    elif told["kind"] == "deliver":
+        say(f"{now}  MLflow is back: {count(told['delivered'], 'run')} delivered")
     elif told["kind"] == "drain":
         receipts = ", ".join(f"{r['request']} {r['level']}" for r in told["receipts"])
         say(f"{now}  drained: {receipts or 'nothing yet, waiting for erasure.min_batch'}")
@@ -149,6 +152,7 @@ def _in_a_line(told: dict[str, Any]) -> str:
         f"{count(sum(map(len, told['forgotten'].values())), 'slice')} not in full",
         *([f"{told['private']:,} private"] if told["private"] else []),
         *([f"{count(told['pending'], 'request')} pending"] if told["pending"] else []),
+        *([f"MLflow is away, {count(told['outbox']['runs'], 'run')} waiting"] if told["outbox"]["away"] else []),
         *([f"split back from {told['split_until']}"] if told["split_until"] else []),
         f"{told['seconds']:.2f} s",
         f"state {told['state_digest'][:16]}",
@@ -179,6 +183,7 @@ def _tell_train(result: dict[str, Any]) -> None:
     say(
         f"forgotten or attenuated: {count(below, 'slice')} at {count(len(result['forgotten']), 'client')}",
         ui(result["tracking"]),
+        *waiting(result["outbox"]),
     )
 
 
@@ -210,7 +215,8 @@ def _tell_why(result: dict[str, Any], in_full: bool) -> None:
             for key, one in told["slices"].items():
                 _tell_slice(key, one)
     found = result["history_from"]
-    say(f"history from {count(found['policies'], 'policy run')} and {count(found['rounds'], 'round')} in MLflow")
+    away = ", which is away now" if result["away"] else ""
+    say(f"history from {count(found['policies'], 'policy run')} and {count(found['rounds'], 'round')} in MLflow{away}")
     if "picture" in result:
         say(f"Wrote {result['picture']}")
 
@@ -266,7 +272,7 @@ def predict(config: Path, parquet: Path, out: Path, version: str | None, as_json
     result = write(read_config(config), parquet, out, version)
     show(as_json, result, lambda r: say(
         f"Wrote {count(r['rows'], 'prediction')} to {r['out']}, by version {r['version']}, "
-        f"state {r['state_digest'][:16]}"
+        f"state {r['state_digest'][:16]}", *waiting(r["outbox"])
     ))  # fmt: skip
 
 
@@ -291,6 +297,7 @@ def _tell_status(result: dict[str, Any]) -> None:
         f"{result['receipts']} receipts filed, {len(result['pending'])} requests pending"
         + (f", by which {count(result['private_to_go'], 'private record')} must go" * bool(result["private_to_go"])),
         *(f"  {r['request']} ({r['kind']}, {r['stage']}): {r['days_left']} days left" for r in result["pending"]),
+        *waiting(result["outbox"]),
         f"folder {result['folder']}; receipts are signed with the key {result['public_key']}",
         ui(result["tracking"]),
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from frmu.cli.outbox import waiting
 from frmu.cli.shell import (
     address_option,
     command,
@@ -68,6 +69,7 @@ def _tell_training(result: dict[str, Any]) -> None:
             ["client", "slice", "score"],
             rows,
         )
+    say(*waiting(result["outbox"]))
 
 
 @command(policy, "show")

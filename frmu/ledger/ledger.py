@@ -409,7 +409,7 @@ class Ledger:
     def runs(self, owners: Collection[str]) -> list[str]:
         """The MLflow runs that learned from any of some clients, by the first 8 digits of their codes."""
         wanted = set(owners)
-        lines = self.lines(["trained", "refitted", "replayed", "learned"])
+        lines = self.lines(["trained", "refitted", "replayed", "learned", "delivered"])
         return list(dict.fromkeys(line.body["run"] for line in lines if wanted & set(line.body["clients"])))
 
     def lines(self, kinds: Collection[str] | None = None) -> list[Line]:

@@ -232,7 +232,7 @@ def _done(receipt: Mapping[str, Any]) -> dict[str, str]:
     }
     if purge.get("source"):
         facts["Original files"] = _source(purge)
-    if any(purge.get("mlflow", {}).get(key) for key in ("runs", "artifacts", "versions")):
+    if any(purge.get("mlflow", {}).get(key) for key in ("runs", "artifacts", "versions", "outbox")):
         facts["Experiment log"] = _log(purge["mlflow"])
     batch = receipt["requests_in_batch"]
     together = f", for {batch:,} requests together" if batch != 1 else ""
@@ -259,7 +259,8 @@ def _log(mlflow: Mapping[str, Any]) -> str:
     versions = mlflow.get("versions", [])
     named = f" ({_fold((_plain(v, 24) for v in versions), len(versions), 40, 'version')})" if versions else ""
     runs, files = _count(len(mlflow.get("runs", [])), "run"), _count(mlflow.get("artifacts", 0), "file")
-    return f"MLflow: {runs}, {files} and {_count(len(versions), 'model version')}{named} purged"
+    waited = f", and {_count(mlflow['outbox'], 'file')} that waited for it" if mlflow.get("outbox") else ""
+    return f"MLflow: {runs}, {files} and {_count(len(versions), 'model version')}{named} purged{waited}"
 
 
 def _levels(receipt: Mapping[str, Any], claimed: int) -> str:

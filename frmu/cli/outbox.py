@@ -1,0 +1,43 @@
+"""deliver: what was kept while MLflow was away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from frmu.cli.shell import command, config_argument, count, json_option, main, read_trained, say, show
+
+__all__ = ["deliver", "waiting"]
+
+
+def waiting(outbox: dict[str, Any]) -> list[str]:
+    """What waits for MLflow, in a line; none where nothing does."""
+    if not outbox["runs"]:
+        return []
+    wait = f"{count(outbox['runs'], 'run')} {'waits' if outbox['runs'] == 1 else 'wait'} in {outbox['folder']}"
+    line = f"{wait} for `frmu deliver` or the next job that reaches MLflow"
+    return [f"MLflow is away, and {line}: {outbox['away']}" if outbox.get("away") else line]
+
+
+@command(main)
+@config_argument
+@json_option
+def deliver(config: Path, as_json: bool) -> None:
+    """Deliver to MLflow what was kept while it was away, as any job does that reaches it."""
+    from frmu.api import Experiment
+    from frmu.errors import TrackingError
+
+    with Experiment(read_trained(config), "local") as experiment:
+        told = experiment.deliver()
+        result = {"delivered": told.runs, **experiment.waiting()}
+        if told.refused:
+            raise TrackingError(told.refused[0])
+        if result["outbox"]["runs"]:
+            experiment.tracker.need()
+    show(as_json, result, _tell)
+
+
+def _tell(result: dict[str, Any]) -> None:
+    say(f"{count(result['delivered'], 'run')} delivered")
+    if held := result["outbox"]["runs"]:
+        say(f"{count(held, 'run')} held back until the drain that was begun is finished: it may have to purge them")
