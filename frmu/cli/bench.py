@@ -43,17 +43,31 @@ def _tell_pretrain(result: dict[str, Any]) -> None:
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--config", "configs", multiple=True, type=click.Path(dir_okay=False, path_type=Path),
               help="A federation of your own, taken as unseen data; may be given more than once.")  # fmt: skip
+@click.option("--only-own", is_flag=True, help="Leave our own data sets out.")
+@click.option("--framu", is_flag=True, help="With FRAMU's Algorithm 1 as a row; it needs Ray, and seconds a task.")
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="A folder for the CSV and the picture.")
 @_cache
 @json_option
 def bench_policy(
-    seeds: int, configs: tuple[Path, ...], processes: int, out: Path | None, cache: Path, as_json: bool
+    seeds: int,
+    configs: tuple[Path, ...],
+    only_own: bool,
+    framu: bool,
+    processes: int,
+    out: Path | None,
+    cache: Path,
+    as_json: bool,
 ) -> None:
     """Set the learned policy beside rules, search and other selectors, by the refits that each spends."""
+    from frmu.bench.lessons import SEEN
+    from frmu.bench.policy import MULTI, UNSEEN
     from frmu.bench.policy import bench_policy as measure
 
-    show(as_json, measure(cache, seeds, configs, processes, out), _tell_policy)
+    if only_own and not configs:
+        raise click.UsageError("--only-own leaves nothing to measure without --config")
+    sets = () if only_own else (*SEEN, *UNSEEN, *MULTI)
+    show(as_json, measure(cache, seeds, configs, processes, out, sets, framu), _tell_policy)
 
 
 def _tell_policy(result: dict[str, Any]) -> None:
@@ -65,6 +79,13 @@ def _tell_policy(result: dict[str, Any]) -> None:
             for r in result["rows"] if (r["group"], r["setting"]) == (group, setting)
         ]  # fmt: skip
         table(f"{group}, {setting}: lower test RMSE than keeping everything, %", columns, rows)
+        kinds = [r for r in result["kinds"] if (r["group"], r["setting"]) == (group, setting)]
+        families = list(dict.fromkeys(r["family"] for r in kinds))
+        by = {(r["selector"], r["family"]): f"{r['mean']:+.2f} ± {r['error']:.2f} ({r['worst']:+.0f})" for r in kinds}
+        rows = [
+            [name, *(by[name, family] for family in families)] for name in dict.fromkeys(r["selector"] for r in kinds)
+        ]
+        table(f"{group}, {setting}, by kind: mean ± standard error (worst)", ["selector", *families], rows)
     rows = [
         [r["group"], r["setting"], str(r["budget"]), r["rival"], f"{r['ours']:+.2f}", f"{r['difference']:+.2f}",
          f"{r['error']:.2f}", str(r["tasks"])]
