@@ -109,8 +109,7 @@ def bench_policy(
     """
     jobs = [(str(cache), name, seed, framu) for name in sets for seed in range(seeds)]
     jobs += [("", str(config), seed, framu) for config in configs for seed in range(seeds)]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        found = [row for rows in pool.map(_job, jobs) for row in rows]
+    found = _played(jobs, processes)
     result = {
         "policy": read_policy(shipped()).digest,
         "seeds": seeds,
@@ -122,6 +121,14 @@ def bench_policy(
     if out is not None:
         _write(result, found, out)
     return result
+
+
+def _played(jobs: Sequence[tuple[str, str, int, bool]], processes: int) -> list[dict[str, Any]]:
+    """The rows of all jobs in their order; a single process is this one."""
+    if processes == 1:
+        return [row for job in jobs for row in _job(job)]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        return [row for rows in pool.map(_job, jobs) for row in rows]
 
 
 # -- the tasks -----------------------------------------------------------------------------------------------------
