@@ -43,6 +43,7 @@ def _tell_pretrain(result: dict[str, Any]) -> None:
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--config", "configs", multiple=True, type=click.Path(dir_okay=False, path_type=Path),
               help="A federation of your own, taken as unseen data; may be given more than once.")  # fmt: skip
+@click.option("--set", "sets", multiple=True, help="Only some of our data sets; may be given more than once.")
 @click.option("--only-own", is_flag=True, help="Leave our own data sets out.")
 @click.option("--framu", is_flag=True, help="With FRAMU's Algorithm 1 as a row; it needs Ray, and seconds a task.")
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
@@ -52,6 +53,7 @@ def _tell_pretrain(result: dict[str, Any]) -> None:
 def bench_policy(
     seeds: int,
     configs: tuple[Path, ...],
+    sets: tuple[str, ...],
     only_own: bool,
     framu: bool,
     processes: int,
@@ -66,8 +68,11 @@ def bench_policy(
 
     if only_own and not configs:
         raise click.UsageError("--only-own leaves nothing to measure without --config")
-    sets = () if only_own else (*SEEN, *UNSEEN, *MULTI)
-    show(as_json, measure(cache, seeds, configs, processes, out, sets, framu), _tell_policy)
+    there = (*SEEN, *UNSEEN, *MULTI)
+    if unknown := [name for name in sets if name not in there]:
+        raise click.BadParameter(f"no set {unknown[0]}; there are: {', '.join(there)}")
+    chosen = () if only_own else sets or there
+    show(as_json, measure(cache, seeds, configs, processes, out, chosen, framu), _tell_policy)
 
 
 def _tell_policy(result: dict[str, Any]) -> None:
