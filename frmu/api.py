@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -234,14 +235,22 @@ class Experiment(Workplace):
     # -- policy -----------------------------------------------------------------------------------------------
 
     def learn(
-        self, iterations: int | None = None, start: str = "current", resume: bool | None = None
+        self,
+        iterations: int | None = None,
+        start: str = "current",
+        resume: bool | None = None,
+        adopt: str = "better",
     ) -> dict[str, Any]:
-        """Train the slice policy with RLlib on this federation's clients, and put it in force here.
+        """Train the slice policy with RLlib on this federation's clients, and put it in force here if it is better.
 
         `start` is "current" (go on from the policy in force) or "scratch". A training that was interrupted is gone on
         with where it was one of the same settings; with `resume` it must be (`PolicyError`), with False it never is.
+
+        Where the trained policy is not ahead of the one in force on rehearsals (`frmu.policy.compare`) that one stays,
+        and the trained one is let go; with `adopt` "always" it takes its place whatever comes out.
         """
-        from frmu.policy.learn import board_of, train_policy
+        from frmu.policy.compare import compare
+        from frmu.policy.learn import MOST, board_of, train_policy
 
         if self.address == "local":
             raise RequestError("a policy is trained by RLlib on Ray; leave out --address local")
@@ -265,10 +274,20 @@ class Experiment(Workplace):
                 keep=lambda now: self._keep(now, lineage | {"run": run.id}),
             )  # fmt: skip
             card = {key: lineage[key] for key in ("clients", "parent", "seed")} | {"iterations": learned.iterations}
-            network = write_policy(learned.weights, card, self._next_policy())
+            file = self.store.scratch / "policy.safetensors"
+            trained, before = write_policy(learned.weights, card, file), self.network()
+            compared = compare(board, before, trained, MOST)
+            adopted = compared.better or adopt == "always"
+            if adopted:
+                file.replace(self._next_policy())
+            else:
+                file.unlink()  # it has learned from records: what is not used is not kept
             self.store.training.unlink(missing_ok=True)
             summary = {
-                "policy": network.digest,
+                "policy": (trained if adopted else before).digest,
+                "trained": trained.digest,
+                "adopted": adopted,
+                "compared": asdict(compared),
                 "parent": lineage["parent"],
                 "iterations": learned.iterations,
                 "resumed_at": progress.iterations if progress is not None else 0,
@@ -285,7 +304,8 @@ class Experiment(Workplace):
                 "slices_left_out": dict(board.left_out),
                 "run_id": run.id,
             }
-            run.tags({"frmu.policy": network.digest})
+            run.tags({"frmu.policy": summary["policy"], "frmu.trained": trained.digest, "frmu.adopted": str(adopted)})
+            run.metrics({f"compared/{name}": value for name, value in asdict(compared).items()})
             settings = ("seed", "steps", "rounds", "samples", "federated")
             run.params(self.config.policy.model_dump(include=set(settings)) | {"env_runners": learned.env_runners})
             run.json({name: value for name, value in summary.items() if name != "slices_left_out"}, "summary.json")

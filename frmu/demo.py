@@ -48,7 +48,8 @@ def run_demo(folder: Path, sites: int, tell: Callable[[str], None]) -> dict[str,
         learned = experiment.learn(iterations=4)
         clock(
             f"RLlib trained the policy on for {learned['iterations']} iterations, {learned['env_steps']:,} steps on "
-            f"the client actors; mean TD error {learned['td_error']:.2f}"
+            f"the client actors; mean TD error {learned['td_error']:.2f}; "
+            + ("better on rehearsals, so in force" if learned["adopted"] else "no better on rehearsals, so let go")
         )
         trained = experiment.train()
         found = _found(experiment.state())

@@ -3,7 +3,10 @@
 A task is one site's 24 slices, some of them disturbed on purpose. A selector sees the records to fit and those to
 validate; it is judged on the test records, which lie later still, by the change of RMSE against keeping everything.
 The unit of cost is the refit. The shipped policy learned from the first part of three sets: of these the other sites
-are unseen, and three more sets are unseen altogether.
+are unseen, three more sets are unseen altogether, and so are three whose records have several modalities (flights with
+their weather, digits in six views, invoice lines with their text). A stale relation makes records outdated; shuffled
+labels, a faulty gain and scrambled features make them irrelevant. Private records are no matter for a selector: they
+are purged before one looks (`frmu.bench.standins` has them).
 
 (DVRL: Yoon et al., "Data valuation using reinforcement learning", ICML 2020; here its estimator is a logit a slice,
 trained by REINFORCE on validation.)
@@ -12,10 +15,13 @@ trained by REINFORCE on validation.)
 from __future__ import annotations
 
 import csv
+import datetime as dt
+import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -27,9 +33,11 @@ import numpy as np
 from frmu.bench.lessons import SEEN, TAUGHT
 from frmu.bench.sources import cached
 from frmu.client.client import Client
+from frmu.client.framu import Blocks, blocks
 from frmu.client.work import Commit, Import, Packed, Play
 from frmu.config import Config, Policy, load
 from frmu.data.source import survey
+from frmu.errors import DataError
 from frmu.influence.disturbance import KINDS
 from frmu.influence.network import Network, read_policy, shipped
 from frmu.influence.observation import FEATURES, Fit, Look, fit, observe
@@ -44,6 +52,8 @@ from frmu.types import Float, Statistics
 
 __all__ = [
     "BUDGETS",
+    "FAMILIES",
+    "MULTI",
     "STEPS",
     "UNSEEN",
     "Case",
@@ -56,39 +66,56 @@ __all__ = [
 ]
 
 UNSEEN = ("parking", "traffic", "appliances")
-BUDGETS = (24, 100, 200, 800)
+MULTI = ("flights", "views", "notes")
+OWN = "your own data"
+FAMILIES = {"undisturbed": ("none",), "outdated": ("stale",), "irrelevant": ("labels", "gain", "features")}
+BUDGETS: tuple[int | str, ...] = ("K", 100, 200, 800)  # K: a refit a slice
 SITES = 2  # tasks of each kind, set and seed
 STEPS = 3
+MOST = 64  # slices of one client, the newest
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One task as a selector meets it, and what only the judge knows: the test records, which slices were hit."""
+    """One task as a selector meets it, and what only the judge knows: the test records, which slices were hit.
+
+    `fellows` gives the tasks of the other clients, undisturbed, and `by` the features of each modality: `framu` plays
+    with a whole federation at once.
+    """
 
     task: Task
     hit: Float
     test: Statistics
+    fellows: Callable[[], Sequence[Task]] = tuple
+    by: Blocks | None = None
 
 
 Selector = Callable[[Account, Look, Case, np.random.Generator], Float]
 
 
 def bench_policy(
-    cache: Path, seeds: int, configs: Sequence[Path] = (), processes: int = 2, out: Path | None = None
+    cache: Path,
+    seeds: int,
+    configs: Sequence[Path] = (),
+    processes: int = 2,
+    out: Path | None = None,
+    sets: Sequence[str] = (*SEEN, *UNSEEN, *MULTI),
+    framu: bool = False,
 ) -> dict[str, Any]:
-    """Every selector on every task; rows by selector and group, the comparison at equal budgets, files to `out`.
+    """Every selector on every task; rows by selector and group, and by kind; equal budgets compared; files to `out`.
 
-    `configs` are federations of the user's own, taken as unseen data sets.
+    `configs` are federations of the user's own, a group by themselves. With `framu`, which needs Ray, Algorithm 1 to
+    the letter is a selector as well.
     """
-    jobs = [(str(cache), name, seed) for name in (*SEEN, *UNSEEN) for seed in range(seeds)]
-    jobs += [("", str(config), seed) for config in configs for seed in range(seeds)]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        found = [row for rows in pool.map(_job, jobs) for row in rows]
+    jobs = [(str(cache), name, seed, framu) for name in sets for seed in range(seeds)]
+    jobs += [("", str(config), seed, framu) for config in configs for seed in range(seeds)]
+    found = _played(jobs, processes)
     result = {
         "policy": read_policy(shipped()).digest,
         "seeds": seeds,
         "tasks": len({row["task"] for row in found}),
         "rows": _table(found),
+        "kinds": _by_family(found),
         "budgets": _budgets(found),
     }
     if out is not None:
@@ -96,47 +123,84 @@ def bench_policy(
     return result
 
 
+def _played(jobs: Sequence[tuple[str, str, int, bool]], processes: int) -> list[dict[str, Any]]:
+    """The rows of all jobs in their order; a single process is this one."""
+    if processes == 1:
+        return [row for job in jobs for row in _job(job)]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        return [row for rows in pool.map(_job, jobs) for row in rows]
+
+
 # -- the tasks -----------------------------------------------------------------------------------------------------
 
 
-def _job(job: tuple[str, str, int]) -> list[dict[str, Any]]:
+def _job(job: tuple[str, str, int, bool]) -> list[dict[str, Any]]:
     """Everything about one set and seed, in a process of its own."""
-    cache, name, seed = job
+    cache, name, seed, framu = job
     network = read_policy(shipped())
-    config = load(cached(name, Path(cache)) / "slots.toml") if cache else load(name)
+    config = _prepared(name, Path(cache)) if cache else _own(Path(name))
     rows: list[dict[str, Any]] = []
-    with one_thread(), tempfile.TemporaryDirectory(prefix="frmu-") as folder:
+    with ExitStack() as stack:
+        if framu:
+            from frmu.runtime.connect import cluster
+
+            stack.enter_context(cluster(None))
+        stack.enter_context(one_thread())
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="frmu-"))
         federation = LocalFederation(config, survey(config).clients, Path(folder))
         list(federation.run(Import({}, b"bench")))
         list(federation.run(Commit(True)))
-        for label, case in _cases(config, federation, name if cache else Path(name).stem, seed):
+        for label, case in _cases(config, federation, name, bool(cache), seed):
             rng = np.random.Generator(np.random.PCG64([seed, len(rows)]))
-            rows += [label | row for row in _compared(case, network, rng)]
+            rows += [label | row for row in _compared(case, network, rng, framu)]
     return rows
 
 
-def _cases(config: Config, federation: LocalFederation, name: str, seed: int) -> Iterator[tuple[dict[str, Any], Case]]:
+def _prepared(name: str, cache: Path) -> Config:
+    """A set of ours with slices of equal size, where it has a time."""
+    folder = cached(name, cache)
+    return load(folder / ("slots.toml" if (folder / "slots.toml").exists() else "config.toml"))
+
+
+def _own(file: Path) -> Config:
+    return load(file).at(dt.datetime.now(dt.UTC).date())
+
+
+def _cases(
+    config: Config, federation: LocalFederation, name: str, ours: bool, seed: int
+) -> Iterator[tuple[dict[str, Any], Case]]:
     outputs: tuple[str, ...] = (config.data.target,)
     if config.data.task != "regression":
         outputs = outputs_of(config, {str(label) for c in _held(federation) for label in set(c.shard.target)})
     whole, _ = total_of(config, config.fingerprint(), federation, tuple(c.name for c in _held(federation)), outputs)
     clients = [client for client in _held(federation) if _can_be_judged(client)]
-    groups = _groups(name, clients)
-    for group, members in groups.items():
-        rng = np.random.Generator(np.random.PCG64([seed, len(group), len(name)]))
+    if not clients:
+        raise DataError(
+            f"{name}: no client has two slices to fit, validation records and test records; move the dates in [split], "
+            "or cut finer slices"
+        )
+    known = name if ours else Path(name).stem
+    for group, members in (_groups(name, clients) if ours else {OWN: clients}).items():
+        rng = np.random.Generator(np.random.PCG64([seed, len(group), len(known)]))
         for number, kind in enumerate(KINDS * SITES):
             client = members[int(rng.integers(len(members)))]
             alone = number >= len(KINDS)
             total = client.split_total("fit", outputs) if alone else whole
-            play = Play({}, outputs, Packed.of(total), 64)
+            play = Play({}, outputs, Packed.of(total), MOST)
             drawn = play.rehearse(client, int(rng.integers(2**31)), kind, whole=True)
             task = drawn[2]
             hit = np.array([key in drawn[1] for key in task.keys], dtype=np.float64)
             label = {
-                "task": f"{name}/{group}/{seed}/{number}", "set": name, "group": group, "kind": kind,
+                "task": f"{name}/{group}/{seed}/{number}", "set": known, "group": group, "kind": drawn[0],
                 "setting": "by itself" if alone else "in a federation",
             }  # fmt: skip
-            yield label, Case(task, hit, client.split_total("test", outputs))
+            others = () if alone else tuple(other for other in clients if other is not client)
+            fellows = partial(_fellows, others, whole, outputs)
+            yield label, Case(task, hit, client.split_total("test", outputs), fellows, blocks(config))
+
+
+def _fellows(clients: Sequence[Client], whole: Statistics, outputs: tuple[str, ...]) -> tuple[Task, ...]:
+    return tuple(client.task(client.slices("fit", outputs), whole, outputs) for client in clients)
 
 
 def _held(federation: LocalFederation) -> list[Client]:
@@ -148,6 +212,8 @@ def _can_be_judged(client: Client) -> bool:
 
 
 def _groups(name: str, clients: list[Client]) -> dict[str, list[Client]]:
+    if name in MULTI:
+        return {"unseen data, multi-modal": clients}
     if name not in SEEN:
         return {"unseen data": clients}
     border = int(TAUGHT * len(clients))
@@ -157,8 +223,9 @@ def _groups(name: str, clients: list[Client]) -> dict[str, list[Client]]:
 # -- the selectors -------------------------------------------------------------------------------------------------
 
 
-def selectors(network: Network, slices: int) -> dict[str, tuple[int | None, Selector]]:
+def selectors(network: Network, slices: int, framu: bool = False) -> dict[str, tuple[int | None, Selector]]:
     """Every row of the table by name: its budget in refits (None: as it needs) and how it selects."""
+    letter: dict[str, tuple[int | None, Selector]] = {"FRAMU to the letter": (None, _framu)} if framu else {}
     table: dict[str, tuple[int | None, Selector]] = {
         "keep all": (None, lambda account, first, case, rng: case.task.keep),
         "random": (None, lambda account, first, case, rng: (rng.random(slices) < 0.8).astype(np.float64)),
@@ -174,17 +241,16 @@ def selectors(network: Network, slices: int) -> dict[str, tuple[int | None, Sele
         "learned, one pass": (None, partial(_steps, network, 1)),
         "learned, 3 steps": (None, partial(_steps, network, STEPS)),
         "applied (guarded)": (None, partial(_applied, network)),
+        **letter,
     }
     for life in (2, 4, 8):
         table[f"decay, half-life {life}"] = (None, partial(_decay, life))
-    for budget in sorted({slices, *BUDGETS[1:]}):
-        table[f"greedy @ {budget}"] = (
-            budget,
-            lambda account, first, case, rng: greedy(account, first.fit, 99).influence,
-        )
-        table[f"gradient @ {budget}"] = (budget, partial(_gradient, budget))
-        table[f"DVRL @ {budget}"] = (budget, dvrl)
-        table[f"learned + search @ {budget}"] = (budget, partial(_guided, network))
+    for name in BUDGETS:
+        budget = slices if isinstance(name, str) else name
+        table[f"greedy @ {name}"] = (budget, lambda account, first, case, rng: greedy(account, first.fit, 99).influence)
+        table[f"gradient @ {name}"] = (budget, partial(_gradient, budget))
+        table[f"DVRL @ {name}"] = (budget, dvrl)
+        table[f"learned + search @ {name}"] = (budget, partial(_guided, network))
     return table
 
 
@@ -249,13 +315,24 @@ def _applied(network: Network, account: Account, first: Look, case: Case, rng: n
     return decision.influence
 
 
+def _framu(account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+    """Algorithm 1 with all clients of the federation as agents; of the refits that they spend together, a share."""
+    from frmu.methods.framu import Settings
+    from frmu.policy.framu import select
+
+    tasks = [case.task, *case.fellows()]
+    outcome = select(tasks, Settings(seed=int(rng.integers(2**31))), case.by)
+    account.refits += round(outcome.refits / len(tasks))
+    return outcome.influence[0]
+
+
 # -- the account ---------------------------------------------------------------------------------------------------
 
 
-def _compared(case: Case, network: Network, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+def _compared(case: Case, network: Network, rng: np.random.Generator, framu: bool = False) -> Iterator[dict[str, Any]]:
     task = case.task
     kept = Account(task, Budget()).fit(task.keep)
-    for name, (budget, select) in selectors(network, len(task)).items():
+    for name, (budget, select) in selectors(network, len(task), framu).items():
         account = Account(task, Budget(budget))
         start = account.fit(task.keep)
         influence = select(account, observe(task, start, 0.0, start.loss), case, rng)
@@ -290,6 +367,17 @@ def _table(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 kinds = {kind: _mean([r["gain"] for r in part if r["kind"] == kind]) for kind in KINDS}
                 rows.append({"selector": selector, "group": group, "setting": setting, **_summary(part), **kinds})
     return rows
+
+
+def _by_family(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row a selector, group, setting and kind of data to unlearn."""
+    places: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    family_of = {kind: family for family, kinds in FAMILIES.items() for kind in kinds}
+    for row in found:
+        place = (row["selector"], row["group"], row["setting"], family_of[row["kind"]])
+        places.setdefault(place, []).append(row)
+    names = ("selector", "group", "setting", "family")
+    return [{**dict(zip(names, place, strict=True)), **_summary(part)} for place, part in places.items()]
 
 
 def _summary(part: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -345,6 +433,7 @@ def _write(result: Mapping[str, Any], found: Sequence[Mapping[str, Any]], out: P
         writer = csv.DictWriter(file, fieldnames=list(found[0]))
         writer.writeheader()
         writer.writerows(found)
+    (out / "policy.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     _draw(result, out / "policy.png")
 
 

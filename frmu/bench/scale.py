@@ -25,7 +25,7 @@ from frmu.influence.disturbance import KINDS
 from frmu.influence.network import Network, read_policy, shipped
 from frmu.influence.observation import Look, observe
 from frmu.influence.search import Account, Budget, ascend, greedy
-from frmu.influence.selectors import guided
+from frmu.influence.selectors import follow, guided
 from frmu.learning.statistics import one_thread
 from frmu.runtime.local import LocalFederation
 from frmu.types import Float
@@ -40,8 +40,7 @@ RATE = 0.02  # of an ascent whose end is a time
 def bench_scale(cache: Path, seconds: float, seeds: int, processes: int = 2, out: Path | None = None) -> dict[str, Any]:
     """Every selector at each number of slices, with the same seconds; rows of mean gain %, error, refits, seconds."""
     jobs = [(str(cache), slices, seed, seconds) for slices in SLICES for seed in range(seeds)]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        found = [row for rows in pool.map(_job, jobs) for row in rows]
+    found = _played(jobs, processes)
     rows = []
     for name in dict.fromkeys(row["selector"] for row in found):
         for slices in SLICES:
@@ -59,6 +58,14 @@ def bench_scale(cache: Path, seconds: float, seeds: int, processes: int = 2, out
         out.mkdir(parents=True, exist_ok=True)
         _draw(rows, seconds, out / "scale.png")
     return {"policy": read_policy(shipped()).digest, "seconds": seconds, "rows": rows}
+
+
+def _played(jobs: Sequence[tuple[str, int, int, float]], processes: int) -> list[dict[str, Any]]:
+    """The rows of all jobs in their order; a single process is this one."""
+    if processes == 1:
+        return [row for job in jobs for row in _job(job)]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        return [row for rows in pool.map(_job, jobs) for row in rows]
 
 
 def _job(job: tuple[str, int, int, float]) -> list[dict[str, Any]]:
@@ -93,12 +100,18 @@ def _timed(case: Case, select: Selector, seconds: float) -> dict[str, float]:
 
 def _selectors(network: Network) -> dict[str, Selector]:
     return {
+        "learned, 3 steps": partial(_followed, network),
         "learned + search": partial(_guided, network),
         "gradient": lambda account, first, case, rng: ascend(account, first.fit, 10**6, RATE).influence,
         "greedy": lambda account, first, case, rng: greedy(account, first.fit, 10**6).influence,
         "DVRL": dvrl,
         "best rule": best_rule,
     }
+
+
+def _followed(network: Network, account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+    """The policy without a search: it does not use the time, and shows what the search adds or takes away."""
+    return follow(network, account, first, first.fit, STEPS)[-1].fit.influence
 
 
 def _guided(network: Network, account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:

@@ -43,17 +43,36 @@ def _tell_pretrain(result: dict[str, Any]) -> None:
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--config", "configs", multiple=True, type=click.Path(dir_okay=False, path_type=Path),
               help="A federation of your own, taken as unseen data; may be given more than once.")  # fmt: skip
+@click.option("--set", "sets", multiple=True, help="Only some of our data sets; may be given more than once.")
+@click.option("--only-own", is_flag=True, help="Leave our own data sets out.")
+@click.option("--framu", is_flag=True, help="With FRAMU's Algorithm 1 as a row; it needs Ray, and seconds a task.")
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="A folder for the CSV and the picture.")
 @_cache
 @json_option
 def bench_policy(
-    seeds: int, configs: tuple[Path, ...], processes: int, out: Path | None, cache: Path, as_json: bool
+    seeds: int,
+    configs: tuple[Path, ...],
+    sets: tuple[str, ...],
+    only_own: bool,
+    framu: bool,
+    processes: int,
+    out: Path | None,
+    cache: Path,
+    as_json: bool,
 ) -> None:
     """Set the learned policy beside rules, search and other selectors, by the refits that each spends."""
+    from frmu.bench.lessons import SEEN
+    from frmu.bench.policy import MULTI, UNSEEN
     from frmu.bench.policy import bench_policy as measure
 
-    show(as_json, measure(cache, seeds, configs, processes, out), _tell_policy)
+    if only_own and not configs:
+        raise click.UsageError("--only-own leaves nothing to measure without --config")
+    there = (*SEEN, *UNSEEN, *MULTI)
+    if unknown := [name for name in sets if name not in there]:
+        raise click.BadParameter(f"no set {unknown[0]}; there are: {', '.join(there)}")
+    chosen = () if only_own else sets or there
+    show(as_json, measure(cache, seeds, configs, processes, out, chosen, framu), _tell_policy)
 
 
 def _tell_policy(result: dict[str, Any]) -> None:
@@ -65,6 +84,13 @@ def _tell_policy(result: dict[str, Any]) -> None:
             for r in result["rows"] if (r["group"], r["setting"]) == (group, setting)
         ]  # fmt: skip
         table(f"{group}, {setting}: lower test RMSE than keeping everything, %", columns, rows)
+        kinds = [r for r in result["kinds"] if (r["group"], r["setting"]) == (group, setting)]
+        families = list(dict.fromkeys(r["family"] for r in kinds))
+        by = {(r["selector"], r["family"]): f"{r['mean']:+.2f} ± {r['error']:.2f} ({r['worst']:+.0f})" for r in kinds}
+        rows = [
+            [name, *(by[name, family] for family in families)] for name in dict.fromkeys(r["selector"] for r in kinds)
+        ]
+        table(f"{group}, {setting}, by kind: mean ± standard error (worst)", ["selector", *families], rows)
     rows = [
         [r["group"], r["setting"], str(r["budget"]), r["rival"], f"{r['ours']:+.2f}", f"{r['difference']:+.2f}",
          f"{r['error']:.2f}", str(r["tasks"])]
@@ -90,6 +116,49 @@ def bench_scale(seconds: float, seeds: int, processes: int, out: Path | None, ca
         f"lower test RMSE than keeping everything, %, in {result['seconds']:g} s", columns,
         [[str(row[column]) for column in columns] for row in result["rows"]],
     ))  # fmt: skip
+
+
+@command(bench, "standins")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--set", "sets", multiple=True, help="One of the six; may be given more than once; default: all.")
+@click.option("--without-framu", is_flag=True, help="Leave out FRAMU, which needs Ray and most of the time.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="A folder for the JSON and the CSV.")
+@_cache
+@json_option
+def bench_standins(
+    seeds: int, sets: tuple[str, ...], without_framu: bool, out: Path | None, cache: Path, as_json: bool
+) -> None:
+    """Outdated, irrelevant and private records on stand-ins for the paper's data; FRAMU, rules and ours."""
+    from frmu.bench.scenario import SETS
+    from frmu.bench.standins import ROWS
+    from frmu.bench.standins import bench_standins as measure
+
+    if unknown := [name for name in sets if name not in SETS]:
+        raise click.BadParameter(f"no set {unknown[0]}; there are: {', '.join(SETS)}")
+    rows = [row for row in ROWS if not (without_framu and row == "FRAMU")]
+    result = measure(cache, seeds, sets or tuple(SETS), rows, out, lambda line: click.echo(line, err=True))
+    show(as_json, result, _tell_standins)
+
+
+def _tell_standins(result: dict[str, Any]) -> None:
+    columns = ["row", "MSE", "MAE", "lower MSE %", "worst", "gap %", "on the erased %", "equal", "refits", "s"]
+    for name, kind in dict.fromkeys((row["set"], row["kind"]) for row in result["rows"]):
+        rows = [_standin(r) for r in result["rows"] if (r["set"], r["kind"]) == (name, kind)]
+        table(f"{name}, {kind}", columns, rows)
+    for modalities, kind in dict.fromkeys((row["modalities"], row["kind"]) for row in result["kinds"]):
+        rows = [_standin(r) for r in result["kinds"] if (r["modalities"], r["kind"]) == (modalities, kind)]
+        table(f"all {modalities} sets, {kind}", columns, rows)
+    say(f"policy {result['policy'][:16]}, {result['seeds']} seeds, {result['seconds']:.0f} s")
+
+
+def _standin(r: dict[str, Any]) -> list[str]:
+    error = "" if r["error"] is None else f" ± {r['error']:.2f}"
+    erased = "-" if r["gap_erased"] is None else f"{r['gap_erased']:.3g}"
+    equal = "-" if r["exact"] is None else f"{r['exact']} of {r['scenarios']}"
+    return [
+        r["row"], f"{r['mse']:.4f}", f"{r['mae']:.4f}", f"{r['gain']:+.2f}{error}", f"{r['worst']:+.1f}",
+        f"{r['gap']:.3g}", erased, equal, f"{r['refits']:.0f}", f"{r['seconds']:.1f}",
+    ]  # fmt: skip
 
 
 def _share(value: float | None) -> str:

@@ -37,28 +37,45 @@ def policy() -> None:
     default=None,
     help="Go on with a training that was interrupted, or never do. Default: where there is one of the same settings.",
 )
+@click.option(
+    "--adopt",
+    type=click.Choice(["better", "always"]),
+    default="better",
+    show_default=True,
+    help="Put it in force where it is ahead of the policy in force on rehearsals, or in any case.",
+)
 @address_option
 @json_option
 def policy_train(
-    config: Path, iterations: int | None, scratch: bool, resume: bool | None, address: str | None, insecure: bool,
+    config: Path,
+    iterations: int | None,
+    scratch: bool,
+    resume: bool | None,
+    adopt: str,
+    address: str | None,
+    insecure: bool,
     as_json: bool,
-) -> None:  # fmt: skip
-    """Train the policy on this federation with RLlib; the next `frmu train` applies it."""
+) -> None:
+    """Train the policy on this federation with RLlib; if it is better, the next `frmu train` applies it."""
     from frmu.api import Experiment
 
     with Experiment(read_trained(config), address, insecure) as experiment:
-        result = experiment.learn(iterations, "scratch" if scratch else "current", resume)
+        result = experiment.learn(iterations, "scratch" if scratch else "current", resume, adopt)
     show(as_json, result, _tell_training)
 
 
 def _tell_training(result: dict[str, Any]) -> None:
     runners = count(result["env_runners"], "env runner") if result["env_runners"] else "in this process"
     resumed = f", gone on with after iteration {result['resumed_at']}" if result["resumed_at"] else ""
+    compared = result["compared"]
     say(
-        f"policy {result['policy'][:16]} after {result['iterations']} iterations{resumed}, {result['env_steps']:,} "
+        f"policy {result['trained'][:16]} after {result['iterations']} iterations{resumed}, {result['env_steps']:,} "
         f"steps, {runners}, {result['seconds']:.1f} s",
         f"gain on later records: {100 * result['gain_first']:.2f} % at first, "
         f"{100 * result['gain_last']:.2f} % at last",
+        f"{compared['rehearsals']} rehearsals: {100 * compared['trained']:+.2f} % by it, "
+        f"{100 * compared['in_force']:+.2f} % by the policy in force; ahead by {100 * compared['difference']:+.2f} ± "
+        f"{100 * compared['error']:.2f}: {_outcome(result)}",
     )
     for client, number in result["slices_left_out"].items():
         say(f"of {client} the newest 64 slices taught; {count(number, 'older slice')} took no part")
@@ -70,6 +87,12 @@ def _tell_training(result: dict[str, Any]) -> None:
             rows,
         )
     say(*waiting(result["outbox"]))
+
+
+def _outcome(result: dict[str, Any]) -> str:
+    if result["adopted"]:
+        return "it is in force"
+    return f"not better by more than its error, so {result['policy'][:16]} stays in force"
 
 
 @command(policy, "show")

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
 import numpy as np
 import pytest
+from conftest import homes, put
 
-from frmu.bench.policy import BUDGETS, Case, _budgets, _compared, _table, gain_of, selectors
+from frmu.bench import policy
+from frmu.bench.policy import (
+    BUDGETS,
+    FAMILIES,
+    OWN,
+    Case,
+    _budgets,
+    _by_family,
+    _compared,
+    _table,
+    bench_policy,
+    gain_of,
+    selectors,
+)
+from frmu.errors import DataError
+from frmu.influence.disturbance import KINDS
 from frmu.influence.network import read_policy, shipped
 from frmu.influence.observation import fit
 from frmu.influence.task import Task, refit, task_of
@@ -61,14 +80,59 @@ def test_a_row_counts_what_was_found(found: list[dict]) -> None:
 
 
 def test_rivals_are_compared_task_by_task(found: list[dict]) -> None:
-    # The smallest budget of the table is the number of slices; here it is named as the table names it.
-    found = [row | {"selector": row["selector"].replace(f"@ {SLICES}", f"@ {BUDGETS[0]}")} for row in found]
     pairs = _budgets(found)
     by = {row["selector"]: row["gain"] for row in found}
     assert {pair["budget"] for pair in pairs} == set(BUDGETS)
     for pair in pairs:
         ours = by[f"learned + search @ {pair['budget']}"]
         assert pair["difference"] == pytest.approx(ours - by[pair["rival"]], abs=0.006)
+
+
+def test_kinds_are_families_of_what_is_to_be_unlearned(found: list[dict]) -> None:
+    assert sorted(kind for kinds in FAMILIES.values() for kind in kinds) == sorted(KINDS)
+    again = [row | {"kind": "stale", "gain": row["gain"] + 1.0} for row in found]
+    (labels, stale) = (
+        {row["family"]: row for row in _by_family(found + again) if row["selector"] == "oracle"}[family]
+        for family in ("irrelevant", "outdated")
+    )
+    assert stale["mean"] == pytest.approx(labels["mean"] + 1.0, abs=0.011)
+    assert labels["tasks"] == 1
+
+
+def test_a_federation_of_ones_own_is_measured_with_the_same_disturbances(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With as many slices as it likes: budgets of a refit a slice are compared under one name."""
+    monkeypatch.setattr(policy, "BUDGETS", ("K", 24))
+    file = put(tmp_path / "homes", homes(2)).file
+    result = bench_policy(tmp_path / "no-cache", 1, [file], 1, tmp_path / "out", sets=())
+    assert result["tasks"] == 2 * len(KINDS)
+    by = {(row["selector"], row["setting"]): row for row in result["rows"]}
+    assert {row["group"] for row in result["rows"]} == {OWN}
+    assert by["learned, 3 steps", "by itself"]["tasks"] == len(KINDS)
+    single = csv.DictReader((tmp_path / "out" / "policy.csv").read_text().splitlines())
+    assert {row["kind"] for row in single if float(row["hit"])} == set(KINDS) - {"none"}
+    assert {row["family"] for row in result["kinds"]} == set(FAMILIES)
+    assert {pair["budget"] for pair in result["budgets"]} == {"K", 24}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"policy.csv", "policy.json", "policy.png"}
+
+
+def test_a_federation_where_nobody_can_be_judged_is_told(tmp_path: Path) -> None:
+    config = put(tmp_path / "short", homes(2, days=100))  # it ends before the dates of the split
+    with pytest.raises(DataError, match="no client has two slices to fit, validation records and test records"):
+        bench_policy(tmp_path, 1, [config.file], 1, sets=())
+
+
+@pytest.mark.long
+def test_framu_is_a_selector_of_a_whole_federation(tmp_path: Path) -> None:
+    config = put(tmp_path / "homes", homes(3))
+    rows = {
+        row["setting"]: row
+        for row in bench_policy(tmp_path, 1, [config.file], 1, sets=(), framu=True)["rows"]
+        if row["selector"] == "FRAMU to the letter"
+    }
+    assert rows["by itself"]["refits"] > 2
+    assert rows["in a federation"]["tasks"] == len(KINDS)
 
 
 def test_lessons_teach_and_a_seed_replays(case: Case) -> None:

@@ -145,7 +145,7 @@ def test_a_training_that_was_killed_is_gone_on_with(killed: Config, tmp_path: Pa
     kinds = {name.partition("/")[0] for name in before.moments}
     assert kinds == {"exp_avg", "exp_avg_sq", "step"}
     assert set(before.weights) == {name.partition("/")[2] for name in before.moments}
-    learned = learn(config, iterations=3, resume=True)
+    learned = learn(config, iterations=3, resume=True, adopt="always")
     assert (learned["iterations"], learned["resumed_at"]) == (3, 2)
     assert learned["gain_first"] == before.history[0]["gain"]
     assert learned["env_steps"] > before.history[-1]["env_steps"]
@@ -210,11 +210,56 @@ def test_another_setting_is_another_training(killed: Config, tmp_path: Path) -> 
 def test_sites_train_alone_and_the_server_averages(tmp_path: Path, table: pd.DataFrame) -> None:
     config = with_policy(tmp_path / "federated", table, federated=True, beta=0.5)
     train(config)
-    learned = learn(config, iterations=2)
+    learned = learn(config, iterations=2, adopt="always")
     assert learned["federated"]
     assert learned["env_steps"] == 2 * 4 * 48  # rounds, sites, steps at each
     assert np.isfinite(learned["gain_last"])
     assert train(config)["policy"] == learned["policy"] != learned["parent"]
+
+
+def test_a_policy_that_is_no_better_is_let_go(tmp_path: Path, table: pd.DataFrame) -> None:
+    from click.testing import CliRunner
+
+    from frmu.cli import main
+
+    config = with_policy(tmp_path / "guarded", table)
+    before = train(config)["policy"]
+    command = ["policy", "train", str(config.file), "--scratch", "--iterations", "1", "--json"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    learned = json.loads(result.output.strip().splitlines()[-1])
+    assert learned["policy"] == before != learned["trained"]
+    assert not learned["adopted"]
+    compared = learned["compared"]
+    assert compared["trained"] - compared["in_force"] == pytest.approx(compared["difference"])
+    assert compared["difference"] <= compared["error"]
+    assert compared["rehearsals"] >= 120
+    with api.Experiment(config, "local") as experiment:
+        assert experiment.network().digest == before
+        assert not list(experiment.store.policies.glob("*.safetensors"))
+        assert experiment.store.strays() == []
+
+
+def test_the_better_of_two_policies_is_told_either_way(
+    tmp_path: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from frmu.influence.network import read_policy, shipped, write_policy
+    from frmu.policy import compare as comparing
+    from frmu.policy.compare import compare
+
+    monkeypatch.setattr(comparing, "REHEARSALS", 24)
+    config = with_policy(tmp_path / "two", table)
+    train(config)
+    good = read_policy(shipped())
+    weights = dict(good.weights) | {"head.weight": -good.weights["head.weight"]}
+    bad = write_policy(weights, {"clients": []}, tmp_path / "bad.safetensors")
+    with api.Experiment(config, "local") as experiment:
+        board, _ = _board(experiment)
+        up, down, same = (compare(board, *pair, 4) for pair in ((bad, good), (good, bad), (good, good)))
+    assert up.better
+    assert not down.better
+    assert down.difference == -up.difference < 0.0
+    assert (same.difference, same.better) == (0.0, False)
 
 
 @pytest.mark.parametrize("change", ["one client", "no time", "rounds"])

@@ -1,0 +1,57 @@
+"""Whether a policy that was trained is better than the one in force: only then does it take its place.
+
+Training can spoil a policy, and its own reward does not tell: it is of other tasks in every iteration. So both play
+the same rehearsals, whose seeds no training draws, at all clients that teach. The later records that judge them are
+those that the training was rewarded on, which favours the trained policy; so it must be ahead by more than a standard
+error of the paired difference.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from frmu.client.compare import Compare
+from frmu.federation import in_order
+from frmu.influence.network import Network
+from frmu.policy.env import Board
+from frmu.types import Float
+
+__all__ = ["REHEARSALS", "Comparison", "compare"]
+
+REHEARSALS = 120  # over all clients, and at least one each
+HELD_OUT = 2**31  # training draws its seeds below
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How much each policy lowers the later RMSE, mean over rehearsals as a share; the paired difference, its error."""
+
+    rehearsals: int
+    in_force: float
+    trained: float
+    difference: float
+    error: float
+
+    @property
+    def better(self) -> bool:
+        """Whether the trained policy is ahead by more than chance."""
+        return self.difference > self.error
+
+
+def compare(board: Board, in_force: Network, trained: Network, most: int) -> Comparison:
+    """Play the same rehearsals under both."""
+    each = math.ceil(REHEARSALS / len(board.clients))
+    seeds = tuple(HELD_OUT + number for number in range(each))
+    work = Compare({"in force": in_force, "trained": trained}, seeds, board.outputs, board.total, most)
+    replies = in_order(board.federation.run(work, on=board.clients))
+    before, after = (_all([reply.record["gains"][name] for reply in replies]) for name in ("in force", "trained"))
+    change = after - before
+    error = float(change.std(ddof=1) / np.sqrt(len(change))) if len(change) > 1 else math.inf
+    return Comparison(len(change), float(before.mean()), float(after.mean()), float(change.mean()), error)
+
+
+def _all(gains: list[list[float]]) -> Float:
+    return np.concatenate([np.asarray(of, dtype=np.float64) for of in gains])
