@@ -127,7 +127,7 @@ class Follow:
         if not config.sites or named == "local":
             return [entry for place in places(config) for entry in Changes().perform(place)]
         from frmu.runtime.connect import cluster
-        from frmu.runtime.remote import visit
+        from frmu.runtime.nodes import visit
 
         with cluster(named):
             found, away = visit(Changes(), places(config), 0.0, config.rules.deadline)

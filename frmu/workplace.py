@@ -175,7 +175,7 @@ class Workplace:
         """Do an errand at every place, where its disk is: results by site, and why a site is away."""
         if not self.config.sites or not self.on_ray:
             return {place.site: errand.perform(place) for place in self.places}, {}
-        from frmu.runtime.remote import visit
+        from frmu.runtime.nodes import visit
 
         self.connect()
         return visit(errand, self.places, self.config.placement.patience, self.config.rules.deadline)

@@ -8,7 +8,8 @@ from frmu.config import Config
 from frmu.data.place import Look, homes, places
 from frmu.errors import RequestError
 from frmu.runtime.connect import cluster
-from frmu.runtime.remote import measured, plan_on, visit
+from frmu.runtime.nodes import plan_on, visit
+from frmu.runtime.remote import measured
 
 __all__ = ["forecast"]
 

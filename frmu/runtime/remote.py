@@ -19,20 +19,20 @@ from typing import Any
 
 from frmu.aggregation.server import Server
 from frmu.client.client import Host
-from frmu.config import Config, Placement
-from frmu.data.place import Errand, Place
+from frmu.config import Config
+from frmu.data.place import Place
 from frmu.errors import ClientsAwayError, FederationError, FrmuError, RoundLostError
 from frmu.federation import Payload, Reply, Task, Traffic, Work
-from frmu.runtime.placement import LABEL, HostPlan, Node, Plan, plan_for
+from frmu.runtime.nodes import LIGHT, absent, await_labels, plan_on, request
+from frmu.runtime.placement import LABEL, HostPlan, Plan
 from frmu.runtime.trip import Answered, Lane, Trip
 
-__all__ = ["NAMESPACE", "RayFederation", "measured", "plan_on", "visit"]
+__all__ = ["NAMESPACE", "RayFederation", "measured"]
 
 _log = logging.getLogger(__name__)
 NAMESPACE = "frmu"
 FEW = 8  # clients up to which nobody measures what a process takes
 PROCESS = 160 * 2**20  # bytes of a host's process where nobody measured
-_LIGHT: dict[str, Any] = {"num_cpus": 0.01}  # as many as memory allows may share a machine
 
 
 class _HostActor:
@@ -135,7 +135,7 @@ class RayFederation:
         plan = plan_on(new, rows, self._placement, process, taken)
         self.plans.append(plan)
         if self._placement.elastic:
-            _request([host for plan in self.plans for host in plan.hosts])
+            request([host for plan in self.plans for host in plan.hosts])
         _log.info("%s", plan.to_json())
         self._start(plan.hosts)
 
@@ -144,7 +144,7 @@ class RayFederation:
         import ray
 
         wave = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
-        _await_labels({host.place.label for host in hosts if host.place.label}, self._placement.patience)
+        await_labels({host.place.label for host in hosts if host.place.label}, self._placement.patience)
         for at in range(0, len(hosts), wave):
             lanes = [self._lane(host) for host in hosts[at : at + wave]]
             hellos = [lane.actor.hello.remote() for lane in lanes if not lane.absent]
@@ -155,7 +155,7 @@ class RayFederation:
     def _lane(self, host: HostPlan) -> Lane:
         import ray
 
-        options = _LIGHT | {"max_restarts": -1, "memory": host.memory}
+        options = LIGHT | {"max_restarts": -1, "memory": host.memory}
         if host.place.label:
             options["label_selector"] = {LABEL: host.place.label}
         else:
@@ -225,7 +225,7 @@ class RayFederation:
 
         if self._placement.elastic:
             with suppress(Exception):
-                _request([])
+                request([])
         for actor in [*(lane.actor for lane in self._lanes), self._server]:
             with suppress(Exception):  # a cluster that is gone has ended them
                 ray.kill(actor)
@@ -234,7 +234,7 @@ class RayFederation:
 def _server_actor(name: str | None) -> Any:
     import ray
 
-    options = _LIGHT | {"max_restarts": -1}
+    options = LIGHT | {"max_restarts": -1}
     if name is not None and not _ours():
         options |= {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
     return ray.remote(_ServerActor).options(**options).remote()
@@ -283,107 +283,3 @@ class _Weigh:
         """As the kernel counts it."""
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         return pages * resource.getpagesize()
-
-
-def _request(hosts: Sequence[HostPlan]) -> None:
-    """Ask the autoscaler for all that the hosts need; no host asks for nothing. Without one Ray does nothing."""
-    from ray.autoscaler.sdk import request_resources
-
-    request_resources(
-        bundles=[{"CPU": _LIGHT["num_cpus"], "memory": host.memory} for host in hosts],
-        bundle_label_selectors=[{LABEL: host.place.label} if host.place.label else {} for host in hosts],
-    )
-
-
-def plan_on(
-    homes: Mapping[str, Place], rows: Mapping[str, int], placement: Placement, process: int, taken: int = 0
-) -> Plan:
-    """The plan for clients on the nodes that are there, `taken` bytes of which are taken already."""
-    import ray
-
-    nodes = [
-        Node(node["Labels"].get(LABEL), int(node["Resources"].get("memory", 0)))
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-    whole = sum(node.memory for node in nodes) or 1
-    left = [Node(node.label, max(0, node.memory - taken * node.memory // whole)) for node in nodes]
-    return plan_for(homes, rows, placement, process, left)
-
-
-def _labels() -> set[str]:
-    """The site labels of the nodes that are alive."""
-    import ray
-
-    return {node["Labels"].get(LABEL, "") for node in ray.nodes() if node["Alive"]} - {""}
-
-
-def _await_labels(labels: set[str], patience: float) -> None:
-    """Give an autoscaler, or whoever starts nodes, a while to bring those that sites need."""
-    end = time.monotonic() + patience
-    while labels and labels - _labels() and time.monotonic() < end:
-        time.sleep(0.5)
-
-
-def absent(label: str | None) -> str:
-    """Why nothing can run where a label is asked for; empty where a node has it, or none is asked for."""
-    there = _labels() if label else set()
-    if label is None or label in there:
-        return ""
-    return (
-        f"no node has the label {LABEL}={label} (there are {', '.join(sorted(there)) or 'none with one'}); start one "
-        f"with `ray start --labels={LABEL}={label}`, or change [sites]"
-    )
-
-
-def visit(
-    errand: Errand, at: Iterable[Place], patience: float, deadline: float
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Do an errand at each place, on a node that sees it: results by site, and why a site is away.
-
-    An error of ours that a place raised is raised as it was.
-    """
-    import ray
-
-    places = list(at)
-    _await_labels({place.label for place in places if place.label}, patience)
-    away = {place.site: reason for place in places if (reason := absent(place.label))}
-    task = ray.remote(_errand)
-    refs = {}
-    for place in places:
-        if place.site not in away:
-            where = {"label_selector": {LABEL: place.label}} if place.label else {}
-            refs[task.options(**_LIGHT, max_retries=3, **where).remote(errand, place)] = place
-    done: dict[str, Any] = {}
-    gone: dict[str, float] = {}  # since when the node of a site is not there
-    end = time.monotonic() + deadline
-    while refs and time.monotonic() < end:
-        for ref in ray.wait(list(refs), num_returns=1, timeout=1.0)[0]:
-            _took(ref, refs.pop(ref).site, done, away)
-        for ref, place in list(refs.items()):
-            reason = absent(place.label)
-            if not reason:
-                gone.pop(place.site, None)
-            elif time.monotonic() > gone.setdefault(place.site, time.monotonic()) + patience:
-                away[place.site] = reason
-                del refs[ref]
-    away |= {place.site: f"its node did not answer in {deadline:g} s; see `ray status`" for place in refs.values()}
-    return done, away
-
-
-def _took(ref: Any, site: str, done: dict[str, Any], away: dict[str, str]) -> None:
-    """What came back from a site; an error of ours is raised as it was."""
-    import ray
-
-    try:
-        done[site] = ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, FrmuError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayError as error:
-        away[site] = f"its node did not answer ({type(error).__name__}); see `ray status`"
-
-
-def _errand(errand: Errand, place: Place) -> Any:
-    return errand.perform(place)
