@@ -102,6 +102,7 @@ def _config(address: str) -> dict[str, Any]:
             "gcs_address": address,
             "head_node_id": HEAD,
             "launch_multiple": True,
+            "disable_node_updaters": True,
         },
         "head_node_type": "ray.head.default",
         "available_node_types": TYPES,
