@@ -32,24 +32,26 @@ def reaching(uri: str = "", known: bool = True) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         where = f" {public(uri)}" if uri else ""
-        away = _away(error, known)
-        told = list(_causes(error))[-1] if away else error
+        causes = list(_causes(error))
+        told = causes[-1] if _lost(causes) else error
         reason = (str(told).strip() or type(told).__name__).splitlines()[0][:200]
-        kind = AwayError if away else TrackingError
+        kind = AwayError if _away(causes, known) else TrackingError
         raise kind(f"the tracking store{where} does not answer: {public(reason)}; check store.tracking") from None
 
 
-def _away(error: BaseException, known: bool) -> bool:
+def _lost(causes: list[BaseException]) -> bool:
     from requests import exceptions as http
-    from urllib3.exceptions import NameResolutionError
 
-    causes = list(_causes(error))
-    if any(isinstance(each, http.SSLError) for each in causes):
-        return False
-    if not known and any(isinstance(each, NameResolutionError) for each in causes):
-        return False
     lost = (http.ConnectionError, http.Timeout, http.RetryError, http.ChunkedEncodingError)
     return any(isinstance(each, lost) for each in causes)
+
+
+def _away(causes: list[BaseException], known: bool) -> bool:
+    from requests.exceptions import SSLError
+    from urllib3.exceptions import NameResolutionError
+
+    wrong = (SSLError,) if known else (SSLError, NameResolutionError)
+    return _lost(causes) and not any(isinstance(each, wrong) for each in causes)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -440,14 +440,13 @@ def test_answers_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def _answer(listener: socket.socket, status: int | None) -> None:
-    kept = []
-    with contextlib.suppress(OSError):
+    with contextlib.ExitStack() as kept, contextlib.suppress(OSError):
         while True:
-            kept.append(listener.accept()[0])
+            near = kept.enter_context(listener.accept()[0])
             if status is not None:
-                kept[-1].recv(1 << 16)
-                kept[-1].sendall(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status)
-                kept[-1].close()
+                near.recv(1 << 16)
+                near.sendall(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status)
+                near.close()
 
 
 def test_a_host_is_away_only_where_it_was_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,7 @@ def _connect(port: int, passwords: Path) -> Any:
         "dbname": "postgres",
         "passfile": str(passwords),
     }
-    return psycopg.connect(autocommit=True, connect_timeout=2, dbname="postgres", **where)
+    return psycopg.connect(autocommit=True, connect_timeout=2, **where)
 
 
 def _answers(port: int, passwords: Path) -> bool:

@@ -18,4 +18,5 @@ def test_nodes_come_when_they_are_asked_for_and_go_when_they_are_idle() -> None:
         seen = measured(environment)
     assert seen["nodes at first"] == 1
     assert seen["labels of the pinned actor's node"]["site"] == "b"
-    assert seen["pinned actor answers after"] < 120
+    # each step that did not come within two minutes has raised
+    assert {"idle node gone after", "two requested nodes after", "both gone after"} <= set(seen)

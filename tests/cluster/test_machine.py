@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -140,3 +141,12 @@ def test_a_node_says_its_site_by_label_and_by_resource() -> None:
     assert "--labels=site=a" in line
     assert '--resources={"site:a": 1000}' in line
     assert line[-1] == "--num-cpus=2"
+
+
+def test_what_the_readme_says_of_it_is_a_command() -> None:
+    readme = (CLUSTER.parent / "README.md").read_text()
+    parser = script("local").parser()
+    lines = re.findall(r"cluster/local ([a-z]+)", readme)
+    assert set(lines) == {"up", "env", "down"}
+    for line in [*lines, "status", *re.findall(r"`(node [a-z]+ [a-z])`", readme)]:
+        assert parser.parse_args(line.split()).dir == Path("frmu-cluster")
