@@ -12,28 +12,23 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from frmu import audit, erasure, explanation
+from frmu import audit, erasure, explanation, teaching
 from frmu.aggregation.checkpoint import config_of
 from frmu.client.work import Commit, Import
 from frmu.config import Config
-from frmu.errors import ClientsAwayError, ConfigError, FederationError, FrmuError, PolicyError, RequestError, StoreError
+from frmu.errors import ClientsAwayError, ConfigError, FederationError, FrmuError, StoreError
 from frmu.federation import Federation, in_order
+from frmu.gathering import Sight
 from frmu.inbox import DECLARED, erase, ledger_of, receipt_of, requests, status, withdraw
-from frmu.influence.network import Network, write_policy
-from frmu.influence.scores import below
 from frmu.ledger.request import EraseRequest
 from frmu.methods.method import Round
 from frmu.report.figures import forgotten, measure
 from frmu.tracking import Run, public
 from frmu.types import Selection
-from frmu.workplace import Sight, Workplace
-
-if TYPE_CHECKING:
-    from frmu.policy.checkpoint import Progress
+from frmu.workplace import Workplace
 
 __all__ = ["Experiment", "erase", "ledger_of", "receipt_of", "requests", "status", "withdraw"]
 
@@ -235,141 +230,10 @@ class Experiment(Workplace):
     # -- policy -----------------------------------------------------------------------------------------------
 
     def learn(
-        self,
-        iterations: int | None = None,
-        start: str = "current",
-        resume: bool | None = None,
-        adopt: str = "better",
+        self, iterations: int | None = None, start: str = "current", resume: bool | None = None, adopt: str = "better"
     ) -> dict[str, Any]:
-        """Train the slice policy with RLlib on this federation's clients, and put it in force here if it is better.
-
-        `start` is "current" (go on from the policy in force) or "scratch". A training that was interrupted is gone on
-        with where it was one of the same settings; with `resume` it must be (`PolicyError`), with False it never is.
-
-        Where the trained policy is not ahead of the one in force on rehearsals (`frmu.policy.compare`) that one stays,
-        and the trained one is let go; with `adopt` "always" it takes its place whatever comes out.
-        """
-        from frmu.policy.compare import compare
-        from frmu.policy.learn import MOST, board_of, train_policy
-
-        if self.address == "local":
-            raise RequestError("a policy is trained by RLlib on Ray; leave out --address local")
-        state = self.state()
-        learners = [client.name for client in state.clients]
-        progress, lineage = self._progress(start, resume, learners)
-        parent = self.network() if start == "current" and progress is None else None
-        if progress is None:
-            lineage = self._lineage(start, parent, learners)
-        federation = self.federation(self.homes_of(learners, self.look()))
-        self.deliver()
-        with self.run("policy", self.holds(lineage["clients"])) as run:
-            self.ledger.note("learned", {"run": run.id, "clients": self.owners(lineage["clients"])})
-            resumed = {"frmu.resumed": lineage["run"]} if progress is not None else {}
-            run.tags({"frmu.parent": lineage["parent"] or "scratch", **resumed})
-            attention = {client.name: client.attention for client in state.clients}
-            board, teachers = board_of(self.config, federation, attention)
-            learned = train_policy(
-                self.config.policy, [(board, teachers)], parent, iterations,
-                on_iteration=lambda number, metrics: run.metrics(metrics, number), progress=progress,
-                keep=lambda now: self._keep(now, lineage | {"run": run.id}),
-            )  # fmt: skip
-            card = {key: lineage[key] for key in ("clients", "parent", "seed")} | {"iterations": learned.iterations}
-            file = self.store.scratch / "policy.safetensors"
-            trained, before = write_policy(learned.weights, card, file), self.network()
-            compared = compare(board, before, trained, MOST)
-            adopted = compared.better or adopt == "always"
-            if adopted:
-                file.replace(self._next_policy())
-            else:
-                file.unlink()  # it has learned from records: what is not used is not kept
-            self.store.training.unlink(missing_ok=True)
-            summary = {
-                "policy": (trained if adopted else before).digest,
-                "trained": trained.digest,
-                "adopted": adopted,
-                "compared": asdict(compared),
-                "parent": lineage["parent"],
-                "iterations": learned.iterations,
-                "resumed_at": progress.iterations if progress is not None else 0,
-                "env_steps": learned.env_steps,
-                "env_runners": learned.env_runners,
-                "federated": self.config.policy.federated,
-                "gain_first": learned.history[0]["gain"],
-                "gain_last": learned.history[-1]["gain"],
-                "td_error": learned.history[-1]["td_error"],
-                "entropy": learned.history[-1]["entropy"],
-                "theta": self.config.policy.theta,
-                "below_theta": below(learned.scores, self.config.policy.theta),
-                "seconds": round(learned.seconds, 3),
-                "slices_left_out": dict(board.left_out),
-                "run_id": run.id,
-            }
-            run.tags({"frmu.policy": summary["policy"], "frmu.trained": trained.digest, "frmu.adopted": str(adopted)})
-            run.metrics({f"compared/{name}": value for name, value in asdict(compared).items()})
-            settings = ("seed", "steps", "rounds", "samples", "federated")
-            run.params(self.config.policy.model_dump(include=set(settings)) | {"env_runners": learned.env_runners})
-            run.json({name: value for name, value in summary.items() if name != "slices_left_out"}, "summary.json")
-            run.json(learned.scores, "scores.json")
-        return summary | {"scores": learned.scores} | self.waiting()
-
-    def _lineage(self, start: str, parent: Network | None, learners: Sequence[str]) -> dict[str, Any]:
-        """What a policy learned from, and what must be the same where its training is gone on with."""
-        inherited = parent.lineage.get("clients", []) if parent is not None else []
-        clients = sorted({*learners, *inherited})
-        return {
-            "clients": clients,
-            "buried": self._buried(clients),
-            "parent": parent.digest if parent is not None else None,
-            "seed": self.config.policy.seed,
-            **self._same(start, learners),
-        }
-
-    def _same(self, start: str, learners: Sequence[str]) -> dict[str, Any]:
-        settings = {"steps", "rounds", "price", "samples", "federated", "beta", "seed"}
-        return {
-            "start": start,
-            "settings": self.config.policy.model_dump(include=settings),
-            "config": self.config.fingerprint(),
-            "learners": sorted(learners),
-        }
-
-    def _buried(self, clients: Sequence[str]) -> int:
-        return sum(len(names) for names in self.ledger.tombstones(clients, begun=True).values())
-
-    def _keep(self, progress: Progress, lineage: Mapping[str, Any]) -> None:
-        from frmu.policy.checkpoint import write_progress
-
-        write_progress(progress, lineage, self.store.training, self.store.scratch)
-
-    def _progress(
-        self, start: str, resume: bool | None, learners: Sequence[str]
-    ) -> tuple[Progress | None, dict[str, Any]]:
-        """The training to go on with, and its lineage; None where there is none, or it is not wanted."""
-        from frmu.policy.checkpoint import read_progress
-
-        path = self.store.training
-        if resume is False:
-            return None, {}
-        if not path.exists():
-            if resume:
-                raise PolicyError(
-                    f"{path}: no training to resume: none was interrupted, or an erasure retired it; leave out --resume"
-                )
-            return None, {}
-        progress, lineage = read_progress(path)
-        if lineage.get("buried") != self._buried(lineage["clients"]):
-            # A drain deletes it with what it learned from; this one was put back.
-            raise PolicyError(f"{path}: learned from records that have been erased since, and was put back; remove it")
-        same = self._same(start, learners)
-        if changed := [name for name, value in same.items() if lineage.get(name) != value]:
-            if resume:
-                raise PolicyError(f"{path}: began with another {changed[0]}; leave out --resume to start anew")
-            return None, {}
-        return progress, lineage
-
-    def _next_policy(self) -> Path:
-        there = [int(file.name.split("-")[0]) for file in self.store.policies.glob("*.safetensors")]
-        return self.store.policies / f"{max(there, default=0) + 1:05d}-policy.safetensors"
+        """Train the slice policy with RLlib on this federation's clients; see `frmu.teaching.learn`."""
+        return teaching.learn(self, iterations, start, resume, adopt)
 
     def explain(
         self, client: str | None = None, slice_: str | None = None, picture: Path | None = None

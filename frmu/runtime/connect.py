@@ -96,6 +96,11 @@ def _silence() -> None:
 
         global_worker_stdstream_dispatcher.handlers.clear()
         global_worker_stdstream_dispatcher.add_handler("frmu", lambda data: _log.debug("%s", data))
+    with suppress(ImportError, AttributeError):
+        from ray._private import worker
+
+        # What the raylet says of a node or a worker that died goes another way to the same place.
+        worker.print_to_stdstream = lambda data, ignore_prefix: _log.debug("%s", data["lines"])
 
 
 def _named(address: str | None) -> str | None:

@@ -103,17 +103,17 @@ def _board(experiment: api.Experiment) -> tuple:
 
 TRAIN = """
 import os, signal, sys
-from frmu import api
+from frmu import api, teaching
 from frmu.config import load
 
-keep = api.Experiment._keep
+keep = teaching._keep
 
 def struck(self, progress, lineage):
     keep(self, progress, lineage)
     if progress.iterations == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 
-api.Experiment._keep = struck
+teaching._keep = struck
 with api.Experiment(load(sys.argv[1])) as experiment:
     experiment.learn(iterations=3)
 """
