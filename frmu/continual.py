@@ -129,8 +129,8 @@ class Follow:
         from frmu.runtime.connect import cluster
         from frmu.runtime.nodes import visit
 
-        with cluster(named):
-            found, away = visit(Changes(), places(config), 0.0, config.rules.deadline)
+        with cluster(named, self.insecure):
+            found, away = visit(Changes(), places(config.bare()), 0.0, config.rules.deadline)
         return [(site, *entry) for site, entries in sorted(found.items()) for entry in entries] + sorted(away)
 
     def _left(self, config: Config) -> tuple[str, ...]:
