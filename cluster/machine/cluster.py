@@ -224,18 +224,24 @@ class Cluster:
             self._record(state, database.start(programs, self.folder, state["postgres_port"], mark))
         tracking = self._start_tracking(state) if state["tracking"] else None
         head, *others = state["sites"]
-        first = self._start_node(state, head)
-        # A node that finds no head waits five seconds before it looks again.
-        gcs = ports.node_ports(state["blocks"][head])["gcs"]
-        processes.await_(first, lambda: _listens(gcs), PATIENCE, _PORTS)
+        self._joined(self._start_node(state, head), head)
+        state = self.state
         rest = [(site, self._start_node(state, site)) for site in others]
-        for site, process in [(head, first), *rest]:
+        for site, process in rest:
             self._joined(process, site)
         if tracking:
             processes.await_(tracking, lambda: _healthy(state["tracking"]), PATIENCE, "--no-mlflow does without")
 
     def _start_tracking(self, state: dict[str, Any]) -> Process:
-        command = [sys.executable, str(SCRIPTS / "tracking"), f"--port={state['tracking'].rpartition(':')[2]}"]
+        # It may wait for the nodes, which Ray gives few seconds to come up in.
+        command = [
+            "nice",
+            "-n",
+            "5",
+            sys.executable,
+            str(SCRIPTS / "tracking"),
+            f"--port={state['tracking'].rpartition(':')[2]}",
+        ]
         command += [f"--artifacts-destination={self.folder / 'artifacts'}"]
         environment = self._clean() | {"MLFLOW_BACKEND_STORE_URI": state["store"]}
         log = self.folder / "logs" / "mlflow.log"
