@@ -105,12 +105,10 @@ class Cluster:
         cpus: int = 1,
         postgres: bool = True,
         mlflow: bool = True,
-        durable: bool = False,
         first_port: int | None = None,
     ) -> None:
         """Start a node a site, the first of them the head, and what they track with; all of it answers afterwards.
 
-        With `durable` the head keeps its tables on disk, so it can be killed and added again.
         Raises `ClusterError`, with nothing left running.
         """
         _check(sites)
@@ -118,7 +116,7 @@ class Cluster:
         with self._alone():
             self._vacant()
             programs = database.binaries() if postgres else None
-            state = self._planned(sites, cpus, durable, first_port, mlflow, programs)
+            state = self._planned(sites, cpus, first_port, mlflow, programs)
             self._write(state)
             try:
                 self._start_all(state, programs)
@@ -136,12 +134,11 @@ class Cluster:
         _check([site])
         with self._alone():
             state = self.state
-            head = site == state["sites"][0]
             if self._running(site):
                 raise ClusterError(
                     f'site "{site}" has a node that runs; `node kill {site}` or `node stop {site}` ends it'
                 )
-            if head and not state["durable"]:
+            if site == state["sites"][0]:
                 raise ClusterError(f'the head was "{site}", and its tables went with it: `down` and `up` again')
             if site not in state["blocks"]:
                 state["blocks"][site] = ports.block(None, state["blocks"].values())
@@ -190,7 +187,7 @@ class Cluster:
         self._end(self.processes())
 
     def _planned(
-        self, sites: Sequence[str], cpus: int, durable: bool, first: int | None, mlflow: bool, programs: Path | None
+        self, sites: Sequence[str], cpus: int, first: int | None, mlflow: bool, programs: Path | None
     ) -> dict[str, Any]:
         """Every address, before anything starts."""
         blocks: dict[str, int] = {}
@@ -207,7 +204,6 @@ class Cluster:
             "store": database.url(services + 1, "mlflow") if programs else f"sqlite:///{store}",
             "ledger": database.url(services + 1, "ledger") if programs else None,
             "postgres_port": services + 1 if programs else None,
-            "durable": durable,
             "cpus": cpus,
             "sites": list(sites),
             "blocks": blocks,
@@ -224,18 +220,24 @@ class Cluster:
             self._record(state, database.start(programs, self.folder, state["postgres_port"], mark))
         tracking = self._start_tracking(state) if state["tracking"] else None
         head, *others = state["sites"]
-        first = self._start_node(state, head)
-        # A node that finds no head waits five seconds before it looks again.
-        gcs = ports.node_ports(state["blocks"][head])["gcs"]
-        processes.await_(first, lambda: _listens(gcs), PATIENCE, _PORTS)
+        self._joined(self._start_node(state, head), head)
+        state = self.state
         rest = [(site, self._start_node(state, site)) for site in others]
-        for site, process in [(head, first), *rest]:
+        for site, process in rest:
             self._joined(process, site)
         if tracking:
             processes.await_(tracking, lambda: _healthy(state["tracking"]), PATIENCE, "--no-mlflow does without")
 
     def _start_tracking(self, state: dict[str, Any]) -> Process:
-        command = [sys.executable, str(SCRIPTS / "tracking"), f"--port={state['tracking'].rpartition(':')[2]}"]
+        # It may wait for the nodes, which Ray gives few seconds to come up in.
+        command = [
+            "nice",
+            "-n",
+            "5",
+            sys.executable,
+            str(SCRIPTS / "tracking"),
+            f"--port={state['tracking'].rpartition(':')[2]}",
+        ]
         command += [f"--artifacts-destination={self.folder / 'artifacts'}"]
         environment = self._clean() | {"MLFLOW_BACKEND_STORE_URI": state["store"]}
         log = self.folder / "logs" / "mlflow.log"
@@ -248,21 +250,14 @@ class Cluster:
         command += [*_port_options(named), f"--num-cpus={state['cpus']}", f"--object-store-memory={_OBJECTS}"]
         temporary = Path(state["temporary"]) / str(list(state["blocks"]).index(site))
         temporary.mkdir(exist_ok=True)
-        # A head that comes back would take the other nodes, which wait for it, for the one that runs already.
-        (temporary / "ray_current_cluster").unlink(missing_ok=True)
         command += [f"--temp-dir={temporary}"]
         if head:
             command += [f"--port={named['gcs']}", f"--ray-client-server-port={named['client']}", "--no-monitor"]
             command += [f"--dashboard-port={named['dashboard']}"]
-            command += [f"--store={self._tables()}"] if state["durable"] else []
         else:
             command += [f"--head={state['address']}", "--include-log-monitor=false"]
         log, mark = self.folder / "logs" / f"{site}.log", f"{state['run']}:{site}"
         return self._record(state, processes.start(site, command, self._clean(), log, mark))
-
-    def _tables(self) -> Path:
-        """Where a durable head keeps its tables; a new cluster begins with none."""
-        return self.folder / "gcs"
 
     def _clean(self) -> dict[str, str]:
         """The environment of what we start: that of a client of this cluster, and nothing of another one's."""
@@ -303,7 +298,6 @@ class Cluster:
         for service in services:
             names += processes.stop([process for process in all_of_it if process.name == service])
         shutil.rmtree(state["temporary"], ignore_errors=True)
-        shutil.rmtree(self._tables(), ignore_errors=True)
         self._file.unlink()
         return names
 

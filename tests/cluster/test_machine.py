@@ -136,7 +136,7 @@ def test_no_node_starts_without_a_token(environment: dict[str, str], complaint: 
 
 def test_a_node_says_its_site_by_label_and_by_resource() -> None:
     node = script("node")
-    options = argparse.Namespace(head="h:1", site="a", store=None, loopback=False, background=False)
+    options = argparse.Namespace(head="h:1", site="a", loopback=False, background=False)
     line = node.line(options, ["--num-cpus=2"])
     assert "--labels=site=a" in line
     assert '--resources={"site:a": 1000}' in line
