@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from frmu import api
 from frmu.config import Config, load
 from frmu.errors import ClientsAwayError
 from frmu.federation import Answer
+from frmu.runtime.remote import RayFederation
 from frmu.types import Selection
 
 ROOT = Path(__file__).parents[2]
@@ -51,9 +53,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         here.down()
 
 
-def put(folder: Path, table: pd.DataFrame) -> Config:
-    """A config of three sites, each with files of its own."""
-    text = f"{CONFIG}\n[rules]\nquorum = 0.6\ndeadline = 60\n[placement]\npatience = 2\nclients_per_actor = 1\n"
+def put(folder: Path, table: pd.DataFrame, patience: int = 2) -> Config:
+    """A config of three sites, each with files of its own; who is gone for longer than `patience` seconds is away."""
+    text = f"{CONFIG}\n[rules]\nquorum = 0.6\ndeadline = {max(60, 2 * patience)}\n"
+    text += f"[placement]\npatience = {patience}\nclients_per_actor = 1\n"
     for site, clients in SITES.items():
         disk = folder / f"disk-{site}"
         disk.mkdir(parents=True)
@@ -185,3 +188,94 @@ with Killed(load({str(config.file)!r})) as experiment:
     # The server had every client's sums, and the shards are the same: nobody was asked for them again.
     assert again["summed"] == 0
     assert frmu(cluster, "train", config.file)["summed"] == 5
+
+
+# -- every stage of a life, one after the other -----------------------------------------------------------------
+
+TRIPS = 15  # of a life: a training, then a request of two and their drain
+
+
+def life(config: Config) -> list[str]:
+    """What comes of it: the digests of both states, and who was away."""
+    with api.Experiment(config) as experiment:
+        trained = experiment.train()
+        api.erase(config, Selection("subject", subject="p2"))
+        drained = experiment.drain()
+        assert drained["verified"]
+        assert experiment.ledger.check()
+    return [trained["state_digest"], str(trained["away"]), drained["state_digest"]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, table: pd.DataFrame) -> list[str]:
+    config = put(tmp_path_factory.mktemp("undisturbed") / "sites", table)
+    with api.Experiment(config, "local") as experiment:
+        trained = experiment.train()
+        api.erase(config, Selection("subject", subject="p2"))
+        return [trained["state_digest"], "{}", experiment.drain()["state_digest"]]
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("attached")
+@pytest.mark.parametrize("at", range(TRIPS))
+def test_a_node_lost_at_any_trip_and_back_in_time(
+    at: int, cluster: Cluster, tmp_path: Path, table: pd.DataFrame, undisturbed: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    run, trips = RayFederation.run, iter(range(1000))
+    helpers: list[threading.Thread] = []
+
+    def struck(federation: RayFederation, work: Any, on: Any = None) -> Any:
+        if next(trips) == at:
+            cluster.kill("c")
+            helpers.append(threading.Thread(target=cluster.add, args=("c",)))
+            helpers[0].start()
+        return run(federation, work, on)
+
+    monkeypatch.setattr(RayFederation, "run", struck)
+    try:
+        found = life(put(tmp_path / "sites", table, patience=120))
+    finally:
+        for helper in helpers:
+            helper.join()
+    assert (found, len(helpers)) == (undisturbed, 1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("at", range(TRIPS))
+def test_a_driver_killed_at_any_trip(
+    at: int, cluster: Cluster, tmp_path: Path, table: pd.DataFrame, undisturbed: list[str]
+) -> None:
+    config = put(tmp_path / "sites", table)
+    code = f"""
+import os, signal
+from frmu import api
+from frmu.config import load
+from frmu.runtime.remote import RayFederation
+from frmu.types import Selection
+
+run, trips = RayFederation.run, iter(range(1000))
+
+def struck(federation, work, on=None):
+    if next(trips) == {at}:
+        replies = run(federation, work, on)
+        next(replies, None)  # the work is under way everywhere, and one has answered
+        os.kill(os.getpid(), signal.SIGKILL)
+    return run(federation, work, on)
+
+RayFederation.run = struck
+config = load({str(config.file)!r})
+with api.Experiment(config) as experiment:
+    experiment.train()
+    api.erase(config, Selection("subject", subject="p2"))
+    experiment.drain()
+"""
+    run = subprocess.run([sys.executable, "-c", code], env=environment(cluster), capture_output=True, check=False)
+    assert run.returncode == -signal.SIGKILL, run.stderr.decode()[-2000:]
+    if not (config.folder / "state.safetensors").exists():
+        assert frmu(cluster, "train", config.file)["state_digest"] == undisturbed[0]
+    if not frmu(cluster, "requests", config.file)["requests"]:
+        frmu(cluster, "erase", config.file, "--subject", "p2")
+    frmu(cluster, "drain", config.file)
+    verified = frmu(cluster, "verify", config.file)
+    assert (verified["verified"], verified["state_digest"]) == (True, undisturbed[2])
