@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import homes, put
 
 from frmu.bench import policy
@@ -23,6 +24,7 @@ from frmu.bench.policy import (
     gain_of,
     selectors,
 )
+from frmu.cli import main
 from frmu.errors import DataError
 from frmu.influence.disturbance import KINDS
 from frmu.influence.network import read_policy, shipped
@@ -121,6 +123,19 @@ def test_a_federation_where_nobody_can_be_judged_is_told(tmp_path: Path) -> None
     config = put(tmp_path / "short", homes(2, days=100))  # it ends before the dates of the split
     with pytest.raises(DataError, match="no client has two slices to fit, validation records and test records"):
         bench_policy(tmp_path, 1, [config.file], 1, sets=())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only-own"], "leaves nothing to measure without --config"),
+        (["--set", "taffic"], "no set taffic; there are: air"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_at_once(arguments: list[str], said: str) -> None:
+    run = CliRunner().invoke(main, ["bench", "policy", *arguments])
+    assert run.exit_code == 2
+    assert said in run.output
 
 
 @pytest.mark.long

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
 from frmu.bench import standins
 from frmu.bench.scenario import VARIANTS, held, scenario
 from frmu.bench.sources import cached
 from frmu.bench.standins import Answer, Scenario, bench_standins
+from frmu.cli import main
 from frmu.errors import DataError
 
 CACHE = Path(os.environ.get("FRMU_CACHE", Path.home() / ".cache" / "frmu"))
@@ -114,6 +116,17 @@ def test_any_model_can_be_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert found["irrelevant", "mean"]["mse"] > 1.5 * found["irrelevant", "keep all"]["mse"]
     assert found["private", "mean"]["exact"] == 0
+
+
+def test_the_command_prints_every_set_and_kind_and_names_what_there_is() -> None:
+    run = CliRunner().invoke(main, ["bench", "standins", "--seeds", "1", "--set", "medical", "--without-framu"])
+    assert run.exit_code == 0, run.output
+    for title in ("medical, outdated", "medical, private", "all single-modal sets, irrelevant"):
+        assert title in run.output
+    assert "FRAMU" not in run.output
+    wrong = CliRunner().invoke(main, ["bench", "standins", "--set", "medcal"])
+    assert wrong.exit_code == 2
+    assert "no set medcal; there are: energy, traffic, medical" in wrong.output
 
 
 @pytest.mark.long
