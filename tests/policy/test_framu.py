@@ -15,6 +15,7 @@ from ray.rllib.core.columns import Columns
 from frmu.client.framu import Seen, Trial
 from frmu.client.work import Commit, Import, Purge
 from frmu.config import Config
+from frmu.data.place import Place
 from frmu.data.tombstones import tombstones
 from frmu.errors import PolicyError
 from frmu.federation import Federation
@@ -230,7 +231,7 @@ def test_it_runs_again_after_a_purge(tmp_path: Path, config: Config) -> None:
 def test_the_same_state_on_ray(tmp_path: Path, config: Config, federation: LocalFederation) -> None:
     from frmu.runtime.remote import RayFederation
 
-    remote = RayFederation(config, federation.clients, tmp_path)
+    remote = RayFederation(config, {name: Place("", config, tmp_path) for name in federation.clients})
     try:
         list(remote.run(Import({}, b"k")))
         list(remote.run(Commit(True)))
