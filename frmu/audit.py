@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from frmu.client.audit import Restore, Size
-from frmu.data.place import Drop
+from frmu.data.place import Clear
 from frmu.data.source import TARGET
 from frmu.delivery import Taint, left_in
 from frmu.erasure import exact_verdict
@@ -135,7 +135,7 @@ def _attack(
                 backdoor(stage, _trap(x, stage.live), counts, seed),
             ]
     finally:
-        x.visit(Drop(name))
+        x.visit(Clear(name))
 
 
 @contextmanager

@@ -151,6 +151,7 @@ def _in_a_line(told: dict[str, Any]) -> str:
         *([f"{name} {metrics[name]:.4f}{kept}"] if name is not None else []),
         f"{count(sum(map(len, told['forgotten'].values())), 'slice')} not in full",
         *([f"{told['private']:,} private"] if told["private"] else []),
+        *([f"without {', '.join(told['away'])}"] if told["away"] else []),
         *([f"{count(told['pending'], 'request')} pending"] if told["pending"] else []),
         *([f"MLflow is away, {count(told['outbox']['runs'], 'run')} waiting"] if told["outbox"]["away"] else []),
         *([f"split back from {told['split_until']}"] if told["split_until"] else []),
@@ -166,6 +167,8 @@ def _tell_train(result: dict[str, Any]) -> None:
         f"{count(result['rounds'], 'round')} in {result['seconds']:.2f} s",
         f"state {result['state_digest'][:16]}",
     )
+    for name, why in result["away"].items():
+        say(f"without {name}: {why}; it is asked again in the next round")
     if result["refused"]:
         say(f"{result['refused']} records were refused: they have been erased before")
     if result["private"]:

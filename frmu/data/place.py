@@ -18,7 +18,7 @@ from frmu.data.source import files_of, survey
 from frmu.data.tombstones import purge_files
 from frmu.errors import ConfigError, DataError
 
-__all__ = ["Changes", "Drop", "Errand", "Holdings", "Look", "Place", "Rewrite", "Tidy", "copy_of", "homes", "places"]
+__all__ = ["Changes", "Clear", "Errand", "Holdings", "Look", "Place", "Rewrite", "Tidy", "copy_of", "homes", "places"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ class Tidy:
 
 
 @dataclass(frozen=True, slots=True)
-class Drop:
+class Clear:
     """Remove the copies of an audit whose names begin with some text."""
 
     name: str
