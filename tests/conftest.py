@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,9 @@ from frmu import api
 from frmu.config import Config, load
 
 __all__ = ["postgres_database", "postgres_url"]  # fixtures of every test
+
+# Every Ray of the tests listens on loopback only. Ray reads this once in a process, when it is first imported.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 CONFIG = """
 [data]

@@ -189,7 +189,7 @@ def test_nothing_of_the_erased_is_left_in_the_folder(config: Config, table: pd.D
 def test_an_empty_queue_drains_to_nothing(config: Config) -> None:
     digest = train(config)["state_digest"]
     nothing = {"receipts": [], "state_digest": digest, "verified": None, "pending": 0, "waiting": 0}
-    assert drain(config) == nothing
+    assert drain(config).items() >= nothing.items()
 
 
 @pytest.mark.parametrize("stage", ["purged", "refitted", "verified", "closed"])

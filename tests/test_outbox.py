@@ -379,7 +379,14 @@ def never(mlflow_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Un
     return Undisturbed(digest, {}, len(gate.seen) - before)
 
 
-@pytest.mark.parametrize(("share", "moment"), [(0.05, "after"), (0.4, "before"), (0.7, "amid")])
+@pytest.mark.parametrize(
+    ("share", "moment"),
+    [
+        pytest.param(0.05, "after", marks=pytest.mark.long),
+        (0.4, "before"),
+        pytest.param(0.7, "amid", marks=pytest.mark.long),
+    ],
+)
 def test_a_drain_is_cut(gate: Gate, never: Undisturbed, tmp_path: Path, share: float, moment: str) -> None:
     drain_cut(gate, tmp_path / "homes", 1 + int(share * never.requests), moment, never.digest)
 

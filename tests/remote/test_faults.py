@@ -201,9 +201,10 @@ HANDFUL = {
     "server": [Fault(1, "server", "before"), Fault(4, "server", "after")],
     "both": [Fault(4, "home 0", "before"), Fault(2, "server", "after")],
 }
+BRIEFLY = ("import", "told and lost", "both")
 
 
-@pytest.mark.parametrize("name", HANDFUL)
+@pytest.mark.parametrize("name", [n if n in BRIEFLY else pytest.param(n, marks=pytest.mark.long) for n in HANDFUL])
 def test_nothing_comes_out_differently(
     name: str, tmp_path: Path, table: pd.DataFrame, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

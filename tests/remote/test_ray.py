@@ -87,7 +87,7 @@ def test_rllib_trains_on_the_client_actors(tmp_path: Path, table: pd.DataFrame, 
     config = put(tmp_path / "policy", table, text)
     with api.Experiment(config) as experiment:
         shipped = experiment.train()
-        learned = experiment.learn(iterations=2)
+        learned = experiment.learn(iterations=2, adopt="always")
         trained = experiment.train()
         assert learned["policy"] == trained["policy"] != shipped["policy"] == learned["parent"]
         assert learned["env_steps"] >= 192
