@@ -48,7 +48,7 @@ class _ServerProcess:
         return os.getpid()
 
 
-def bench_recovery(clients: int, repeats: int, address: str | None) -> dict[str, Any]:
+def bench_recovery(clients: int, repeats: int, address: str | None, insecure: bool = False) -> dict[str, Any]:
     """Medians and the worst of so many kills, in seconds; every state must be that of the undisturbed federation.
 
     `address` is a Ray whose processes run on this machine; None is a private one.
@@ -56,7 +56,7 @@ def bench_recovery(clients: int, repeats: int, address: str | None) -> dict[str,
     with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
         config, _ = federation_of_homes(Path(folder), clients, 1)
         config.file.write_text(config.file.read_text().replace('"homes.parquet"', '"*.parquet"'))
-        with api.Experiment(load(config.file), address) as experiment:
+        with api.Experiment(load(config.file), address, insecure) as experiment:
             first = experiment.train()["state_digest"]
             live = experiment.federation(experiment.look().homes)
             host = [_timed(lambda: _kill_host(live), lambda: list(live.run(Describe()))) for _ in range(repeats)]

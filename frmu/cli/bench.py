@@ -231,11 +231,11 @@ def bench_erasure(data: str, seeds: int, cache: Path, as_json: bool) -> int:
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
 @address_option
 @json_option
-def bench_recovery(clients: int, repeats: int, address: str | None, as_json: bool) -> int:
+def bench_recovery(clients: int, repeats: int, address: str | None, insecure: bool, as_json: bool) -> int:
     """Time until a federation is whole again: a host killed, the server killed, a client joined."""
     from frmu.bench.recovery import bench_recovery as measure
 
-    result = measure(clients, repeats, address)
+    result = measure(clients, repeats, address, insecure)
     show(as_json, result, _tell_recovery)
     return 0 if result["equal"] else 1
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from frmu.bench.recovery import bench_recovery
+import json
+
+from click.testing import CliRunner
+
+from frmu.cli import main
 
 
 def test_host_server_and_joiner() -> None:
-    result = bench_recovery(clients=2, repeats=1, address=None)
+    run = CliRunner().invoke(main, ["bench", "recovery", "--clients", "2", "--repeats", "1", "--json"])
+    assert run.exit_code == 0, run.output
+    result = json.loads(run.output.splitlines()[-1])
     assert result["equal"]
     assert result["joined"]["clients"] == 3
     assert 0 < result["host"]["median"] <= result["host"]["worst"]
