@@ -280,3 +280,11 @@ with api.Experiment(config) as experiment:
     frmu(cluster, "drain", config.file)
     verified = frmu(cluster, "verify", config.file)
     assert (verified["verified"], verified["state_digest"]) == (True, undisturbed[2])
+
+
+@pytest.mark.long
+def test_a_job_runs_under_the_python_of_its_node(cluster: Cluster, tmp_path: Path, table: pd.DataFrame) -> None:
+    """Whatever comes first on the path of whoever started the cluster: its own Python has what a job needs."""
+    config = put(tmp_path / "sites", table)
+    told = frmu(cluster, "submit", "train", config.file)
+    assert (told["status"], told["result"]["clients"]) == ("SUCCEEDED", 5)
