@@ -16,6 +16,7 @@ from typing import Any
 
 from frmu.aggregation.checkpoint import load_state
 from frmu.config import Config
+from frmu.data.shard import clients_in
 from frmu.data.source import gather, survey
 from frmu.errors import ConfigError, DataError, RequestError, near_miss
 from frmu.inbox import ledger_of
@@ -33,7 +34,7 @@ def members(config: Config) -> list[dict[str, Any]]:
     with ledger_of(config) as ledger:
         left = ledger.left()
         away = ledger.away(state.digest) if state is not None else frozenset()
-        names = sorted({*known, *at, *_trained(store)})
+        names = sorted({*known, *at, *clients_in(store.shards)})
         owners = {name: ledger.owner(name) for name in names}
     return [
         {
@@ -49,12 +50,6 @@ def members(config: Config) -> list[dict[str, Any]]:
 
 def _standing(left: bool, away: bool, known: bool) -> str:
     return "left" if left else "in" if known else "away" if away else "out"
-
-
-def _trained(store: Store) -> list[str]:
-    from frmu.data.shard import clients_in
-
-    return list(clients_in(store.shards))
 
 
 def leave(config: Config, client: str) -> dict[str, Any]:
@@ -83,10 +78,11 @@ def rejoin(config: Config, client: str) -> dict[str, Any]:
 
 
 def add(config: Config, files: Sequence[Path]) -> dict[str, Any]:
-    """Put Parquet files of new clients under data.path, where the next round finds them: all of them, or none.
+    """Put Parquet files of new clients under data.path, where the next round finds them.
 
-    They are checked as a training would check them. Raises `ConfigError` where data.path is one file, and `DataError`
-    for records that do not fit, a client that is there already, and a file whose name is taken.
+    All are checked, as a training would check them, before the first is put there. Raises `ConfigError` where data.path
+    is one file, and `DataError` for records that do not fit, a client that is there already, and a file whose name is
+    taken.
     """
     folder = _folder(config)
     there = set(survey(config).clients)

@@ -26,7 +26,7 @@ class LocalFederation:
     ) -> None:
         self.traffic = Traffic()
         self.away: dict[str, str] = {}
-        self._config, self._fence = config, fence
+        self._fence = fence
         self._clients: dict[str, Host] = {}
         self._server = Server()
         self.admit(clients if isinstance(clients, Mapping) else {n: Place("", config, folder) for n in clients}, {})
