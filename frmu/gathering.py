@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from frmu.aggregation.checkpoint import load_state
 from frmu.client.work import Discard
@@ -16,6 +16,9 @@ from frmu.federation import Federation
 from frmu.ledger.ledger import Ledger
 from frmu.runtime.local import LocalFederation
 from frmu.store import Store
+
+if TYPE_CHECKING:
+    from frmu.runtime.nodes import Visitors
 
 __all__ = ["Gathering", "Sight"]
 
@@ -48,6 +51,7 @@ class Gathering:
     _home: str
     _fence: int
     _federation: Federation | None = None
+    _visitors: Visitors | None = None
     _connected: bool = False
 
     # -- who is where -----------------------------------------------------------------------------------------
@@ -74,10 +78,13 @@ class Gathering:
         """Do an errand at every place, where its disk is: results by site, and why a site is away."""
         if not self.config.sites or not self.on_ray:
             return {place.site: errand.perform(place) for place in self.places}, {}
-        from frmu.runtime.nodes import visit
-
         self.connect()
-        return visit(errand, self.places, self.config.placement.patience, self.config.rules.deadline)
+        if self._visitors is None:
+            from frmu.runtime.nodes import Visitors
+
+            self._visitors = Visitors(self.config.placement.patience, self.config.rules.deadline)
+            self._stack.callback(self._visitors.close)
+        return self._visitors.visit(errand, self.places)
 
     def look(self, source: bool = False) -> Sight:
         """Who is where: with `source` by the user's files as well as by the shards.

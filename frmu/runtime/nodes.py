@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from typing import Any
 
 from frmu.config import Placement
@@ -11,7 +12,7 @@ from frmu.data.place import Errand, Place
 from frmu.errors import FrmuError
 from frmu.runtime.placement import LABEL, HostPlan, Node, Plan, plan_for
 
-__all__ = ["LIGHT", "absent", "await_labels", "plan_on", "request", "visit"]
+__all__ = ["LIGHT", "Visitors", "absent", "await_labels", "plan_on", "request", "visit"]
 
 LIGHT: dict[str, Any] = {"num_cpus": 0.01}  # as many processes as memory allows may share a machine
 
@@ -67,39 +68,88 @@ def absent(label: str | None) -> str:
     )
 
 
+class Visitors:
+    """One process at each site that does errands on its disk: started for the first errand, ended by `close`.
+
+    A process that waits for the next errand answers at once; one that is started for each takes seconds.
+    """
+
+    def __init__(self, patience: float, deadline: float) -> None:
+        self._patience, self._deadline = patience, deadline
+        self._actors: dict[str, Any] = {}
+
+    def visit(self, errand: Errand, at: Iterable[Place]) -> tuple[dict[str, Any], dict[str, str]]:
+        """Do an errand at each place, on a node that sees it: results by site, and why a site is away.
+
+        An error of ours that a place raised is raised as it was.
+        """
+        places = list(at)
+        await_labels({place.label for place in places if place.label}, self._patience)
+        away = {place.site: reason for place in places if (reason := absent(place.label))}
+        asked = [place for place in places if place.site not in away]
+        refs = {self._actor(place).do.remote(errand, place): place for place in asked}
+        done: dict[str, Any] = {}
+        try:
+            self._await(refs, done, away)
+        finally:
+            for site in away:
+                self._dismiss(site)
+        return done, away
+
+    def _actor(self, place: Place) -> Any:
+        import ray
+
+        if place.site not in self._actors:
+            where = {"label_selector": {LABEL: place.label}} if place.label else {}
+            options = LIGHT | {"max_restarts": -1, "max_task_retries": 3} | where
+            self._actors[place.site] = ray.remote(_Visitor).options(**options).remote()
+        return self._actors[place.site]
+
+    def _await(self, refs: dict[Any, Place], done: dict[str, Any], away: dict[str, str]) -> None:
+        import ray
+
+        gone: dict[str, float] = {}  # since when the node of a site is not there
+        end = time.monotonic() + self._deadline
+        while refs and time.monotonic() < end:
+            for ref in ray.wait(list(refs), num_returns=1, timeout=1.0)[0]:
+                _took(ref, refs.pop(ref).site, done, away)
+            for ref, place in list(refs.items()):
+                reason = absent(place.label)
+                if not reason:
+                    gone.pop(place.site, None)
+                elif time.monotonic() > gone.setdefault(place.site, time.monotonic()) + self._patience:
+                    away[place.site] = reason
+                    del refs[ref]
+        late = f"its node did not answer in {self._deadline:g} s; see `ray status`"
+        away |= {place.site: late for place in refs.values()}
+
+    def _dismiss(self, site: str) -> None:
+        """End the process of a site, and with it what it was asked to do and nobody waits for any more."""
+        import ray
+
+        if (actor := self._actors.pop(site, None)) is not None:
+            with suppress(Exception):  # a cluster that is gone has ended it
+                ray.kill(actor)
+
+    def close(self) -> None:
+        """End the processes."""
+        for site in list(self._actors):
+            self._dismiss(site)
+
+
+class _Visitor:
+    """A process at a site."""
+
+    def do(self, errand: Errand, place: Place) -> Any:
+        return errand.perform(place)
+
+
 def visit(
     errand: Errand, at: Iterable[Place], patience: float, deadline: float
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Do an errand at each place, on a node that sees it: results by site, and why a site is away.
-
-    An error of ours that a place raised is raised as it was.
-    """
-    import ray
-
-    places = list(at)
-    await_labels({place.label for place in places if place.label}, patience)
-    away = {place.site: reason for place in places if (reason := absent(place.label))}
-    task = ray.remote(_errand)
-    refs = {}
-    for place in places:
-        if place.site not in away:
-            where = {"label_selector": {LABEL: place.label}} if place.label else {}
-            refs[task.options(**LIGHT, max_retries=3, **where).remote(errand, place)] = place
-    done: dict[str, Any] = {}
-    gone: dict[str, float] = {}  # since when the node of a site is not there
-    end = time.monotonic() + deadline
-    while refs and time.monotonic() < end:
-        for ref in ray.wait(list(refs), num_returns=1, timeout=1.0)[0]:
-            _took(ref, refs.pop(ref).site, done, away)
-        for ref, place in list(refs.items()):
-            reason = absent(place.label)
-            if not reason:
-                gone.pop(place.site, None)
-            elif time.monotonic() > gone.setdefault(place.site, time.monotonic()) + patience:
-                away[place.site] = reason
-                del refs[ref]
-    away |= {place.site: f"its node did not answer in {deadline:g} s; see `ray status`" for place in refs.values()}
-    return done, away
+    """One errand by itself; see `Visitors.visit`."""
+    with closing(Visitors(patience, deadline)) as visitors:
+        return visitors.visit(errand, at)
 
 
 def _took(ref: Any, site: str, done: dict[str, Any], away: dict[str, str]) -> None:
@@ -114,7 +164,3 @@ def _took(ref: Any, site: str, done: dict[str, Any], away: dict[str, str]) -> No
         raise
     except ray.exceptions.RayError as error:
         away[site] = f"its node did not answer ({type(error).__name__}); see `ray status`"
-
-
-def _errand(errand: Errand, place: Place) -> Any:
-    return errand.perform(place)
