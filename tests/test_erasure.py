@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -85,10 +86,20 @@ def test_a_month_of_broken_weather_is_muted_in_that_modality_and_can_be_erased(t
     assert [r["level"] for r in drained["receipts"]] == ["L5"]
 
 
-@pytest.mark.parametrize(
-    "text", [CONFIG, CLASSIFICATION, BY_PERSON, BY_HASH], ids=["month", "classes", "person", "hash"]
-)
-@pytest.mark.parametrize("name", SELECTIONS)
+TEXTS = {"month": CONFIG, "classes": CLASSIFICATION, "person": BY_PERSON, "hash": BY_HASH}
+
+
+def pairs() -> Iterator[Any]:
+    """Each selection and each kind of slices by default, every pair of them with `pytest -m long`."""
+    for selection in SELECTIONS:
+        for text in TEXTS:
+            brief = text == "month" or selection == "subject"
+            yield pytest.param(
+                selection, TEXTS[text], id=f"{selection}-{text}", marks=[] if brief else pytest.mark.long
+            )
+
+
+@pytest.mark.parametrize(("name", "text"), pairs())
 def test_erased_is_never_had(tmp_path: Path, table: pd.DataFrame, name: str, text: str) -> None:
     selection, gone = SELECTIONS[name]
     config = put(tmp_path / "all", table, text)

@@ -67,7 +67,14 @@ def _is_ours(process: int, parents: dict[int, int]) -> bool:
 RUNNER = "ray::SingleAgentEnvRunner"
 
 
-def test_env_runners_step_the_client_actors_and_one_may_die(tmp_path: Path, table: pd.DataFrame) -> None:
+LATER = [pytest.param(at, lost, marks=pytest.mark.long) for at, lost in ((0, 2), (1, 1), (1, 2), (3, 1), (3, 2))]
+
+
+@pytest.mark.parametrize(("at", "lost"), [(0, 1), *LATER])
+def test_env_runners_step_the_client_actors_and_may_die(
+    tmp_path: Path, table: pd.DataFrame, at: int, lost: int
+) -> None:
+    """One, or all of them, after any iteration: the training goes on and has them back."""
     from frmu.policy.learn import train_policy
 
     config = with_policy(tmp_path / "runners", table, env_runners=2, samples=960)
@@ -77,20 +84,21 @@ def test_env_runners_step_the_client_actors_and_one_may_die(tmp_path: Path, tabl
 
     def look(number: int, metrics: dict[str, float]) -> None:
         seen.append(metrics["env_runners"])
-        if number == 0:
-            killed.append(descendants(RUNNER)[0])
-            threading.Timer(0.3, os.kill, [killed[0], signal.SIGKILL]).start()  # while it plays
-        if number == 2:  # Ray starts it again; the next iterations find it
+        if number == at:
+            killed.extend(descendants(RUNNER)[:lost])
+            for runner in killed:
+                threading.Timer(0.3, os.kill, [runner, signal.SIGKILL]).start()  # while it plays
+        if number == at + 2:  # Ray starts it again; the next iterations find it
             deadline = time.monotonic() + 90
             while len(descendants(RUNNER)) < 2 and time.monotonic() < deadline:
                 time.sleep(0.2)
 
     with api.Experiment(config) as experiment:
-        learned = train_policy(config.policy, [_board(experiment)], None, 5, look)
-    assert killed
+        learned = train_policy(config.policy, [_board(experiment)], None, at + 5, look)
+    assert len(killed) == lost
     assert learned.env_runners == 2
-    assert learned.iterations == len(seen) == 5
-    assert learned.env_steps >= 5 * 960
+    assert learned.iterations == len(seen) == at + 5
+    assert learned.env_steps >= (at + 5) * 960
     assert seen[0] == seen[-1] == 2
 
 

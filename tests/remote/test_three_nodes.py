@@ -123,9 +123,19 @@ def test_train_lose_a_node_rejoin_erase_verify(
         drained = experiment.drain()
         assert drained["verified"]
         assert drained["receipts"][0]["removed"] == table[table.person == "p2"].home.value_counts().to_dict()
-        assert experiment.verify("r1", "L3")["verified"]
     never = put(tmp_path / "never", table[table.person != "p2"])
     assert train(never)["state_digest"] == drained["state_digest"]
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("attached")
+def test_an_audit_is_done_at_the_sites(cluster: Cluster, tmp_path: Path, table: pd.DataFrame) -> None:
+    config = put(tmp_path / "sites", table)
+    with api.Experiment(config) as experiment:
+        experiment.train()
+        api.erase(config, Selection("subject", subject="p2"))
+        experiment.drain()
+        assert experiment.verify("r1", "L3")["verified"]
     for site in SITES:  # and the copies of the audit are gone
         assert not list((tmp_path / "sites" / f"disk-{site}" / "frmu" / "homes.frmu" / "scratch").iterdir())
 
