@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CONFIG, drain, put, train
+from conftest import CONFIG, drain, homes, put, train
 
 from frmu import api
 from frmu.aggregation.checkpoint import load_state, save_state
 from frmu.cli import main
-from frmu.config import Config
+from frmu.config import Config, load
 from frmu.errors import RequestError
 from frmu.ledger.receipt import check_receipt
 from frmu.types import Float, Selection, State
@@ -65,15 +66,22 @@ def fails(config: Config, receipt: str, level: str) -> bool:
     return bool(result["digest"] != result["digest_never_had"])
 
 
-@pytest.fixture(params=[TEXT, BANDS], ids=["regression", "classes"])
-def erased(request: pytest.FixtureRequest, tmp_path: Path, table: pd.DataFrame) -> tuple[Config, str, Float]:
-    """A federation that forgot the odd person; the receipt; the head from before."""
-    config = put(tmp_path / "homes", odd(table), request.param)
+@pytest.fixture(scope="module", params=[TEXT, BANDS], ids=["regression", "classes"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, str, Float]:
+    config = put(tmp_path_factory.mktemp("made") / "homes", odd(homes()), request.param)
     train(config)
     before = head(config)
     receipt = api.erase(config, Selection("subject", subject="p3"))["request"]
     drain(config)
     return config, receipt, before
+
+
+@pytest.fixture
+def erased(made: tuple[Config, str, Float], tmp_path: Path) -> tuple[Config, str, Float]:
+    """A federation that forgot the odd person; the receipt; the head from before. Each test has a copy of its own."""
+    config, receipt, before = made
+    shutil.copytree(config.file.parent, tmp_path / "homes")
+    return load(tmp_path / "homes" / config.file.name), receipt, before
 
 
 @pytest.mark.parametrize("level", [*LEVELS, "L1", "L5"])

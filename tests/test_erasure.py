@@ -99,7 +99,7 @@ def pairs() -> Iterator[Any]:
             )
 
 
-@pytest.mark.parametrize(("name", "text"), pairs())
+@pytest.mark.parametrize(("name", "text"), list(pairs()))
 def test_erased_is_never_had(tmp_path: Path, table: pd.DataFrame, name: str, text: str) -> None:
     selection, gone = SELECTIONS[name]
     config = put(tmp_path / "all", table, text)

@@ -76,7 +76,7 @@ def points() -> Iterator[Any]:
             yield pytest.param(step, moment, id=" ".join((*step, moment)), marks=[] if brief else pytest.mark.long)
 
 
-@pytest.mark.parametrize(("step", "moment"), points())
+@pytest.mark.parametrize(("step", "moment"), list(points()))
 def test_killed_and_gone_on_with(tmp_path: Path, table: pd.DataFrame, step: tuple[str, str, str], moment: str) -> None:
     gone = (table.person == "p3") | (table.home == "home 1")
     config = put(tmp_path / "all", table)

@@ -156,6 +156,7 @@ def test_gone_at_every_request(gate: Gate, trained: Undisturbed, tmp_path: Path,
         cut_and_deliver(gate, trained, tmp_path / f"homes{number}", number, moment)
 
 
+@pytest.mark.cluster
 def test_the_server_is_killed(gate: Gate, trained: Undisturbed, tmp_path: Path) -> None:
     """With -9, while it takes the state; started again it has what it said it had, and the next job brings the rest."""
     config = federation(tmp_path / "homes", gate.address)
@@ -383,7 +384,7 @@ def never(mlflow_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Un
     ("share", "moment"),
     [
         pytest.param(0.05, "after", marks=pytest.mark.long),
-        (0.4, "before"),
+        pytest.param(0.4, "before", marks=pytest.mark.cluster),
         pytest.param(0.7, "amid", marks=pytest.mark.long),
     ],
 )

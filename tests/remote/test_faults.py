@@ -30,6 +30,7 @@ from frmu.federation import Answer
 from frmu.runtime.remote import RayFederation
 from frmu.types import Selection
 
+pytestmark = pytest.mark.cluster
 RULES = "\n[rules]\ndeadline = 60\n"
 
 

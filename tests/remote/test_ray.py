@@ -81,7 +81,7 @@ def test_a_client_that_died_is_named(tmp_path: Path, table: pd.DataFrame) -> Non
             list(federation.run(Describe()))
 
 
-@pytest.mark.parametrize("runners", [0, 1])
+@pytest.mark.parametrize("runners", [0, pytest.param(1, marks=pytest.mark.cluster)])
 def test_rllib_trains_on_the_client_actors(tmp_path: Path, table: pd.DataFrame, runners: int) -> None:
     text = f"{CONFIG}\n[policy]\nsamples = 96\nenv_runners = {runners}\n"
     config = put(tmp_path / "policy", table, text)
@@ -135,6 +135,7 @@ def test_runs_of_a_job_are_in_mlflow(tmp_path: Path, table: pd.DataFrame) -> Non
     assert json.loads(json.dumps(drained))["receipts"]
 
 
+@pytest.mark.cluster
 def test_attacks_run_on_the_client_actors(tmp_path: Path, table: pd.DataFrame) -> None:
     """Shadow models and rehearsals are fitted where the clients are; the numbers are those of one process."""
     config = packed(tmp_path / "audit", table, 4)

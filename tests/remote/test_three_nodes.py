@@ -33,6 +33,7 @@ sys.path.insert(0, str(ROOT / "cluster"))
 
 from machine import Cluster  # noqa: E402
 
+pytestmark = pytest.mark.cluster
 FRMU = str(Path(sys.executable).parent / "frmu")
 SITES = {"a": ["home 0", "home 1"], "b": ["home 2", "home 3"], "c": ["home 4"]}
 
