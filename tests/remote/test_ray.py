@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +17,7 @@ from conftest import CONFIG, put, train
 
 from frmu import api
 from frmu.config import Config
+from frmu.data.place import Place
 from frmu.errors import ClientsAwayError, DataError
 from frmu.influence.scores import below
 from frmu.types import Selection
@@ -79,6 +85,36 @@ def test_a_client_that_died_is_named(tmp_path: Path, table: pd.DataFrame) -> Non
         ray.kill(federation._lanes[0].actor, no_restart=True)  # type: ignore[attr-defined]
         with pytest.raises(ClientsAwayError, match="clients home 0, home 1 are away: its host died"):
             list(federation.run(Describe()))
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """An errand that says which process does it; one that does it twice is told."""
+
+    refused: int = 0
+
+    def perform(self, place: Place) -> int:
+        if os.getpid() == self.refused:
+            raise DataError(f"again in {self.refused}")
+        return os.getpid()
+
+
+def test_a_site_has_one_process_for_all_errands_and_another_where_it_died(tmp_path: Path, config: Config) -> None:
+    import ray
+
+    from frmu.runtime.nodes import Visitors
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    place = Place("lyon", config, tmp_path)
+    with closing(Visitors(1.0, 60.0)) as visitors:
+        found, away = visitors.visit(Process(), [place])
+        assert away == {}
+        with pytest.raises(DataError, match=f"again in {found['lyon']}"):
+            visitors.visit(Process(found["lyon"]), [place])
+        os.kill(found["lyon"], signal.SIGKILL)
+        again, away = visitors.visit(Process(), [place])
+        assert away == {}
+        assert again["lyon"] not in (os.getpid(), found["lyon"])
 
 
 @pytest.mark.parametrize("runners", [0, pytest.param(1, marks=pytest.mark.cluster)])
