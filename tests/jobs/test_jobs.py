@@ -23,6 +23,7 @@ from frmu.config import Config, load
 from frmu.policy.checkpoint import read_progress
 from frmu.store import Store
 
+pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
 Head = dict[str, str]
 
@@ -127,7 +128,6 @@ def _points_both_ways(head: Head, run_id: str, config: Config) -> None:
     assert tags["frmu.ray_job_page"] == f"{head['RAY_API_SERVER_ADDRESS']}/#/jobs/{tags['frmu.ray_job']}"
 
 
-@pytest.mark.cluster
 def test_a_policy_job_that_is_stopped_leaves_cleanly_and_goes_on(
     head: Head, clean: Path, tmp_path: Path, table: pd.DataFrame
 ) -> None:
