@@ -12,6 +12,7 @@ nothing that a later step earns is owed to an earlier one.
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ GROUPS = 4  # tasks that are played side by side
 LAPTOP = 4  # up to so many CPUs there are no env runners of their own
 SHARE = 0.5  # of a CPU, an env runner
 RATE = 1e-4  # Adam's: it goes on from a policy that is good already, and ten times as much spoils it
+AGAIN = 1.0  # seconds between two tries to play when all env runners were lost; Ray starts them again meanwhile
+PATIENCE = 300.0  # and how long that is tried
 
 Weights = Mapping[str, NDArray[np.float32]]
 
@@ -66,6 +69,8 @@ class Trainer:
         self, policy: Policy, boards: Sequence[Board], most: int, runners: int, samples: int, seed: int
     ) -> None:
         self._algorithm = _ppo(policy, boards, most, runners, samples, seed).build_algo()
+        self._site: int | None = None
+        self._steps = 0.0  # played since the algorithm was built
 
     def __enter__(self) -> Trainer:
         return self
@@ -74,14 +79,27 @@ class Trainer:
         self._algorithm.stop()
 
     def iterate(self, scores: Sequence[NDArray[np.float64]]) -> dict[str, float]:
-        """Sample and learn once; the scalars of it. `scores` are updated in place with what the TD errors say."""
-        runners = self._algorithm.env_runner_group
-        return scalars_of(self._algorithm.train(), scores) | {
-            "env_runners": float(runners.num_healthy_remote_workers())
-        }
+        """Sample and learn once; the scalars of it. `scores` are updated in place with what the TD errors say.
+
+        Where every env runner was lost RLlib samples nothing, learns nothing, and says again what it said before: that
+        is no iteration, and it is gone through once more. Raises `PolicyError` where none comes back.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while (steps := _steps(result := self._algorithm.train())) <= self._steps:
+            if time.monotonic() > deadline:
+                raise PolicyError(
+                    f"all env runners were lost and none came back in {PATIENCE:g} s; see `ray status`, or set "
+                    "policy.env_runners = 0"
+                )
+            time.sleep(AGAIN)
+            self.at(self._site)
+        self._steps = steps
+        healthy = self._algorithm.env_runner_group.num_healthy_remote_workers()
+        return scalars_of(result, scores) | {"env_runners": float(healthy)}
 
     def at(self, site: int | None) -> None:
         """Play at one client alone, by its number over all boards, from clean episodes on; None: at all."""
+        self._site = site
         self._algorithm.env_runner_group.foreach_env_runner(partial(_at, site))
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
@@ -101,6 +119,10 @@ class Trainer:
         return next(iter(self._algorithm.learner_group.foreach_learner(_moments))).get()
 
 
+def _steps(result: Mapping[str, Any]) -> float:
+    return float(result.get("env_runners", {}).get("num_env_steps_sampled_lifetime", 0))
+
+
 def scalars_of(result: Mapping[str, Any], scores: Sequence[NDArray[np.float64]]) -> dict[str, float]:
     """The scalars of one iteration's result; updates the scores in place with what the TD errors say."""
     learner = result["learners"]["default_policy"]
@@ -112,7 +134,7 @@ def scalars_of(result: Mapping[str, Any], scores: Sequence[NDArray[np.float64]])
     runners = result["env_runners"]
     return {
         "gain": float(runners.get("gain", float("nan"))),
-        "env_steps": float(runners.get("num_env_steps_sampled_lifetime", 0)),
+        "env_steps": _steps(result),
         "td_error": float(learner.get("td_error", float("nan"))),
         "entropy": float(learner.get("entropy", float("nan"))),
         "policy_loss": float(learner.get("policy_loss", float("nan"))),
