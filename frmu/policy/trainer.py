@@ -70,7 +70,7 @@ class Trainer:
     ) -> None:
         self._algorithm = _ppo(policy, boards, most, runners, samples, seed).build_algo()
         self._site: int | None = None
-        self._steps = 0.0  # played since the algorithm was built
+        self._so_far = 0.0  # steps played since the algorithm was built
 
     def __enter__(self) -> Trainer:
         return self
@@ -85,7 +85,7 @@ class Trainer:
         is no iteration, and it is gone through once more. Raises `PolicyError` where none comes back.
         """
         deadline = time.monotonic() + PATIENCE
-        while (steps := _steps(result := self._algorithm.train())) <= self._steps:
+        while (played := _played(result := self._algorithm.train())) <= self._so_far:
             if time.monotonic() > deadline:
                 raise PolicyError(
                     f"all env runners were lost and none came back in {PATIENCE:g} s; see `ray status`, or set "
@@ -93,7 +93,7 @@ class Trainer:
                 )
             time.sleep(AGAIN)
             self.at(self._site)
-        self._steps = steps
+        self._so_far = played
         healthy = self._algorithm.env_runner_group.num_healthy_remote_workers()
         return scalars_of(result, scores) | {"env_runners": float(healthy)}
 
@@ -119,7 +119,8 @@ class Trainer:
         return next(iter(self._algorithm.learner_group.foreach_learner(_moments))).get()
 
 
-def _steps(result: Mapping[str, Any]) -> float:
+def _played(result: Mapping[str, Any]) -> float:
+    """Steps that were played in all iterations up to a result."""
     return float(result.get("env_runners", {}).get("num_env_steps_sampled_lifetime", 0))
 
 
@@ -134,7 +135,7 @@ def scalars_of(result: Mapping[str, Any], scores: Sequence[NDArray[np.float64]])
     runners = result["env_runners"]
     return {
         "gain": float(runners.get("gain", float("nan"))),
-        "env_steps": _steps(result),
+        "env_steps": _played(result),
         "td_error": float(learner.get("td_error", float("nan"))),
         "entropy": float(learner.get("entropy", float("nan"))),
         "policy_loss": float(learner.get("policy_loss", float("nan"))),

@@ -67,11 +67,10 @@ def _is_ours(process: int, parents: dict[int, int]) -> bool:
 RUNNER = "ray::SingleAgentEnvRunner"
 
 
-KILLED = pytest.mark.cluster
 LATER = [pytest.param(at, lost, marks=pytest.mark.long) for at, lost in ((0, 2), (1, 1), (1, 2), (3, 1), (3, 2))]
 
 
-@KILLED
+@pytest.mark.cluster
 @pytest.mark.parametrize(("at", "lost"), [(0, 1), *LATER])
 def test_env_runners_step_the_client_actors_and_may_die(
     tmp_path: Path, table: pd.DataFrame, at: int, lost: int
@@ -147,7 +146,7 @@ def copy(config: Config, folder: Path) -> Config:
     return load(folder / config.file.name)
 
 
-@KILLED
+@pytest.mark.cluster
 def test_a_training_that_was_killed_is_gone_on_with(killed: Config, tmp_path: Path) -> None:
     config = copy(killed, tmp_path / "again")
     before, lineage = read_progress(config.folder / "training.safetensors")
@@ -170,7 +169,7 @@ def test_a_training_that_was_killed_is_gone_on_with(killed: Config, tmp_path: Pa
     assert {"gain", "td_error", "entropy"} <= set(run.data.metrics)
 
 
-@KILLED
+@pytest.mark.cluster
 def test_weights_and_moments_come_back_as_they_were(killed: Config) -> None:
     from frmu.policy.trainer import Trainer, quiet
 
@@ -188,7 +187,7 @@ def test_weights_and_moments_come_back_as_they_were(killed: Config) -> None:
             assert step > next(value for name, value in before.moments.items() if name.startswith("step/"))
 
 
-@KILLED
+@pytest.mark.cluster
 def test_an_erasure_retires_a_training_as_it_does_a_policy(killed: Config, tmp_path: Path) -> None:
     config = copy(killed, tmp_path / "erased")
     kept = tmp_path / "backup"
@@ -207,7 +206,7 @@ def test_an_erasure_retires_a_training_as_it_does_a_policy(killed: Config, tmp_p
     assert not (config.folder / "training.safetensors").exists()
 
 
-@KILLED
+@pytest.mark.cluster
 def test_another_setting_is_another_training(killed: Config, tmp_path: Path) -> None:
     config = copy(killed, tmp_path / "other")
     changed = config.model_copy(update={"policy": config.policy.model_copy(update={"seed": 7})})
