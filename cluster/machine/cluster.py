@@ -113,6 +113,7 @@ class Cluster:
         """
         _check(sites)
         self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / ".gitignore").write_text("*\n")  # the token and the databases go into no commit and no job
         with self._alone():
             self._vacant()
             programs = database.binaries() if postgres else None

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json as jsonlib
+import os
 import shlex
 import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from frmu.cli.shell import command, insecure_option, json_option, main, read_config, say
 from frmu.errors import ConfigError
+
+if TYPE_CHECKING:
+    from frmu.runtime.upload import Package
 
 _COMMANDS = {
     "train": (("train",),),
@@ -39,17 +45,26 @@ def submit(
 ) -> int:  # fmt: skip
     """Run a job on a cluster that demands its token: the current folder goes up, and the exit code comes back.
 
-    Up goes what .gitignore does not name, without *.frmu, .venv, .git and *.parquet, 100 MiB at most: records stay
-    where they are, so CONFIG and what it names must be where the cluster sees them. The command line stands in Ray's
-    list of jobs in clear: ask for an erasure by `frmu erase`, and submit `drain`. Ctrl-C leaves the job running.
+    Up goes what .gitignore does not name, without *.frmu, .venv, .git and *.parquet, 100 MiB at most; keys, tokens,
+    ledgers and databases stay by their names and by what they hold, and are named. Records stay too, so CONFIG and
+    what it names must be where the cluster sees them. The command line stands in Ray's list of jobs in clear: ask for
+    an erasure by `frmu erase`, and submit `drain`. Ctrl-C leaves the job running.
     """
     from frmu.runtime.submit import Cluster
+    from frmu.runtime.upload import pack
 
     if job != "benchmark":
         _seen_there(arguments)
     line = _line(job, arguments, python, insecure)
-    cluster = Cluster(address, insecure)
-    found = cluster.submit(line, Path.cwd(), exclude, name, **{"frmu.job": job})
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "folder.zip"
+        package = pack(Path.cwd(), file, exclude)
+        if job != "benchmark":
+            _goes_up(arguments[0], package)
+        if package.kept:
+            click.echo(f"frmu: kept here, as secrets or records: {_few(package.kept)}", err=True)
+        cluster = Cluster(address, insecure)
+        found = cluster.submit(line, file if package.names else None, name, **{"frmu.job": job})
     told = {"job": found, "page": cluster.page(found)}
     if not wait:
         _tell(as_json, told, f"job {found}: {told['page']}")
@@ -78,6 +93,23 @@ def _seen_there(arguments: tuple[str, ...]) -> None:
             f"{path}: its working folder would lie in the upload, which goes when the job does; give CONFIG by an "
             "absolute path that the cluster sees, or set store.folder to one"
         )
+
+
+def _goes_up(config: str, package: Package) -> None:
+    """Raise `ConfigError` where the job would look in its folder for a config that stays here."""
+    path = Path(os.path.normpath(config))
+    if path.is_absolute() or not path.exists():
+        return
+    if why := package.why_not(path.as_posix()):
+        raise ConfigError(
+            f"{path}: would not go up with the job, because {why}; mend that, or give an absolute path "
+            "that the cluster sees"
+        )
+
+
+def _few(kept: Mapping[str, str]) -> str:
+    names = [f"{name} ({what})" if what else name for name, what in sorted(kept.items())]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _line(job: str, arguments: tuple[str, ...], python: str, insecure: bool) -> str:

@@ -7,11 +7,13 @@ that would take a job from anybody gets none from us, unless it is said to be me
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
 import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +22,8 @@ from typing import Any
 from frmu.errors import FederationError, RequestError
 from frmu.runtime.knock import TOKEN, authorization, closed
 
-__all__ = ["EXCLUDED", "STOPPED", "Cluster", "Outcome"]
+__all__ = ["STOPPED", "Cluster", "Outcome"]
 
-EXCLUDED = ("*.frmu", ".venv", ".git", "*.parquet", "!frmu/data/*.parquet")  # the last: of a checkout of frmu
 STOPPED = 143  # the exit code of a job that was stopped
 PATIENCE = "30"  # seconds that `ray job stop` leaves a job to close what is open; Ray's default is 3
 
@@ -67,15 +68,11 @@ class Cluster:
         _hush()
         self._client: Any = JobSubmissionClient(self.address)
 
-    def submit(
-        self, command: str, folder: Path, exclude: Sequence[str] = (), name: str | None = None, **metadata: str
-    ) -> str:
-        """Send a folder up and run a command in it; the submission id, which is `name` where one is given."""
-        environment = {
-            "working_dir": str(folder),
-            "excludes": [*EXCLUDED, *exclude],
-            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": PATIENCE},
-        }
+    def submit(self, command: str, package: Path | None, name: str | None = None, **metadata: str) -> str:
+        """Send a package up, if there is one, and run a command in it; the submission id: `name`, where it is given."""
+        environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": PATIENCE}}
+        if package is not None:
+            environment["working_dir"] = str(package)
         self._new(name)
         try:
             found: str = self._client.submit_job(
@@ -118,16 +115,18 @@ def _lets_in(address: str, header: str) -> bool:
     """Whether the jobs of a cluster can be listed with a header of authorization, or without."""
     request = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": header} if header else {})
     try:
-        with urllib.request.urlopen(request, timeout=10):
-            return True
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            if isinstance(json.load(answer), list):
+                return True
+            raise ValueError("what answers lists no jobs")
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             return False
         raise FederationError(
             f"{address} does not answer as a Ray dashboard does ({error}); check the address"
         ) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split())[:200]
         raise FederationError(
             f"no Ray dashboard at {address}: {reason}; check --address and RAY_API_SERVER_ADDRESS"
         ) from None

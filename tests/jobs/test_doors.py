@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pandas as pd
@@ -171,20 +170,13 @@ def test_a_job_is_sent_to_no_address_that_names_code_and_to_none_that_is_silent(
         Cluster(f"http://127.0.0.1:{free_ports(1)[0]}")
 
 
-def test_records_and_keys_do_not_go_up_with_a_job(tmp_path: Path) -> None:
-    from ray._private.runtime_env.packaging import create_package
+def test_a_port_that_is_not_the_dashboards_is_one_sentence(head: Head) -> None:
+    """What answers at Ray's own port speaks no HTTP."""
+    from frmu.runtime.submit import Cluster
 
-    from frmu.runtime.submit import EXCLUDED
-
-    folder, packed = tmp_path / "desk", tmp_path / "packed.zip"
-    stay = ("homes.parquet", "homes.frmu/key", "homes.frmu/shards/a.parquet", "sub/x.frmu/ledger.db", ".git/HEAD")
-    for name in (*stay, "homes.toml", "frmu/data/parking.parquet", "jobs/train.py"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("x")
-    create_package(str(folder), packed, include_gitignore=True, excludes=list(EXCLUDED))
-    with zipfile.ZipFile(packed) as file:
-        up = {name for name in file.namelist() if not name.endswith("/")}
-    assert up == {"homes.toml", "frmu/data/parking.parquet", "jobs/train.py"}
+    with pytest.raises(FederationError, match="no Ray dashboard at") as told:
+        Cluster(f"http://{head['GCS']}")
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.long
