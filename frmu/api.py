@@ -161,9 +161,9 @@ class Experiment(Workplace):
         """Every client reads its own records; all who are there take them over, or none.
 
         Gives how many were refused, how many are private, and the requests by which private ones that were held go.
-        What an open request means is refused as well, and has its tombstones from now on.
+        What an open or a standing request means is refused as well, and has its tombstones from now on.
         """
-        pending = self.ledger.pending()
+        pending = self.ledger.pending() + self.ledger.standing()
         if pending and sight.held:
             before = self._as_they_are(federation)
             self._attended(federation, expected, lambda: self._bury(before, federation.away, pending))
@@ -182,6 +182,9 @@ class Experiment(Workplace):
         self.ledger.bury(found)
         asked = self._ask_for_private({reply.client: reply.record["must_go"] for reply in in_order(replies)})
         self._attended(federation, expected, lambda: list(federation.run(Commit(True), on=clients)))
+        self.ledger.searched(reply.client for reply in replies)
+        if nothing := self.owners(sorted(reply.client for reply in replies if not reply.record["rows"])):
+            self.ledger.note("empty", {"clients": nothing})
         self.dismiss(federation, sight, set(sight.held) - set(clients))
         rows, refused, private = (sum(reply.record[key] for reply in replies) for key in ("rows", "refused", "private"))
         if not rows:

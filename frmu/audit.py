@@ -18,7 +18,7 @@ from frmu.client.audit import Restore, Size
 from frmu.data.place import Clear
 from frmu.data.source import TARGET
 from frmu.delivery import Taint, left_in
-from frmu.erasure import exact_verdict
+from frmu.erasure import exact_verdict, scoped
 from frmu.errors import RequestError, near_miss
 from frmu.federation import Federation, in_order
 from frmu.inbox import find_receipt
@@ -84,6 +84,8 @@ def _exact(x: Workplace, state: State, receipt: Mapping[str, Any] | None, level:
     left = list(x.registry.left_of(runs).carriers) if runs else []
     left += left_in(x.outbox, Taint(known=runs, clean=x.ledger.clean_states()))
     reached = "L0" if left else verdict.level
+    open_ = x.ledger.unsearched()
+    waits = frozenset().union(*open_.values()) if request is None else open_.get(request, frozenset())
     passed = known and (reached == "L5" if level == "L5" else reached in ("L1", "L5"))
     evidence = verdict.evidence() | {"left_in_mlflow": left}
     if request is not None:
@@ -91,7 +93,7 @@ def _exact(x: Workplace, state: State, receipt: Mapping[str, Any] | None, level:
         bar = "no erased record is left on disk or in MLflow" + ("; the digest is that of never had" * (level == "L5"))
         proof = Verdict(level, "purge" if level == "L1" else "digest", passed, True, bar, numbers)
         x.ledger.prove(request, {**proof.to_json(), "time": _now(x), "state_digest": state.digest})
-    told = "L1" if level == "L1" and reached == "L5" else reached
+    told = "L1" if level == "L1" and reached == "L5" else scoped(reached, waits)
     return {"level": told, "verified": passed, "telling": True} | evidence
 
 

@@ -29,7 +29,7 @@ from frmu.types import State
 from frmu.verify.exact import ExactVerdict, verify_exact
 from frmu.workplace import Workplace
 
-__all__ = ["bury_pending", "drain", "everybody", "exact_verdict", "replay"]
+__all__ = ["bury_pending", "drain", "everybody", "exact_verdict", "not_searched", "replay", "scoped"]
 
 _COVER = (
     "copies of the records outside frmu, backups of its folder and of the ledger's database among them",
@@ -46,6 +46,7 @@ class _Batch:
     requests: tuple[EraseRequest, ...]
     removed: Mapping[str, Mapping[str, int]]
     searched: Mapping[str, int]
+    late: tuple[str, ...] = ()  # clients where a standing request found something
 
     @property
     def ids(self) -> list[str]:
@@ -53,7 +54,7 @@ class _Batch:
 
     @property
     def touched(self) -> tuple[str, ...]:
-        return tuple(sorted({client for counts in self.removed.values() for client in counts}))
+        return tuple(sorted({client for counts in self.removed.values() for client in counts} | set(self.late)))
 
     @property
     def records(self) -> int:
@@ -79,12 +80,14 @@ def drain(x: Workplace, now: bool = False) -> dict[str, Any]:
     federation = everybody(x, state)
     began += time.perf_counter() - before  # starting actors is not draining
     moved = federation.traffic.up + federation.traffic.down
-    searched = bury_pending(x, federation, pending, state)
+    standing = x.ledger.standing()
+    searched, found = bury_pending(x, federation, [*pending, *standing], state)
+    late = tuple(sorted({client for request in standing for client in found.get(request.id, ())}))
     ready = _ready(x, pending, now)
     if not ready:
         return {"receipts": [], "state_digest": state.digest, "verified": None} | _waiting(x, pending)
     removed = x.ledger.plan([request.id for request in ready])
-    batch = _Batch(tuple(request for request in ready if request.id in removed), removed, searched)
+    batch = _Batch(tuple(request for request in ready if request.id in removed), removed, searched, late)
     # Tagged before anything is logged, so that lineage misses nothing of a drain that is killed.
     with x.run("erasure", x.holds(client.name for client in state.clients)) as run:
         x.tracker.need(_UNTOUCHED)
@@ -112,8 +115,10 @@ def _waiting(x: Workplace, pending: Sequence[EraseRequest], drained: Collection[
 
 def bury_pending(
     x: Workplace, federation: Federation, pending: Sequence[EraseRequest], state: State | None
-) -> dict[str, int]:
-    """Search every client for what requests mean and write the tombstones; records looked through, by client.
+) -> tuple[dict[str, int], dict[str, dict[str, list[str]]]]:
+    """Search every client for what requests mean and write the tombstones.
+
+    Gives the records looked through, by client, and the tombstones by request and client.
 
     Raises `FederationError` where a client of the state cannot be searched: nothing has been touched then.
     """
@@ -126,7 +131,7 @@ def bury_pending(
     if state is not None:
         _all_there(x, state, {reply.client for reply in replies if reply.record["held"]}, list(selections))
     x.ledger.bury(found)
-    return {reply.client: reply.record["searched"] for reply in replies}
+    return {reply.client: reply.record["searched"] for reply in replies if reply.record["held"]}, found
 
 
 def _all_there(x: Workplace, state: State, held: Collection[str], requests: Sequence[str]) -> None:
@@ -189,12 +194,14 @@ class _Drain:
         verdict = exact_verdict(x, state, x.ledger.tombstones(self.federation.clients, begun=True))
         proving = round(time.perf_counter() - proving, 4)
         passed = verdict.passed and removed["clean"]
+        unsearched = not_searched(x, self.state, batch.searched)
         x.ledger.advance(batch.ids, "verified", {"passed": passed, "state": state.digest, "rebuilt": verdict.rebuilt})
         shared = {
             "experiment": x.config.experiment,
             "store": x.ledger.store_id,
             "searched": batch.searched,
-            "level": verdict.level if removed["clean"] else "L0",
+            "level": scoped(verdict.level, unsearched) if removed["clean"] else "L0",
+            "not_searched": tuple(unsearched.values()),
             "verified": passed,
             "before_digest": self.state.digest,
             "state_digest": state.digest,
@@ -202,14 +209,14 @@ class _Drain:
             "bytes": moved,
             "requests_in_batch": len(batch.ids),
             "evidence": verdict.evidence() | {"policies_retired": retired, "policy": state.policy},
-            "not_covered": _not_covered(x, sources is not None),
+            "not_covered": (*_unsearched(unsearched.values()), *_not_covered(x, sources is not None)),
             "closed": x.ledger.now().isoformat(timespec="seconds"),
         }
         receipts = [
             _receipt(request, batch.removed[request.id], shared, self._purged(request, sources, removed))
             for request in batch.requests
         ]
-        filed = self._close(receipts, state) if passed else [receipt.to_json() for receipt in receipts]
+        filed = self._close(receipts, state, unsearched) if passed else [receipt.to_json() for receipt in receipts]
         summary = {
             "receipts": filed,
             "state_digest": state.digest,
@@ -270,11 +277,11 @@ class _Drain:
             "mlflow": removed,
         }
 
-    def _close(self, receipts: Sequence[Receipt], state: State) -> list[dict[str, Any]]:
+    def _close(self, receipts: Sequence[Receipt], state: State, unsearched: Collection[str]) -> list[dict[str, Any]]:
         """The clean version is the champion before a request is closed."""
         if state.clients:
             self.x.register(self.run, state, self.batch.ids)
-        return self.x.ledger.close_requests(receipts)
+        return self.x.ledger.close_requests(receipts, unsearched)
 
     def _log(self, done: Round | None, state: State, summary: Mapping[str, Any]) -> None:
         self.run.tags({"frmu.verified": str(summary["verified"])})
@@ -284,6 +291,32 @@ class _Drain:
         self.run.json([_open_part(receipt) for receipt in summary["receipts"]], "receipts.json")
         if done is not None:
             self.x.log_round(self.run, done)
+
+
+def not_searched(x: Workplace, state: State, searched: Collection[str]) -> dict[str, str]:
+    """Return the clients that took part once and were not searched, by the first 8 digits of their codes.
+
+    Each by name where this folder still knows it; by code otherwise.
+    """
+    sight = x.look()
+    names = {*x.store.homes(), *sight.held, *sight.away, *(client.name for client in state.clients)}
+    known = x.ledger.known() | {x.ledger.owner(name)[:8] for name in (*x.store.homes(), *sight.away)}
+    out = known - {x.ledger.owner(client)[:8] for client in searched}
+    if not out:
+        return {}
+    names |= set(x.look(source=True).rows)  # who left has no shard here, and may have a file
+    by_code = {x.ledger.owner(name)[:8]: name for name in sorted(names)}
+    return {code: by_code.get(code, f"client {code}") for code in sorted(out)}
+
+
+def scoped(level: str, unsearched: Collection[str]) -> str:
+    """Return a level as it may be claimed where some clients were not searched."""
+    return f"{level} of those searched" if level == "L5" and unsearched else level
+
+
+def _unsearched(clients: Collection[str]) -> tuple[str, ...]:
+    told = ", ".join(clients)
+    return (f"the records of {told}: not searched, and searched before one is learned from again",) * bool(clients)
 
 
 def _not_covered(x: Workplace, rewritten: bool) -> tuple[str, ...]:
@@ -296,7 +329,7 @@ def _not_covered(x: Workplace, rewritten: bool) -> tuple[str, ...]:
 
 def _open_part(receipt: Mapping[str, Any]) -> dict[str, Any]:
     """A receipt without what may name somebody: MLflow is no place that the ledger can shred."""
-    named = ("reason", "requester", "signature", "removed", "searched", "purge")
+    named = ("reason", "requester", "signature", "removed", "searched", "purge", "not_searched", "not_covered")
     counts = {name: sum(receipt[name].values()) for name in ("removed", "searched")}
     return {name: value for name, value in receipt.items() if name not in named} | counts
 
@@ -371,7 +404,20 @@ def exact_verdict(x: Workplace, state: State, tombstones: dict[str, frozenset[st
         for client in sight.held
         if client not in known and client not in left and x.ledger.owner(client) not in away
     ]
-    return verify_exact(x.config, x.method, x.network(), x.afresh, state, tombstones, x.key, strange)
+    verdict = verify_exact(x.config, x.method, x.network(), x.afresh, state, tombstones, x.key, strange)
+    return replace(verdict, left=verdict.left + _meant(x))
+
+
+def _meant(x: Workplace) -> int:
+    """Count the records in the shards that standing requests mean: tombstones were made only where a drain looked."""
+    selections = {request.id: request.selection for request in x.ledger.standing() if request.selection is not None}
+    if not selections:
+        return 0
+    with x.afresh() as federation:
+        replies = list(federation.run(Locate(selections, x.key)))
+    return len(
+        {(reply.client, name) for reply in replies for names in reply.record["found"].values() for name in names}
+    )
 
 
 # -- after a backup came back ---------------------------------------------------------------------------------
@@ -385,6 +431,7 @@ def replay(x: Workplace) -> dict[str, Any]:
         raise ClientsAwayError.of(sight.away)
     clients = sorted(set(sight.held) - x.left(sight.held))
     federation = x.federation(x.homes_of(clients, sight))
+    bury_pending(x, federation, x.ledger.standing(), None)
     buried = x.ledger.tombstones(clients, begun=True)
     back = {
         reply.client: reply.record["dropped"]

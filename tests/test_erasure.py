@@ -218,7 +218,7 @@ def test_a_crash_between_two_stages_is_resumed(
             raise KeyboardInterrupt
         original(self, requests, reached, body)  # type: ignore[arg-type]
 
-    def crash_closing(self: Ledger, receipts: object) -> None:
+    def crash_closing(self: Ledger, receipts: object, unsearched: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Ledger, "advance", crash)

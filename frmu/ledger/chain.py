@@ -219,9 +219,18 @@ class Chain:
         """The head must name the last line, under our key."""
         head = connection.execute(sql.select(_head)).one_or_none()
         if head is None or head.number != number or head.mac != _mac(self._keys, number, digest):
+            first = connection.execute(sql.select(_line).where(_line.c.number == 1)).one_or_none()
+            if first is not None and first.digest != _digest(
+                self._keys, 1, first.time, first.kind, first.request, first.body, first.previous
+            ):
+                raise LedgerError(_OTHER)
             raise LedgerError(f"the ledger ends with line {number}, its head says otherwise: lines were cut off{_KEY}")
 
 
+_OTHER = (
+    "the ledger in this database was begun with another key: a database holds the ledger of one federation, so a "
+    "second one needs a database of its own in store.ledger. If this is the same federation, put its key back (store.key)"
+)
 _KEY = ", or it was written with another key; restore the ledger, or the key, from a backup"
 
 

@@ -154,13 +154,15 @@ class Ledger:
     def bury(self, found: Found) -> None:
         """Write tombstones, by request and client: before the records are purged, so that none can come back.
 
-        A request that was planned already, and means more now, is planned anew; one that is over is passed over.
+        A request that was planned already, and means more now, is planned anew; one that is over is passed over, unless
+        it is standing.
         """
         if not any(names for clients in found.values() for names in clients.values()):
             return
         with self._chain.writing() as writer:
             stages = self._chain.stages(writer.connection, STAGES)
-            mine = {request: clients for request, clients in found.items() if stages.get(request) in OPEN}
+            standing = self._meaning_of_closed(writer.connection)
+            mine = {r: clients for r, clients in found.items() if stages.get(r) in OPEN or r in standing}
             told = self._told(writer.connection)
             before = {request: self._planned(writer, request) for request in mine}
             for request, body in before.items():
@@ -169,7 +171,8 @@ class Ledger:
             self._bury(writer, mine)
             for request in mine:
                 if (body := self._planned(writer, request)) != before[request]:
-                    writer.append("buried" if stages[request] == "received" else "planned", request, body)
+                    late = stages[request] in ("received", "closed")
+                    writer.append("buried" if late else "planned", request, body)
 
     def _bury(self, writer: Writer, found: Found) -> None:
         owners = {client: self.owner(client) for clients in found.values() for client in clients}
@@ -223,15 +226,76 @@ class Ledger:
             for request in requests:
                 writer.append(stage, request, body)
 
-    def close_requests(self, receipts: Iterable[Receipt]) -> list[dict[str, Any]]:
-        """Sign and file receipts, and forget what their requests meant; the receipts as plain JSON types."""
+    def close_requests(self, receipts: Iterable[Receipt], unsearched: Collection[str] = ()) -> list[dict[str, Any]]:
+        """Sign and file receipts, and forget what their requests meant; the receipts as plain JSON types.
+
+        Where clients, by the first 8 digits of their codes, could not be searched, the requests stand: their meaning is
+        kept until each of those was searched (`searched`) or has left for good.
+        """
         filed = []
         with self._chain.writing() as writer:
             for receipt in receipts:
                 filed.append(self._file(writer, "closed", receipt.to_json()))
-            self._forget_meaning(writer, [receipt["request"] for receipt in filed])
+                if unsearched:
+                    writer.append("standing", receipt.request, {"clients": sorted(unsearched)})
+            if not unsearched:
+                self._forget_meaning(writer, [receipt["request"] for receipt in filed])
         self._scrub()
         return filed
+
+    def unsearched(self) -> dict[str, frozenset[str]]:
+        """Return for each standing request, by the first 8 digits of their codes, the clients not searched yet."""
+        with self._chain.reading() as connection:
+            kept = self._meaning_of_closed(connection)
+        remaining: dict[str, set[str]] = {}
+        for line in self.lines(["standing", "searched", "left"]):
+            if line.kind == "standing":
+                remaining[line.request] = set(line.body["clients"])
+            elif line.kind == "searched" and line.request in remaining:
+                remaining[line.request] -= set(line.body["clients"])
+            elif line.kind == "left" and line.body.get("for_good"):
+                for codes in remaining.values():
+                    codes.discard(line.body["client"][:8])
+        return {request: frozenset(codes) for request, codes in remaining.items() if request in kept}
+
+    def standing(self) -> list[EraseRequest]:
+        """Return the closed requests that still mean something, oldest first: not every client has been searched."""
+        return [request for request in self.requests(["closed"]) if request.selection is not None]
+
+    def searched(self, clients: Iterable[str]) -> None:
+        """Note that clients were searched, at an import, for what standing requests mean; forget what nobody needs."""
+        codes = {self.owner(client)[:8] for client in clients}
+        before = self.unsearched()
+        if not before:
+            return
+        with self._chain.writing() as writer:
+            for request, remaining in before.items():
+                if now := remaining & codes:
+                    writer.append("searched", request, {"clients": sorted(now)})
+            self._forget_meaning(writer, [request for request, remaining in before.items() if remaining <= codes])
+        self._scrub()
+
+    def known(self) -> frozenset[str]:
+        """Return who ever took part and may come back, by the first 8 digits of their codes.
+
+        Not a client whose records a closed request erased as a whole, nor one that has left for good.
+        """
+        known: set[str] = set()
+        whole: set[str] = set()
+        kinds: dict[str, str] = {}
+        for line in self.lines(["trained", "empty", "left", "joined", "received", "planned"]):
+            if line.kind == "trained":
+                known |= {code[:8] for code in (*line.body["clients"], *line.body.get("away", ()))}
+            elif line.kind == "empty":  # every record in its files was refused: nothing is there to be searched
+                known -= set(line.body["clients"])
+            elif line.kind in ("left", "joined"):
+                change = known.discard if line.body.get("for_good") else known.add
+                change(line.body["client"][:8])
+            elif line.kind == "received":
+                kinds[line.request] = line.body["kind"]
+            elif kinds.get(line.request) == "client":
+                whole |= {owner[:8] for owner in line.body["records"]}
+        return frozenset(known - whole)
 
     def prove(self, request: str, proof: Mapping[str, Any]) -> dict[str, Any]:
         """Add what a later verification found to a request's receipt, and sign and file it anew."""
@@ -286,6 +350,12 @@ class Ledger:
         with self._chain.writing() as writer:
             writer.append(kind, "", body)
 
+    def _meaning_of_closed(self, connection: Connection) -> set[str]:
+        """The closed requests whose meaning is kept."""
+        stages = self._chain.stages(connection, STAGES)
+        rows = connection.execute(sql.select(_key.c.request).where(_key.c.purpose == _MEANING))
+        return {row.request for row in rows if stages.get(row.request) == "closed"}
+
     def _forget_meaning(self, writer: Writer, requests: Sequence[str]) -> None:
         for at in range(0, len(requests), 500):
             some = _key.c.request.in_(requests[at : at + 500])
@@ -325,7 +395,7 @@ class Ledger:
             unseal(files[name], body["file"], f"{name} {_FILE}") if name in files else {"reason": "", "requester": ""}
         )
         selection = None
-        if stage in OPEN:
+        if stage in OPEN or (stage == "closed" and name in meanings):
             try:
                 selection = Selection.from_json(unseal(meanings[name], body["meaning"], f"{name} {_MEANING}"))
             except (KeyError, LedgerError):

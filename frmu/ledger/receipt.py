@@ -25,9 +25,11 @@ class Receipt:
     """The outcome of one request.
 
     `outcome` is "erased" or "nothing held". `level` is "L5" when the state's digest equals that of a federation
-    that never had the records, else the highest level that holds ("L1" purged, "L0" located only). `removed`
-    counts records by client; `searched` what was looked through; `evidence` holds digests and checks; `purge` what
-    was done beyond the model; `proofs` what later verifications found; `not_covered` says what lies outside.
+    that never had the records, else the highest level that holds ("L1" purged, "L0" located only); it is "L5 of those
+    searched" where the clients in `not_searched` had left or were away: they are searched before a record of theirs is
+    learned from again. `removed` counts records by client; `searched` what was looked through; `evidence` holds
+    digests and checks; `purge` what was done beyond the model; `proofs` what later verifications found; `not_covered`
+    says what lies outside.
     """
 
     experiment: str
@@ -52,12 +54,19 @@ class Receipt:
     evidence: Mapping[str, Any]
     purge: Mapping[str, Any]
     not_covered: tuple[str, ...]
+    not_searched: tuple[str, ...] = ()
     proofs: tuple[Mapping[str, Any], ...] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         plain = asdict(self)
-        return {"format": FORMAT, **plain, "not_covered": list(self.not_covered), "proofs": list(self.proofs)}
+        return {
+            "format": FORMAT,
+            **plain,
+            "not_covered": list(self.not_covered),
+            "not_searched": list(self.not_searched),
+            "proofs": list(self.proofs),
+        }
 
 
 def issue(receipt: Mapping[str, Any], keys: Keys, line: int, digest: str) -> dict[str, Any]:
@@ -99,7 +108,8 @@ def check_receipt(receipt: Mapping[str, Any], public_key: str | None = None) -> 
             f"the receipt was signed with the key {receipt.get('public_key')}, not with {public_key.strip()}: it is "
             "from another federation, or forged"
         )
-    if missing := [one.name for one in fields(Receipt) if one.name not in receipt]:
+    later = ("not_searched",)  # what receipts of earlier frmus do not have
+    if missing := [one.name for one in fields(Receipt) if one.name not in (*receipt, *later)]:
         raise LedgerError(f"not a whole receipt: it has no {missing[0]}")
     body = {name: value for name, value in receipt.items() if name != "signature"}
     if not signed_by(str(receipt.get("public_key")), body, str(receipt.get("signature"))):

@@ -19,7 +19,8 @@ OPEN: tuple[Stage, ...] = ("received", "planned", "purged", "refitted", "verifie
 class EraseRequest:
     """A request as it stands in the ledger; times are UTC.
 
-    `selection` is None once the request is closed or withdrawn: what was meant is forgotten then. `reason` and
+    `selection` is None once the request is withdrawn, or closed with every client searched: what was meant is
+    forgotten then. `reason` and
     `requester` are empty after the request's key was shredded.
     """
 

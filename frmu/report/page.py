@@ -129,16 +129,23 @@ def _doubts(receipt: Mapping[str, Any], public_key: str) -> list[str]:
     because = {
         "The receipt says that the erasure could not be verified; the request stays open.": not _verified(receipt),
         "The model is not the one of a federation without the records: the digests differ.": (
-            receipt["level"] == "L5" or not _verified(receipt)
+            _level(receipt) == "L5" or not _verified(receipt)
         )
         and len(digests) > 1,
         f"{_count(left, 'record')} that should be gone {_were(left)} found again on disk.": left != 0,
         f"{_count(strange, 'file')} in the data folder {_were(strange)} not written by frmu.": strange != 0,
+        "The receipt claims clients that were not searched.": receipt["level"] == "L5"
+        and bool(receipt.get("not_searched")),
         "The receipt contradicts itself on what was removed.": (receipt["outcome"] == "erased")
         != bool(receipt["removed"]),
         f"{signature}.": signature != _HOLDS,
     }
     return [text for text, holds in because.items() if holds]
+
+
+def _level(receipt: Mapping[str, Any]) -> str:
+    """Return the level without its scope: "L5" of "L5 of those searched"."""
+    return str(receipt["level"]).partition(" ")[0]
 
 
 def _verified(receipt: Mapping[str, Any]) -> bool:
@@ -191,7 +198,7 @@ def _verdict(receipt: Mapping[str, Any], doubts: Sequence[str], standing: str) -
             f"<p><b>No record was erased, because none was held.</b> {searched} were looked through, and none is what "
             f"the request means. This page documents a search, not an erasure.{note}</p>"
         )
-    name, meaning = _LEVELS[receipt["level"]]
+    name, meaning = _LEVELS[_level(receipt)]
     verb = _were(sum(receipt["removed"].values()))
     return (
         f"<p><b>{removed} {verb} erased, and the erasure is verified</b> to level "
@@ -265,7 +272,7 @@ def _log(mlflow: Mapping[str, Any]) -> str:
 
 def _levels(receipt: Mapping[str, Any], claimed: int) -> str:
     """The ladder; from the rung `claimed` on, nothing but the receipt's own word stands for it."""
-    reached = list(_LEVELS).index(receipt["level"])
+    reached = list(_LEVELS).index(_level(receipt))
     rows = []
     for at, (level, (name, meaning)) in enumerate(_LEVELS.items()):
         word = "not reached" if at > reached else "included" if at < reached else "reached"
@@ -282,7 +289,7 @@ def _levels(receipt: Mapping[str, Any], claimed: int) -> str:
 
 
 def _no_level(receipt: Mapping[str, Any]) -> str:
-    name = _LEVELS[receipt["level"]][0].lower()
+    name = _LEVELS[_level(receipt)][0].lower()
     return (
         "<p>Nothing was erased for this request, so no level of erasure is claimed for it. The receipt bears "
         f"{receipt['level']} (“{name}”) for the model as a whole.</p>"
