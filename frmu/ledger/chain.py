@@ -229,7 +229,7 @@ class Chain:
 
 _OTHER = (
     "the ledger in this database was begun with another key: a database holds the ledger of one federation, so a "
-    "second one needs a database of its own in store.ledger. If this is the same federation, put its key back (store.key)"
+    "second one needs a database of its own in store.ledger. If this is the same federation, put its key back"
 )
 _KEY = ", or it was written with another key; restore the ledger, or the key, from a backup"
 
