@@ -23,6 +23,7 @@ from frmu.errors import ClientsAwayError, ConfigError, FederationError, FrmuErro
 from frmu.federation import Federation, in_order
 from frmu.gathering import Sight
 from frmu.inbox import DECLARED, erase, ledger_of, receipt_of, requests, status, withdraw
+from frmu.influence.network import Network
 from frmu.ledger.request import EraseRequest
 from frmu.methods.method import Round
 from frmu.report.figures import forgotten, measure
@@ -55,26 +56,29 @@ class Experiment(Workplace):
             )
         self.move(until or dt.datetime.now(dt.UTC).date())
         self.deliver()
-        with self.run("train") as run:
-            summary = self._train(run)
-        return summary | self.waiting()
-
-    def _train(self, run: Run) -> dict[str, Any]:
         network = self.network()  # a policy that cannot be read is told before anything is written
-        names = {"client": self.config.data.client, "record": self.config.data.record}
-        self._same_names(names)
+        self._same_names(self._names())
         sight = self.look(source=True)
         expected = self._expected(sight)
-        run.tags(self.holds(expected))  # before anything is logged: lineage must not miss it
         there = [client for client in expected if client in sight.rows]
         federation = self.federation(
             self.homes_of({*there, *(set(sight.held) - self.left(sight.held))}, sight), sight.rows
         )
         federation.away.update({client: why for client, why in sight.away.items() if client in expected})
-        began = time.perf_counter()  # starting actors is not training
-        before = (federation.traffic.up, federation.traffic.down)
         if federation.away:
             self._without(federation.away, expected)
+        with self.run("train", self.holds(expected)) as run:  # tagged before anything is logged: lineage misses nothing
+            summary = self._round(run, federation, sight, network, there, expected)
+        return summary | self.waiting()
+
+    def _round(
+        self, run: Run, federation: Federation, sight: Sight, network: Network, there: Sequence[str],
+        expected: Sequence[str],
+    ) -> dict[str, Any]:  # fmt: skip
+        """Import, fit, measure and log with those who are there."""
+        began = time.perf_counter()  # starting actors is not training
+        before = (federation.traffic.up, federation.traffic.down)
+        names = self._names()
         taken = self._import(federation, sight, there, expected)
         initial = self.method.init()
         done = self._attended(federation, expected, lambda: self.method.apply(federation, initial, network))
@@ -105,6 +109,10 @@ class Experiment(Workplace):
         self._log_train(run, done, summary)
         summary["version"] = self.register_or_wait(run, done.state)
         return summary
+
+    def _names(self) -> dict[str, str]:
+        """The columns by which a tombstone knows a record."""
+        return {"client": self.config.data.client, "record": self.config.data.record}
 
     def _expected(self, sight: Sight) -> list[str]:
         """The clients that a training is to have: of the user's files, and of sites that are away; who left is out."""

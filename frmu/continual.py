@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 from frmu import api
 from frmu.config import Config, load
 from frmu.data.place import Changes, places
-from frmu.errors import FrmuError
+from frmu.errors import ClientsAwayError, FrmuError
 from frmu.inbox import ledger_of
 from frmu.ledger.request import OPEN
 from frmu.outbox import Outbox
@@ -28,6 +28,7 @@ from frmu.store import Store
 __all__ = ["Follow", "kept"]
 
 _AGAIN = 60.0  # seconds between two tries to deliver what waits for MLflow
+_PAUSES = (30.0, 600.0)  # seconds before clients that did not answer are asked again: at first, and at most
 _BLINK = 0.1  # seconds between two looks at whether to stop
 
 Sight = tuple[Any, ...]
@@ -66,19 +67,26 @@ class Follow:
         """Yield what each round gave, what each drain gave, and what went wrong, until `stopped` says so.
 
         The first round raises what is wrong; later ones yield it once, under "error", and try again: a file may be
-        half written, another job at work. An entry has `round`, counted from 1, and `kind`, "train", "drain",
-        "deliver" or "error".
+        half written, another job at work. A round that the rules would end for want of clients is not begun: it waits,
+        without the lock, until a site is back. An entry has `round`, counted from 1, and `kind`, "train", "drain",
+        "deliver", "away" (the sites that are away changed) or "error".
         """
         seen: Sight | None = None
         tried: tuple[Any, ...] = ()
         number, trouble, tried_at = 0, "", time.monotonic()
+        away: dict[str, dict[str, str]] = {}
+        late = _Late()
         while not stopped() and (self.rounds is None or number < self.rounds):
             try:
                 config = load(self.file)
-                sight = self._sight(config)
-                if sight != seen:
+                sight, gone = self._sight(config)
+                waits = self._waits_for(config, gone)
+                if gone != away:
+                    yield self._tell_away(config, number, gone, away, waits)
+                    away = gone
+                if sight != seen and not (waits and number) and late.may_try(sight):
                     result = self._train(config)
-                    seen, number, trouble = sight, number + 1, ""
+                    seen, number, trouble, late = sight, number + 1, "", _Late()
                     yield {"kind": "train", "round": number, **result}
                 if self.drain and (waiting := self._waiting(config)) and waiting != tried:
                     result = self._drain(config)
@@ -91,6 +99,8 @@ class Follow:
             except (FrmuError, OSError) as error:
                 if seen is None:
                     raise
+                if isinstance(error, ClientsAwayError):
+                    late.failed(sight)
                 if str(error) != trouble:
                     trouble = str(error)
                     yield {"kind": "error", "round": number, "error": trouble}
@@ -110,28 +120,57 @@ class Follow:
         with api.Experiment(config, self.address) as experiment:
             return {"delivered": experiment.deliver().runs, **experiment.waiting()}
 
-    def _sight(self, config: Config) -> Sight:
-        """What tells one state of the source from another, without opening a file of records."""
+    def _sight(self, config: Config) -> tuple[Sight, dict[str, dict[str, str]]]:
+        """What tells one state of the source from another, without opening a file of records; and who is away."""
         day = (self.until or dt.datetime.now(dt.UTC).date()) if config.split.rolling else None
         own = sorted(Store(config.folder, config.key_file).policies.glob("*.safetensors"))
         policies = [config.policy_file] if config.policy_file is not None else []
         stats = [(file, file.stat()) for file in policies + own]
         sizes = [(str(file), stat.st_mtime_ns, stat.st_size, stat.st_ino) for file, stat in stats]
-        sizes += self._records(config)
+        entries, gone = self._records(config)
+        sizes += entries
+        store = Store(config.folder, config.key_file)
+        noted = store.note_away(gone) if config.sites and store.state.exists() else {}
         declared = config if day is None else config.at(day)
-        return (declared.fingerprint(), config.data.private, self._left(config), *sizes)
+        return (declared.fingerprint(), config.data.private, self._left(config), *sizes), noted
 
-    def _records(self, config: Config) -> list[Any]:
-        """The users' files at every place; a site that is away is another sight than one that is there."""
+    def _records(self, config: Config) -> tuple[list[Any], dict[str, str]]:
+        """The users' files at every place, and why a site is away: another sight than one that is there."""
         named = self.address if self.address is not None else config.ray.address
         if not config.sites or named == "local":
-            return [entry for place in places(config) for entry in Changes().perform(place)]
+            return [entry for place in places(config) for entry in Changes().perform(place)], {}
         from frmu.runtime.connect import cluster
         from frmu.runtime.nodes import visit
 
         with cluster(named, self.insecure):
             found, away = visit(Changes(), places(config.bare()), 0.0, config.rules.deadline)
-        return [(site, *entry) for site, entries in sorted(found.items()) for entry in entries] + sorted(away)
+        entries = [(site, *entry) for site, listed in sorted(found.items()) for entry in listed]
+        return [*entries, *sorted(away)], away
+
+    def _waits_for(self, config: Config, gone: Collection[str]) -> str:
+        """Which rule a round would break for want of the clients of sites that are away; empty where none."""
+        if not gone:
+            return ""
+        homes = Store(config.folder, config.key_file).homes()
+        with ledger_of(config) as ledger:
+            left = ledger.left()
+            clients = [client for client in homes if ledger.owner(client) not in left]
+        from frmu.runtime.rules import unmet
+
+        return unmet([client for client in clients if homes[client] in gone], clients, config.rules)
+
+    def _tell_away(
+        self, config: Config, number: int, gone: Mapping[str, Mapping[str, str]],
+        before: Mapping[str, Mapping[str, str]], waits: str,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Say which sites are away since when, which are back, and whether rounds wait for them."""
+        homes = Store(config.folder, config.key_file).homes()
+        sites = {
+            site: {**told, "clients": sorted(client for client, at in homes.items() if at == site)}
+            for site, told in gone.items()
+        }
+        back = sorted(set(before) - set(gone))
+        return {"kind": "away", "round": number, "away": sites, "back": back, "waits": waits}
 
     def _left(self, config: Config) -> tuple[str, ...]:
         """Who has left: that changes who takes part, and no file of records."""
@@ -149,3 +188,20 @@ class Follow:
         end = time.monotonic() + self.every.total_seconds()
         while not stopped() and (left := end - time.monotonic()) > 0:
             time.sleep(min(_BLINK, left))
+
+
+class _Late:
+    """Clients that did not answer a round: asked again when something changed, or after a pause that grows."""
+
+    def __init__(self) -> None:
+        self._sight: Sight | None = None
+        self._pause, self._again = _PAUSES[0], 0.0
+
+    def failed(self, sight: Sight) -> None:
+        """Note that a round ended for want of clients."""
+        self._again, self._sight = time.monotonic() + self._pause, sight
+        self._pause = min(_PAUSES[1], 2 * self._pause)
+
+    def may_try(self, sight: Sight) -> bool:
+        """Return whether a round may be tried."""
+        return sight != self._sight or time.monotonic() >= self._again

@@ -95,6 +95,8 @@ class Gathering:
         homes_ = homes(found, self.places)
         sites = {place.site for place in self.places}
         before = self.store.homes()
+        if self.config.sites and self.on_ray:
+            self.store.note_away(gone)
         lost = {client: gone[site] for client, site in before.items() if site in gone and client not in homes_}
         if self.config.sites:
             now = {client: place.site for client, place in homes_.items()}

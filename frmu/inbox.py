@@ -238,6 +238,7 @@ def status(config: Config) -> dict[str, Any]:
         "policy": policy.digest,
         "policy_learned_here_from": list(policy.lineage.get("clients", [])),
         "pending": pending,
+        "away": store.away(),
         "private_to_go": private,
         "receipts": closed,
         "public_key": public_key,

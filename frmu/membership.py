@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def members(config: Config) -> list[dict[str, Any]]:
     """Every client of the last state, or that has left since: records, attention, site, whether it takes part."""
     store = Store.existing(config)
     state = load_state(store.state)
-    at = store.homes()
+    at, sites_away = store.homes(), store.away()
     known = {client.name: client for client in state.clients} if state is not None else {}
     with ledger_of(config) as ledger:
         left = ledger.left()
@@ -42,13 +42,17 @@ def members(config: Config) -> list[dict[str, Any]]:
             "site": at.get(name, ""),
             "records": known[name].records if name in known else 0,
             "attention": known[name].attention if name in known else 0.0,
-            "standing": _standing(owners[name] in left, owners[name] in away, name in known),
+            "standing": _standing(
+                owners[name] in left, owners[name] in away, name in known, sites_away.get(at.get(name, ""))
+            ),
         }
         for name in names
     ]
 
 
-def _standing(left: bool, away: bool, known: bool) -> str:
+def _standing(left: bool, away: bool, known: bool, site: Mapping[str, str] | None) -> str:
+    if site is not None and not left:
+        return f"away since {site['since']}"
     return "left" if left else "in" if known else "away" if away else "out"
 
 

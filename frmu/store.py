@@ -13,11 +13,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import fcntl
 import json
 import os
 import secrets
 import shutil
+import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +36,7 @@ __all__ = ["Anchor", "Store"]
 
 _OURS = {
     "shards", "policies", "mlartifacts", "scratch", "state.safetensors", "training.safetensors", "key", "anchor",
-    "outbox", ".lock", FENCE, "homes.json", "server",
+    "outbox", ".lock", FENCE, "homes.json", "away.json", "server",
 }  # fmt: skip
 _DATABASES = ("ledger.db", "mlflow.db")
 
@@ -153,6 +156,25 @@ class Store:
         partial.write_text(json.dumps(dict(homes), sort_keys=True))
         partial.replace(self.folder / "homes.json")
 
+    def away(self) -> dict[str, dict[str, str]]:
+        """Return the sites that were away when somebody last looked: since when, in UTC, and why."""
+        path = self.folder / "away.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def note_away(self, gone: Mapping[str, str]) -> dict[str, dict[str, str]]:
+        """Remember the sites that are away, each with why, atomically; a site that was away is so since it was."""
+        before = self.away()
+        now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+        after = {
+            site: {"since": before.get(site, {}).get("since", now), "why": why} for site, why in sorted(gone.items())
+        }
+        if after != before:
+            self.scratch.mkdir(mode=0o700, exist_ok=True)
+            partial = self.scratch / f"away-{os.getpid()}"
+            partial.write_text(json.dumps(after, sort_keys=True))
+            partial.replace(self.folder / "away.json")
+        return after
+
     def anchor(self) -> Anchor | None:
         """The anchor, or None in a folder that is new; raises `StoreError` where it must have been there."""
         try:
@@ -213,12 +235,32 @@ class Store:
     def lock(self) -> Iterator[None]:
         """Hold the store for a job that changes it; another one gets a `StoreError` at once."""
         try:
-            file = (self.folder / ".lock").open("w")
+            file = (self.folder / ".lock").open("a+")  # not "w": that would take away the name of who holds it
         except OSError as error:
             raise StoreError(f"{self.folder}: cannot be written: {error.strerror}; set store.folder") from None
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise StoreError(f"{self.folder}: another job is at work in this folder; wait for it to end") from None
-            yield
+                file.seek(0)
+                holder = file.read().strip()
+                raise StoreError(
+                    f"{self.folder}: another job is at work in this folder{f' ({holder})' if holder else ''}; wait for "
+                    "it to end"
+                ) from None
+            file.truncate(0)
+            file.write(_myself())
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)
+
+
+def _myself() -> str:
+    """Return how this process is found: its command without what it was given, its number, machine and time."""
+    program, *rest = sys.argv or [""]
+    first = rest[0] if rest and rest[0].isidentifier() else ""
+    command = f"{'frmu' if program.endswith('__main__.py') else Path(program).name} {first}".strip() or "python"
+    now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+    return f"{command}, process {os.getpid()} on {socket.gethostname()}, since {now}"

@@ -131,6 +131,8 @@ def _tell_round(told: dict[str, Any]) -> None:
     now = dt.datetime.now().isoformat(sep=" ", timespec="seconds")
     if told["kind"] == "error":
         say(f"{now}  {told['error']}")
+    elif told["kind"] == "away":
+        say(f"{now}  {_in_words_away(told)}")
     elif told["kind"] == "deliver":
         say(f"{now}  MLflow is back: {count(told['delivered'], 'run')} delivered")
     elif told["kind"] == "drain":
@@ -138,6 +140,19 @@ def _tell_round(told: dict[str, Any]) -> None:
         say(f"{now}  drained: {receipts or 'nothing yet, waiting for erasure.min_batch'}")
     else:
         say(f"{now}  round {told['round']}: {_in_a_line(told)}")
+
+
+def _in_words_away(told: dict[str, Any]) -> str:
+    """Who is away since when and why, who is back, and what that means for rounds."""
+    parts = [f"site {site} is back" for site in told["back"]]
+    parts += [
+        f"site {site} ({', '.join(of['clients']) or 'no client'}) is away since {of['since']}: {of['why']}"
+        for site, of in told["away"].items()
+    ]
+    if told["away"]:
+        waits = told["waits"]
+        parts.append(f"rounds wait, for {waits}; the folder is free meanwhile" if waits else "rounds go on without it")
+    return "; ".join(parts)
 
 
 def _in_a_line(told: dict[str, Any]) -> str:
@@ -300,6 +315,7 @@ def _tell_status(result: dict[str, Any]) -> None:
         f"{result['receipts']} receipts filed, {len(result['pending'])} requests pending"
         + (f", by which {count(result['private_to_go'], 'private record')} must go" * bool(result["private_to_go"])),
         *(f"  {r['request']} ({r['kind']}, {r['stage']}): {r['days_left']} days left" for r in result["pending"]),
+        *(f"  site {site} is away since {of['since']}: {of['why']}" for site, of in result["away"].items()),
         *waiting(result["outbox"]),
         f"folder {result['folder']}; receipts are signed with the key {result['public_key']}",
         ui(result["tracking"]),

@@ -13,7 +13,7 @@ from typing import Literal
 from frmu.config import Rules
 from frmu.errors import ClientsAwayError
 
-__all__ = ["Decision", "after_failure", "go_on_without"]
+__all__ = ["Decision", "after_failure", "go_on_without", "unmet"]
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0  # seconds before a host that failed is asked again
 
@@ -54,14 +54,22 @@ def go_on_without(away: Mapping[str, str], clients: Collection[str], rules: Rule
     >>> go_on_without({"b": "no reply in 30 s"}, ["a", "b", "c", "d"], Rules())
     'Going on without client b: no reply in 30 s; quorum 0.75 still met (3 of 4)'
     """
+    if why := unmet(away, clients, rules):
+        raise ClientsAwayError.of(away, why)
     there = len(set(clients) - set(away))
-    if rules.late == "fail" or there < rules.quorum * len(clients) or not there:
-        raise _ended(away, there, len(clients), rules)
     told = "; ".join(f"client {name}: {reason}" for name, reason in sorted(away.items()))
     return f"Going on without {told}; quorum {rules.quorum:g} still met ({there} of {len(clients)})"
 
 
-def _ended(away: Mapping[str, str], there: int, clients: int, rules: Rules) -> ClientsAwayError:
-    if rules.late == "fail":
-        return ClientsAwayError.of(away, 'rules.late = "fail" lets nobody be left out')
-    return ClientsAwayError.of(away, f"rules.quorum = {rules.quorum:g} is not met ({there} of {clients})")
+def unmet(away: Collection[str], clients: Collection[str], rules: Rules) -> str:
+    """Return which rule keeps a training from going on without those who are away; empty where none does.
+
+    >>> unmet(["b", "c"], ["a", "b", "c", "d"], Rules())
+    'rules.quorum = 0.75 is not met (2 of 4)'
+    """
+    there = len(set(clients) - set(away))
+    if set(away) & set(clients) and rules.late == "fail":
+        return 'rules.late = "fail" lets nobody be left out'
+    if there < rules.quorum * len(clients) or not there:
+        return f"rules.quorum = {rules.quorum:g} is not met ({there} of {len(clients)})"
+    return ""

@@ -144,6 +144,11 @@ class Trip:
         was, turn.lane.absent = turn.lane.absent, self._absent(turn.lane.label)
         if turn.lane.absent and not was:
             turn.deadline = min(turn.deadline, now + self._patience)
+            _log.warning(
+                "Waiting %.3g s for %s, which did not answer %s: %s",
+                max(0.0, turn.deadline - now), ", ".join(name for batch in turn.batches for name in batch),
+                type(self._work).__name__, turn.lane.absent,
+            )  # fmt: skip
         elif was and not turn.lane.absent:
             turn.deadline = self._began + self._rules.deadline
 
