@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,98 @@ def test_train_lose_a_node_rejoin_erase_verify(
         assert drained["receipts"][0]["removed"] == table[table.person == "p2"].home.value_counts().to_dict()
     never = put(tmp_path / "never", table[table.person != "p2"])
     assert train(never)["state_digest"] == drained["state_digest"]
+
+
+@pytest.mark.usefixtures("attached")
+def test_a_person_erased_while_a_site_was_gone_does_not_come_back_with_it(
+    cluster: Cluster, tmp_path: Path, table: pd.DataFrame
+) -> None:
+    """The node dies after the request, its client leaves, the drain closes without it, and it joins again."""
+    config = put(tmp_path / "sites", table)
+    frmu(cluster, "train", config.file)
+    frmu(cluster, "erase", config.file, "--subject", "p2")
+    cluster.kill("c")
+    try:
+        refused = frmu(cluster, "drain", config.file, code=2)
+        assert "client home 4 is away" in refused["error"]
+        frmu(cluster, "client", "leave", config.file, "home 4")
+        frmu(cluster, "train", config.file)
+        [receipt] = frmu(cluster, "drain", config.file)["receipts"]
+        assert (receipt["level"], receipt["not_searched"]) == ("L5 of those searched", ["home 4"])
+        assert frmu(cluster, "verify", config.file, "r1")["level"] == "L5 of those searched"
+    finally:
+        cluster.add("c")
+    frmu(cluster, "client", "join", config.file, "home 4")
+    back = frmu(cluster, "train", config.file)
+    never = put(tmp_path / "never", table[table.person != "p2"])
+    assert (back["clients"], back["state_digest"]) == (5, train(never)["state_digest"])
+    verified = frmu(cluster, "verify", config.file, "r1")
+    assert (verified["level"], verified["verified"]) == ("L5", True)
+
+
+def test_follow_waits_for_a_site_and_leaves_the_folder_free(
+    cluster: Cluster, tmp_path: Path, table: pd.DataFrame
+) -> None:
+    """Two of three sites are gone: said once, no run, no lock; a round follows when they are back."""
+    config = put(tmp_path / "sites", table)
+    frmu(cluster, "train", config.file)
+    log = tmp_path / "follow.log"
+    command = [FRMU, "train", str(config.file), "--follow", "--every", "1s", "--json"]
+    with log.open("w") as out:
+        follow = subprocess.Popen(command, env=environment(cluster), stdout=out, stderr=subprocess.STDOUT)
+    try:
+        entries = until(log, lambda entries: [e for e in entries if e["kind"] == "train"])
+        cluster.kill("b")
+        cluster.kill("c")
+        away = until(log, lambda entries: [e for e in entries if e["kind"] == "away" and set(e["away"]) == {"b", "c"}])
+        assert "rules.quorum = 0.6 is not met (2 of 5)" in away[-1]["waits"]
+        assert away[-1]["away"]["b"]["clients"] == ["home 2", "home 3"]
+        runs = len(told_runs(config))
+        for _ in range(3):  # the folder is free: a drain is answered for what it is, not turned away
+            assert "receipts" in frmu(cluster, "drain", config.file)
+        assert set(frmu(cluster, "status", config.file)["away"]) == {"b", "c"}
+        members = {row["client"]: row["standing"] for row in listed(cluster, config)}
+        assert members["home 4"].startswith("away since")
+        assert members["home 0"] == "in"
+        assert len(told_runs(config)) == runs
+        cluster.add("b")
+        cluster.add("c")
+        until(log, lambda entries: [e for e in entries if e["kind"] == "away" and not e["away"]])
+        entries = read(log)
+        assert 1 <= len([e for e in entries if e["kind"] == "away"]) <= 4
+        assert len([e for e in entries if e["kind"] == "error"]) <= 1
+    finally:
+        follow.send_signal(signal.SIGTERM)
+        follow.wait(60)
+    assert follow.returncode == 0
+
+
+def read(log: Path) -> list[dict[str, Any]]:
+    lines = [line for line in log.read_text().splitlines() if line.startswith("{")]
+    return [entry for line in lines if "kind" in (entry := json.loads(line))]
+
+
+def until(log: Path, there: Any, seconds: float = 120) -> list[dict[str, Any]]:
+    end = time.monotonic() + seconds
+    while not (found := there(read(log))):
+        assert time.monotonic() < end, log.read_text()[-3000:]
+        time.sleep(0.5)
+    return found
+
+
+def listed(cluster: Cluster, config: Config) -> list[dict[str, Any]]:
+    run = subprocess.run(
+        [FRMU, "client", "list", str(config.file), "--json"], env=environment(cluster), capture_output=True, text=True,
+        timeout=120, check=True,
+    )  # fmt: skip
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def told_runs(config: Config) -> list[Any]:
+    from frmu.workplace import tracker_of
+
+    tracker = tracker_of(config)
+    return list(tracker.client.search_runs([tracker.experiment_id]))
 
 
 @pytest.mark.long
