@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frmu.errors import PolicyError, RequestError
+from frmu.errors import ClientsAwayError, FederationError, PolicyError, RequestError
 from frmu.influence.network import Network, write_policy
 from frmu.influence.scores import below
 from frmu.tracking import Run
@@ -60,9 +60,14 @@ def learn(
         learned = train_policy(
             x.config.policy, [(board, teachers)], parent, iterations,
             on_iteration=lambda number, metrics: run.metrics(metrics, number), progress=progress,
-            keep=lambda now: _keep(x, now, lineage | {"run": run.id}),
+            keep=lambda now: _keep(x, now, lineage | {"run": run.id}), deadline=x.config.rules.deadline,
         )  # fmt: skip
-        trained, adopted, compared = _put_in_force(x, board, learned, lineage, adopt)
+        try:
+            trained, adopted, compared = _put_in_force(x, board, learned, lineage, adopt)
+        except ClientsAwayError as gone:
+            from frmu.policy.trainer import RESUME
+
+            raise FederationError(f"the trained policy cannot be compared yet: {gone}. {RESUME}") from None
         summary = {
             "policy": x.network().digest,
             "trained": trained.digest,

@@ -10,11 +10,13 @@ tasks teach alike.
 A task may have several rounds: it begins with the older slices, and in each round newer ones enter, older ones age,
 and influences may be changed; the reward of a round is on the stretch that follows it (`Play`).
 
-The environment knows the seam only: its clients may be in process or actors on a cluster.
+The environment knows the seam only: its clients may be in process or actors on a cluster. One that does not answer
+ends the episode under way, and the next tasks are drawn from the others until it is asked again.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +28,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from frmu.client.work import Move, Packed, Play
+from frmu.errors import ClientsAwayError
 from frmu.federation import Federation
 from frmu.influence.network import LIMIT, influence_of
 from frmu.influence.observation import FEATURES
@@ -33,6 +36,7 @@ from frmu.influence.selectors import SEARCH
 
 __all__ = ["Board", "SliceEnv", "spaces"]
 
+PAUSE = 30.0  # seconds before a client that did not answer is asked again
 GROUP = 12  # copies that play the same task
 CHAIN = 10  # tasks in one episode
 MASK = 2 * len(FEATURES)
@@ -119,6 +123,12 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         self._looks: list[Any] = []
         self._taken = 0
         self._over = False
+        self._away: dict[int, tuple[float, str]] = {}  # who did not answer: when to ask again, and why
+
+    @property
+    def away(self) -> tuple[str, ...]:
+        """The names of the clients that did not answer when they were last asked."""
+        return tuple(sorted(self._clients[client][1] for client in self._away))
 
     def only(self, client: int | None) -> None:
         """From the next reset on, draw tasks from one client alone, by its number over all boards; None: from all."""
@@ -127,13 +137,19 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Draw a task for each group."""
+        """Draw a task for each group; raises `ClientsAwayError` where no client answers."""
         if seed is not None:
             self._rng = np.random.Generator(np.random.PCG64(seed))
         self._taken, self._over = 0, False
-        self._games, self._looks = [], []
-        self._deal()
-        return self._observation(), {}
+        while True:
+            self._games, self._looks = [], []
+            try:
+                self._deal()
+            except ClientsAwayError:
+                if not self._there():
+                    raise
+            else:
+                return self._observation(), {}
 
     def step(
         self, actions: NDArray[np.float32]
@@ -143,6 +159,17 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         if self._over:
             observation, _ = self.reset()
             return observation, np.zeros(self.num_envs), never, never.copy(), {}
+        before = self._observation()
+        try:
+            return self._step(actions)
+        except ClientsAwayError:  # the tasks of all copies go with it: they end here, and others begin
+            self._over = True
+            return before, np.zeros(self.num_envs), np.full(self.num_envs, True), never, {}
+
+    def _step(
+        self, actions: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        never = np.zeros(self.num_envs, dtype=bool)
         rewards, gains = self._play(actions)
         self._taken += 1
         # A client with few slices has fewer rounds: one task is over with its own last round.
@@ -180,7 +207,16 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         self._looks = [looks[env] for env in range(self.num_envs)]
 
     def _draw(self) -> int:
-        return int(self._rng.integers(len(self._clients))) if self._site is None else self._site
+        if not (there := self._there()):
+            raise ClientsAwayError.of({self._clients[client][1]: why for client, (_, why) in self._away.items()})
+        return there[int(self._rng.integers(len(there)))] if self._site is None else self._site
+
+    def _there(self) -> list[int]:
+        """The clients to draw from: without those that did not answer a moment ago."""
+        now = time.monotonic()
+        self._away = {client: until for client, until in self._away.items() if until[0] > now}
+        among = range(len(self._clients)) if self._site is None else [self._site]
+        return [client for client in among if client not in self._away]
 
     @staticmethod
     def _search(client: int, seed: int) -> tuple[int, Move]:
@@ -250,9 +286,14 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
             board = self.boards[number]
             asked = {name: tuple(moves[at][1] for at in places) for name, places in by_client.items()}
             play = Play(asked, board.outputs, board.total, self.most, self.rounds)
-            for reply in board.federation.run(play, on=sorted(by_client)):
-                for at, answer in zip(by_client[reply.client], reply.record["steps"], strict=True):
-                    answers[at] = answer
+            try:
+                for reply in board.federation.run(play, on=sorted(by_client)):
+                    for at, answer in zip(by_client[reply.client], reply.record["steps"], strict=True):
+                        answers[at] = answer
+            except ClientsAwayError as gone:
+                until = time.monotonic() + PAUSE
+                self._away |= {self._clients.index((number, name)): (until, why) for name, why in gone.reasons.items()}
+                raise
         return answers
 
     def _observation(self) -> NDArray[np.float32]:

@@ -13,17 +13,21 @@ learn the same. (FedAvg: McMahan et al., AISTATS 2017.)
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from frmu.aggregation.average import Average
+from frmu.client.work import Describe
+from frmu.errors import ClientsAwayError
 from frmu.policy.env import GROUP, Board
 from frmu.policy.trainer import GROUPS, Trainer
 
 __all__ = ["Sites", "batch_of"]
 
+_log = logging.getLogger(__name__)
 Weights = Mapping[str, NDArray[np.float32]]
 _MOMENTS = "moments/"
 
@@ -48,6 +52,7 @@ class Sites:
         self.names = [f"{number:06d} {name}" for number, name in enumerate(names)]
         self._shares = dict(zip(self.names, shares, strict=True))
         self._server = boards[0].federation
+        self._boards = tuple(boards)
         self._beta = beta
         self._copies: dict[str, dict[str, NDArray[np.float32]]] = {}
 
@@ -55,17 +60,38 @@ class Sites:
         """One round: every site trains from the shared policy, the server averages; the means of their scalars."""
         shared, moments = trainer.weights(), trainer.moments()
         found, trained = [], {}
+        away = self._away()
         for number, site in enumerate(self.names):
+            if site in away:
+                continue
             trainer.load(self._start(shared, site), moments)
             trainer.at(number)
             found.append(trainer.iterate(scores))
             self._copies[site] = trainer.weights()
             trained[site] = self._copies[site] | {f"{_MOMENTS}{name}": m for name, m in trainer.moments().items()}
-        mean = self._server.serve(Average(trained, self._shares))
+        mean = self._server.serve(Average(trained, {site: self._shares[site] for site in trained}))
         moments = {name.removeprefix(_MOMENTS): mean.pop(name) for name in sorted(mean) if name.startswith(_MOMENTS)}
         trainer.load(mean, moments)
         means = {key: float(np.nanmean([metrics[key] for metrics in found])) for key in found[0]}
         return means | {key: found[-1][key] for key in ("env_steps", "env_runners")}
+
+    def _away(self) -> set[str]:
+        """The sites that do not answer now: a round goes on without them; raises `ClientsAwayError` where none does."""
+        gone: set[str] = set()
+        number = 0
+        for board in self._boards:
+            reasons: dict[str, str] = {}
+            try:
+                list(board.federation.run(Describe(), on=board.clients))
+            except ClientsAwayError as error:
+                reasons = error.reasons
+                if set(board.clients) <= set(reasons) and len(self._boards) == 1:
+                    raise
+            gone |= {self.names[number + at] for at, name in enumerate(board.clients) if name in reasons}
+            number += len(board.clients)
+        if gone:
+            _log.warning("This round goes on without %s", ", ".join(sorted(name.split(" ", 1)[1] for name in gone)))
+        return gone
 
     def _start(self, shared: Weights, site: str) -> Weights:
         own = self._copies.get(site)

@@ -5,6 +5,7 @@ A training that is killed goes on from its last `Progress`, which is handed out 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from frmu.influence.scores import normalise
 from frmu.methods.analytic import digests_of, outputs_of, total_of
 from frmu.policy.checkpoint import Progress
 from frmu.policy.env import Board
+
+_log = logging.getLogger("frmu.progress")
 
 __all__ = ["MOST", "Learned", "board_of", "train_policy"]
 
@@ -80,12 +83,14 @@ def train_policy(
     on_iteration: Callable[[int, dict[str, float]], None] | None = None,
     progress: Progress | None = None,
     keep: Callable[[Progress], None] | None = None,
+    deadline: float = 300.0,
 ) -> Learned:
     """Train on the clients of some boards, from `progress`, else from `parent`'s weights, else from scratch.
 
     `iterations` counts those that `progress` has behind it. `keep` is given the progress after every iteration.
+    No wait is longer than `deadline` seconds a trip (`FederationError`).
     """
-    training = _Training(policy, boards, parent, progress, iterations or policy.iterations)
+    training = _Training(policy, boards, parent, progress, iterations or policy.iterations, deadline)
     return training.run(on_iteration or (lambda number, metrics: None), keep or (lambda progress: None))
 
 
@@ -99,7 +104,9 @@ class _Training:
         parent: Network | None,
         progress: Progress | None,
         iterations: int,
+        deadline: float,
     ) -> None:
+        self.deadline = deadline
         self.policy, self.parent, self.iterations = policy, parent, iterations
         self.boards = [board for board, _ in boards]
         self.teachers = [(name, keys) for _, slices in boards for name, keys in slices.items()]
@@ -121,17 +128,27 @@ class _Training:
         # What was drawn before the interruption is not drawn again.
         seed = (policy.seed + 1_000_003 * len(self.history)) % 2**31
         sites = Sites(self.boards, policy.beta)
-        with quiet(), Trainer(policy, self.boards, most, runners, samples, seed) as trainer:
+        with quiet(), Trainer(policy, self.boards, most, runners, samples, seed, self.deadline) as trainer:
             self._start(trainer)
             for number in range(len(self.history), self.iterations):
                 metrics = sites.iterate(trainer, self.scores) if federated else trainer.iterate(self.scores)
                 self.history.append(metrics | {"env_steps": metrics["env_steps"] + self._before})
                 keep(self._progress(trainer))
+                self._tell(number)
                 on_iteration(number, self.history[-1])
             weights = trainer.weights()
         return Learned(
             weights, self._shown(), self.history, len(self.history), int(self.history[-1]["env_steps"]), runners,
             self._seconds(),
+        )  # fmt: skip
+
+    def _tell(self, number: int) -> None:
+        """A line an iteration: the training of a large federation takes minutes."""
+        last = self.history[-1]
+        _log.info(
+            "Policy: iteration %d of %d, %d steps, gain %.2f %%, %s, %.0f s",
+            number + 1, self.iterations, last["env_steps"], 100 * last["gain"],
+            f"{last['env_runners']:.0f} env runners" if last["env_runners"] else "in this process", self._seconds(),
         )  # fmt: skip
 
     def _runners(self) -> int:

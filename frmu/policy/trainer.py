@@ -14,18 +14,19 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from frmu.config import Policy
-from frmu.errors import PolicyError
+from frmu.errors import FederationError, PolicyError
 from frmu.influence.scores import update
 from frmu.policy.env import GROUP, Board, SliceEnv, spaces
+from frmu.runtime.deadline import within
 
 __all__ = ["Trainer", "quiet", "runners_for", "scalars_of"]
 
@@ -34,8 +35,11 @@ LAPTOP = 4  # up to so many CPUs there are no env runners of their own
 SHARE = 0.5  # of a CPU, an env runner
 RATE = 1e-4  # Adam's: it goes on from a policy that is good already, and ten times as much spoils it
 AGAIN = 1.0  # seconds between two tries to play when all env runners were lost; Ray starts them again meanwhile
-PATIENCE = 300.0  # and how long that is tried
+PROBE = 10.0  # seconds that RLlib waits for a sign of life of an env runner; its own restore timeout is half an hour
+RESUME = "What was learned so far is kept: `frmu policy train --resume` goes on with it"
 
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
 Weights = Mapping[str, NDArray[np.float32]]
 
 
@@ -63,12 +67,21 @@ def runners_for(setting: int | str, cpus: float, clients: int, samples: int) -> 
 
 
 class Trainer:
-    """One RLlib algorithm over some boards; a context manager."""
+    """One RLlib algorithm over some boards; a context manager.
+
+    No wait for env runners is longer than `deadline` seconds a trip to the clients: a `FederationError` ends it.
+    """
 
     def __init__(
-        self, policy: Policy, boards: Sequence[Board], most: int, runners: int, samples: int, seed: int
-    ) -> None:
-        self._algorithm = _ppo(policy, boards, most, runners, samples, seed).build_algo()
+        self, policy: Policy, boards: Sequence[Board], most: int, runners: int, samples: int, seed: int,
+        deadline: float = 300.0,
+    ) -> None:  # fmt: skip
+        self._deadline = deadline
+        # Steps of the vector environment, of which each is a trip or two.
+        self._longest = deadline * (2 + samples / (GROUPS * GROUP * max(1, runners)))
+        config = _ppo(policy, boards, most, runners, samples, seed, deadline)
+        self._algorithm = self._wait(f"RLlib to start {runners} env runners", config.build_algo, deadline)
+        self._away: tuple[str, ...] = ()
         self._site: int | None = None
         self._so_far = 0.0  # steps played since the algorithm was built
 
@@ -76,7 +89,14 @@ class Trainer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._algorithm.stop()
+        with suppress(FederationError):  # what does not answer is stopped by Ray, with the job
+            self._wait("RLlib to stop", self._algorithm.stop, PROBE)
+
+    @staticmethod
+    def _wait(what: str, call: Callable[[], T], seconds: float) -> T:
+        return within(
+            seconds, what, call, f"Bring its node back, set policy.env_runners, or raise rules.deadline. {RESUME}"
+        )
 
     def iterate(self, scores: Sequence[NDArray[np.float64]]) -> dict[str, float]:
         """Sample and learn once; the scalars of it. `scores` are updated in place with what the TD errors say.
@@ -84,23 +104,46 @@ class Trainer:
         Where every env runner was lost RLlib samples nothing, learns nothing, and says again what it said before: that
         is no iteration, and it is gone through once more. Raises `PolicyError` where none comes back.
         """
-        deadline = time.monotonic() + PATIENCE
-        while (played := _played(result := self._algorithm.train())) <= self._so_far:
+        deadline, told = time.monotonic() + self._deadline, False
+        while (played := _played(result := self._train())) <= self._so_far:
+            if not told:
+                _log.warning(
+                    "No env runner answers; asking again for %g s. %s", self._deadline,
+                    "Those who are away are told by `ray status`",
+                )  # fmt: skip
+                told = True
             if time.monotonic() > deadline:
                 raise PolicyError(
-                    f"all env runners were lost and none came back in {PATIENCE:g} s; see `ray status`, or set "
-                    "policy.env_runners = 0"
+                    f"all env runners were lost and none came back in {self._deadline:g} s; see `ray status`. Bring "
+                    f"its node back, or set policy.env_runners = 0. {RESUME}"
                 )
             time.sleep(AGAIN)
             self.at(self._site)
         self._so_far = played
+        self._tell_away()
         healthy = self._algorithm.env_runner_group.num_healthy_remote_workers()
         return scalars_of(result, scores) | {"env_runners": float(healthy)}
+
+    def _train(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._wait("an iteration of RLlib", self._algorithm.train, self._longest)
+        return found
+
+    def _tell_away(self) -> None:
+        """Say which clients the env runners do without, when that changed."""
+        found = self._algorithm.env_runner_group.foreach_env_runner(_away_of, timeout_seconds=PROBE)
+        away = tuple(sorted({name for names in found for name in names}))
+        if away != self._away:
+            back = sorted(set(self._away) - set(away))
+            _log.warning(
+                "The training goes on %s", f"without {', '.join(away)}, which did not answer" if away else
+                f"with {', '.join(back)} again",
+            )  # fmt: skip
+        self._away = away
 
     def at(self, site: int | None) -> None:
         """Play at one client alone, by its number over all boards, from clean episodes on; None: at all."""
         self._site = site
-        self._algorithm.env_runner_group.foreach_env_runner(partial(_at, site))
+        self._algorithm.env_runner_group.foreach_env_runner(partial(_at, site), timeout_seconds=self._deadline)
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """The weights, by the names they have in a policy file."""
@@ -143,6 +186,10 @@ def scalars_of(result: Mapping[str, Any], scores: Sequence[NDArray[np.float64]])
     }
 
 
+def _away_of(runner: Any) -> tuple[str, ...]:
+    return runner.env.unwrapped.away if runner.env is not None else ()
+
+
 def _at(site: int | None, runner: Any) -> None:
     if runner.env is not None:
         runner.env.unwrapped.only(site)
@@ -177,7 +224,9 @@ def _set_moments(moments: Weights, learner: Any, *_: Any) -> None:
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
-def _ppo(policy: Policy, boards: Sequence[Board], most: int, runners: int, samples: int, seed: int) -> Any:
+def _ppo(
+    policy: Policy, boards: Sequence[Board], most: int, runners: int, samples: int, seed: int, deadline: float
+) -> Any:
     from ray.rllib.algorithms.ppo import PPOConfig
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
     from ray.tune.registry import register_env
@@ -207,9 +256,14 @@ def _ppo(policy: Policy, boards: Sequence[Board], most: int, runners: int, sampl
             num_envs_per_env_runner=GROUPS * GROUP,
             gym_env_vectorize_mode="vector_entry_point",
             rollout_fragment_length="auto",
+            validate_env_runners_after_construction=False,  # that wait has no end where a node dies meanwhile
+            sample_timeout_s=min(60.0, deadline),
         )
         .callbacks(on_sample_end=_log_gain)
-        .fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=1.0)
+        .fault_tolerance(
+            restart_failed_env_runners=True, delay_between_env_runner_restarts_s=1.0,
+            env_runner_health_probe_timeout_s=PROBE, env_runner_restore_timeout_s=PROBE,
+        )
         .learners(num_learners=0)
         .rl_module(rl_module_spec=RLModuleSpec(module_class=SliceModule))
         .training(
@@ -239,6 +293,6 @@ def quiet() -> Iterator[None]:
     """RLlib's deprecation warnings and banners are not for the user of frmu."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name in ("ray", "ray.rllib", "ray.tune"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        for name in ("ray", "ray.rllib", "ray.rllib.utils.actor_manager", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what it says of actors, we say in a sentence
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frmu.client.work import Commit, Import, Play, arrivals
+from frmu.errors import ClientsAwayError
 from frmu.influence.network import LIMIT, Network, read_policy, shipped
 from frmu.influence.observation import FEATURES, Look
 from frmu.policy.env import CHAIN, MASK, Board, SliceEnv
@@ -246,3 +248,43 @@ def test_scores_take_any_number_of_updates(updates: int) -> None:
     scalars_of({"learners": {"default_policy": told}, "env_runners": {}}, scores)
     assert not scores[0].any()
     assert np.allclose(scores[1], [0.1 * updates, -0.1 * updates])
+
+
+class Unsteady:
+    """A federation in which some clients do not answer."""
+
+    def __init__(self, federation: LocalFederation) -> None:
+        self._federation = federation
+        self.gone: set[str] = set()
+        self.asked: list[str] = []
+
+    def run(self, work: object, on: list[str]):
+        self.asked = sorted(on)
+        yield from self._federation.run(work, on=[name for name in on if name not in self.gone])
+        if lost := self.gone & set(on):
+            raise ClientsAwayError.of(dict.fromkeys(lost, "its host died"))
+
+
+def test_a_client_that_does_not_answer_is_done_without_until_it_is_back(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unsteady = Unsteady(board.federation)  # type: ignore[arg-type]
+    e = env(dataclasses.replace(board, federation=unsteady), num_envs=24)  # type: ignore[arg-type]
+    e.reset(seed=1)
+    unsteady.gone = {"home 0"}
+    ended = 0
+    for _ in range(60):
+        _, reward, terminated, _, _ = e.step(e.action_space.sample())
+        assert np.isfinite(reward).all()
+        ended += bool(terminated.all())
+    assert e.away == ("home 0",)
+    assert "home 0" not in unsteady.asked
+    assert ended >= 2
+    unsteady.gone = set(board.clients)
+    e.step(e.action_space.sample())
+    with pytest.raises(ClientsAwayError, match="home 0, home 1, home 2 are away: its host died"):
+        e.reset()
+    unsteady.gone = set()
+    monkeypatch.setattr("frmu.policy.env.time.monotonic", lambda: 1e12)
+    e.reset()
+    assert e.away == ()

@@ -193,6 +193,41 @@ def test_follow_waits_for_a_site_and_leaves_the_folder_free(
     assert follow.returncode == 0
 
 
+@pytest.mark.parametrize("when", ["while RLlib starts", "in an iteration"])
+def test_a_policy_job_that_loses_a_node_says_so_and_can_be_resumed(
+    cluster: Cluster, tmp_path: Path, table: pd.DataFrame, when: str
+) -> None:
+    """The runners and clients that are there go on; the end names who is missing, and --resume takes it from there."""
+    config = put(tmp_path / "sites", table)
+    frmu(cluster, "train", config.file)
+    config.file.write_text(config.file.read_text() + "[policy]\nenv_runners = 2\nsamples = 96\niterations = 3\n")
+    frmu(cluster, "train", config.file)
+    log = tmp_path / "policy.log"
+    with log.open("w") as out:
+        command = [FRMU, "policy", "train", str(config.file)]
+        job = subprocess.Popen(command, env=environment(cluster), stdout=out, stderr=subprocess.STDOUT)
+    end = time.monotonic() + 90
+    mark = "SingleAgentEnvRunner" if when == "while RLlib starts" else "iteration 1 of 3"
+    while mark not in log.read_text() and job.poll() is None and time.monotonic() < end:
+        time.sleep(0.1)
+    cluster.kill("c")
+    began = time.monotonic()
+    try:
+        job.wait(180)  # three times rules.deadline
+    finally:
+        job.kill()
+        cluster.add("c")
+    said = log.read_text()
+    assert job.returncode == 2, said
+    assert time.monotonic() - began < 120
+    assert "goes on without home 4, which did not answer" in said
+    assert "iteration 3 of 3" in said
+    assert "--resume` goes on with it" in said.splitlines()[-1]
+    assert "actor_manager.py" not in said
+    resumed = frmu(cluster, "policy", "train", config.file, "--resume")
+    assert (resumed["resumed_at"], resumed["iterations"]) == (3, 3)
+
+
 def read(log: Path) -> list[dict[str, Any]]:
     lines = [line for line in log.read_text().splitlines() if line.startswith("{")]
     return [entry for line in lines if "kind" in (entry := json.loads(line))]
