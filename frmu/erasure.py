@@ -301,7 +301,8 @@ def not_searched(x: Workplace, state: State, searched: Collection[str]) -> dict[
     sight = x.look()
     names = {*x.store.homes(), *sight.held, *sight.away, *(client.name for client in state.clients)}
     known = x.ledger.known() | {x.ledger.owner(name)[:8] for name in (*x.store.homes(), *sight.away)}
-    out = known - {x.ledger.owner(client)[:8] for client in searched}
+    gone = {owner[:8] for owner in x.ledger.gone()}
+    out = known - gone - {x.ledger.owner(client)[:8] for client in searched}
     if not out:
         return {}
     names |= set(x.look(source=True).rows)  # who left has no shard here, and may have a file

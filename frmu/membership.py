@@ -56,23 +56,35 @@ def _standing(left: bool, away: bool, known: bool, site: Mapping[str, str] | Non
     return "left" if left else "in" if known else "away" if away else "out"
 
 
-def leave(config: Config, client: str) -> dict[str, Any]:
-    """Let a client leave from the next round on; raises `RequestError` for one that nobody knows, or that has left."""
+def leave(config: Config, client: str, for_good: bool = False) -> dict[str, Any]:
+    """Let a client leave from the next round on; raises `RequestError` for one that nobody knows, or that has left.
+
+    One that left `for_good` cannot join again, so closed requests no longer wait to search it.
+    """
     known = [row["client"] for row in members(config)]
-    if client not in known:
-        raise RequestError(f'no client "{client}"{near_miss(client, known)}')
     with ledger_of(config) as ledger:
         owner = ledger.owner(client)
-        if owner in ledger.left():
-            raise RequestError(f'client "{client}" has left already')
-        ledger.note("left", {"client": owner})
-    return {"client": client, "standing": "left"}
+        if client not in known and owner not in ledger.left():
+            raise RequestError(f'no client "{client}"{near_miss(client, known)}')
+        if owner in (ledger.gone() if for_good else ledger.left()):
+            raise RequestError(f'client "{client}" has left already{" for good" * for_good}')
+        ledger.note("left", {"client": owner} | ({"for_good": True} if for_good else {}))
+        ledger.searched(())  # what nobody needs any more is forgotten
+    return {"client": client, "standing": "left", "for_good": for_good}
 
 
 def rejoin(config: Config, client: str) -> dict[str, Any]:
-    """Take a client that left in again, from the next round on; raises `RequestError` for one that has not left."""
+    """Take a client that left in again, from the next round on.
+
+    Raises `RequestError` for one that has not left, or that has left for good.
+    """
     with ledger_of(config) as ledger:
         owner = ledger.owner(client)
+        if owner in ledger.gone():
+            raise RequestError(
+                f'client "{client}" has left for good: requests were closed without searching it, so it cannot join '
+                "again. Give its records another client name"
+            )
         if owner not in ledger.left():
             raise RequestError(
                 f'client "{client}" has not left, so it cannot join again; new ones join by their records'

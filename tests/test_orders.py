@@ -47,7 +47,7 @@ class Life:
         self.shards = {file: file.read_bytes() for root in roots for file in root.rglob("shards/*.parquet")}
 
     def step(self) -> None:
-        deed = self.dice.choice(["ask", "leave", "join", "train", "train", "drain", "drain", "restore"])
+        deed = self.dice.choice(["ask", "leave", "join", "train", "train", "drain", "drain", "restore", "lose"])
         self.said.append(deed)
         try:
             getattr(self, deed)()
@@ -86,6 +86,10 @@ class Life:
         file.write_bytes(data)
         with api.Experiment(self.config, "local") as experiment:
             experiment.replay()
+
+    def lose(self) -> None:
+        """A disk dies with a shard on it; the records are still where they came from."""
+        self.dice.choice(sorted(self.shards)).unlink(missing_ok=True)
 
     def hold(self) -> None:
         open_ = {row["request"] for row in api.requests(self.config, OPEN)}

@@ -10,6 +10,7 @@ from conftest import CONFIG, drain, put, train
 
 from frmu import api
 from frmu.config import Config
+from frmu.errors import RequestError
 from frmu.inbox import ledger_of
 from frmu.membership import leave, rejoin
 from frmu.types import Selection
@@ -67,6 +68,27 @@ def test_who_was_away_at_the_drain_brings_nobody_back(tmp_path: Path, table: pd.
     with ledger_of(config) as ledger:
         assert ledger.standing() == []
         assert ledger.check()
+
+
+def test_who_left_for_good_is_waited_for_no_longer(tmp_path: Path, table: pd.DataFrame, make) -> None:
+    config = make(tmp_path / "homes", table)
+    train(config)
+    leave(config, HOME)
+    train(config)
+    api.erase(config, PERSON)
+    drain(config)
+    with ledger_of(config) as ledger:
+        assert [request.id for request in ledger.standing()] == ["r1"]
+    leave(config, HOME, for_good=True)
+    with ledger_of(config) as ledger:
+        assert ledger.standing() == []
+    with pytest.raises(RequestError, match="left for good"):
+        rejoin(config, HOME)
+    with pytest.raises(RequestError, match="left already for good"):
+        leave(config, HOME, for_good=True)
+    api.erase(config, Selection("subject", subject="p1"))
+    [receipt] = drain(config)["receipts"]
+    assert (receipt["level"], receipt["not_searched"]) == ("L5", [])
 
 
 def test_a_drain_finds_what_a_joiner_still_holds(tmp_path: Path, table: pd.DataFrame) -> None:

@@ -62,13 +62,14 @@ def _tell_added(result: dict[str, Any]) -> None:
 @command(client)
 @config_argument
 @click.argument("name")
+@click.option("--for-good", is_flag=True, help="It cannot join again, and closed requests no longer wait to search it.")
 @json_option
-def leave(config: Path, name: str, as_json: bool) -> None:
+def leave(config: Path, name: str, for_good: bool, as_json: bool) -> None:
     """Let a client leave: it is in no state from the next round on, and its shard is removed. Erases nothing else."""
     from frmu.membership import leave as go
 
-    show(as_json, go(read_trained(config), name), lambda r: say(
-        f"{r['client']} is out from the next round on. To have its records erased as well: "
+    show(as_json, go(read_trained(config), name, for_good), lambda r: say(
+        f"{r['client']} is out from the next round on{', for good' * for_good}. To have its records erased as well: "
         f"frmu erase {config} --client {r['client']!r}"
     ))  # fmt: skip
 

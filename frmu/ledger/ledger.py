@@ -461,6 +461,10 @@ class Ledger:
             (gone.add if line.kind == "left" else gone.discard)(line.body["client"])
         return frozenset(gone)
 
+    def gone(self) -> frozenset[str]:
+        """Owners of clients that have left for good."""
+        return frozenset(line.body["client"] for line in self.lines(["left"]) if line.body.get("for_good"))
+
     def away(self, state: str) -> frozenset[str]:
         """Owners of clients that were away when a state, by its digest, was last trained."""
         trained = [line.body for line in self.lines(["trained"]) if line.body["state"] == state]

@@ -23,6 +23,7 @@ __all__ = ["EXCLUDED", "LIMIT", "Package", "pack"]
 EXCLUDED = ("*.frmu", ".venv", ".git", "*.parquet", "!frmu/data/*.parquet")  # the last: of a checkout of frmu
 LIMIT = 100 << 20  # bytes of a package that Ray takes
 _LISTS = (".gitignore", ".rayignore")
+KEY_BYTES = 32  # of the key of a store, and of most others
 _READ = 1 << 16  # bytes of a file that are looked at
 _HOME = frozenset({"cluster.json", "PG_VERSION"})  # a folder that holds one of these is a cluster's or a database's
 _NAMES = GitIgnoreSpec.from_lines(
@@ -123,5 +124,7 @@ def _secret(path: Path, name: str) -> str | None:
     for start, what in _STARTS.items():
         if head.startswith(start):
             return what
+    if len(head) == KEY_BYTES and not head.isascii():
+        return "a key"
     looked = _HOLDS[:2] if path.suffix in _CODE else _HOLDS
     return next((what for pattern, what in looked if pattern.search(head)), None)

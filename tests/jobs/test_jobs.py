@@ -12,6 +12,7 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
+import machine
 import pandas as pd
 import pytest
 from conftest import CONFIG, TRACKING, put, train
@@ -101,6 +102,50 @@ def test_a_life_in_jobs_each_named_by_its_runs_and_naming_them_and_no_secret_tol
     kept = _get(head, "") + "".join(_get(head, f"{job['submission_id']}/logs") for job in job_info(head))
     assert "frmu.runs" in kept
     _no_secret(head, config, ledger, (printed + kept).encode())
+
+
+LOOK = """
+import json, os
+there = [os.path.relpath(os.path.join(at, name)) for at, _, names in os.walk(".") for name in names]
+print(json.dumps({"there": sorted(there)}))
+"""
+
+
+def test_what_arrives_with_a_job_holds_no_secret(
+    head: Head, tmp_path: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Secrets are planted in a folder, under their names and under others; a job lists what it was given."""
+    from frmu.runtime.connect import _reread_token
+    from frmu.runtime.submit import Cluster
+    from frmu.runtime.upload import pack
+
+    desk = tmp_path / "desk"
+    config = put(desk, table)
+    train(config)  # a working folder with its key, ledger and shards
+    here = machine.Cluster(desk / "my-cluster")
+    here.up(["a"], postgres=False, mlflow=False)
+    try:
+        shutil.copy(here.token, desk / "notes.txt")
+        shutil.copy(config.key_file, desk / "blob")
+        shutil.copy(config.folder / "ledger.db", desk / "lines.bin")
+        (desk / "look.py").write_text(LOOK)
+        secrets = [here.token.read_bytes().strip(), config.key_file.read_bytes()]
+        package = pack(desk, tmp_path / "folder.zip")
+        with monkeypatch.context() as patch:
+            for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+                patch.setenv(name, head[name])
+            _reread_token()
+            cluster = Cluster(head["RAY_API_SERVER_ADDRESS"])
+            said: list[str] = []
+            done = cluster.follow(cluster.submit("python look.py", tmp_path / "folder.zip"), said.append)
+        _reread_token()
+    finally:
+        here.down()
+    assert done.exit_code == 0, said
+    assert last_json("".join(said))["there"] == ["homes.toml", "look.py"]
+    assert {"notes.txt", "blob", "lines.bin"} <= set(package.kept)
+    unpacked = Path(head["SESSION"]).rglob("_ray_pkg_*/**/*")
+    assert not [file for file in unpacked if file.is_file() and any(s in file.read_bytes() for s in secrets)]
 
 
 def _no_secret(head: Head, config: Config, ledger: str | None, told: bytes) -> None:
