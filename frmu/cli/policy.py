@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def policy_train(
     """Train the policy on this federation with RLlib; if it is better, the next `frmu train` applies it."""
     from frmu.api import Experiment
 
+    logging.getLogger("frmu.progress").setLevel(logging.INFO)  # it takes minutes: a line an iteration
     with Experiment(read_trained(config), address, insecure) as experiment:
         result = experiment.learn(iterations, "scratch" if scratch else "current", resume, adopt)
     show(as_json, result, _tell_training)

@@ -96,7 +96,6 @@ def _terminable() -> Iterator[Callable[[], int]]:
 def main(verbose: bool) -> None:
     """Federated learning that can forget, and proves it."""
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
-    logging.getLogger("frmu.progress").setLevel(logging.INFO)  # long work says how far it is
 
 
 def command(
