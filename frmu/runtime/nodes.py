@@ -14,6 +14,7 @@ from frmu.runtime.placement import LABEL, HostPlan, Node, Plan, plan_for
 
 __all__ = ["LIGHT", "Visitors", "absent", "await_labels", "plan_on", "request", "visit"]
 
+ATTEMPTS, AGAIN = 10, 1.0  # times that a process which is lost is asked, and seconds between them
 LIGHT: dict[str, Any] = {"num_cpus": 0.01}  # as many processes as memory allows may share a machine
 
 
@@ -90,7 +91,7 @@ class Visitors:
         refs = {self._actor(place).do.remote(errand, place): place for place in asked}
         done: dict[str, Any] = {}
         try:
-            self._await(refs, done, away)
+            self._await(errand, refs, done, away)
         finally:
             for site in away:
                 self._dismiss(site)
@@ -105,14 +106,25 @@ class Visitors:
             self._actors[place.site] = ray.remote(_Visitor).options(**options).remote()
         return self._actors[place.site]
 
-    def _await(self, refs: dict[Any, Place], done: dict[str, Any], away: dict[str, str]) -> None:
+    def _await(self, errand: Errand, refs: dict[Any, Place], done: dict[str, Any], away: dict[str, str]) -> None:
+        """Take what comes; a process that was lost is asked again while its node may only seem to be there."""
         import ray
 
+        tries: dict[str, int] = {}
         gone: dict[str, float] = {}  # since when the node of a site is not there
         end = time.monotonic() + self._deadline
         while refs and time.monotonic() < end:
             for ref in ray.wait(list(refs), num_returns=1, timeout=1.0)[0]:
-                _took(ref, refs.pop(ref).site, done, away)
+                place = refs.pop(ref)
+                if not (lost := _took(ref, place.site, done)):
+                    continue
+                tries[place.site] = tries.get(place.site, 0) + 1
+                if tries[place.site] >= ATTEMPTS:
+                    away[place.site] = lost
+                    continue
+                time.sleep(AGAIN)
+                self._dismiss(place.site)
+                refs[self._actor(place).do.remote(errand, place)] = place
             for ref, place in list(refs.items()):
                 reason = absent(place.label)
                 if not reason:
@@ -152,15 +164,16 @@ def visit(
         return visitors.visit(errand, at)
 
 
-def _took(ref: Any, site: str, done: dict[str, Any], away: dict[str, str]) -> None:
-    """What came back from a site; an error of ours is raised as it was."""
+def _took(ref: Any, site: str, done: dict[str, Any]) -> str:
+    """Take what came back from a site, or return how its process was lost; an error of ours is raised as it was."""
     import ray
 
     try:
         done[site] = ray.get(ref)
+        return ""
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, FrmuError):
             raise error.cause from None
         raise
     except ray.exceptions.RayError as error:
-        away[site] = f"its node did not answer ({type(error).__name__}); see `ray status`"
+        return f"its node did not answer ({type(error).__name__}); see `ray status`"

@@ -54,6 +54,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         here.down()
 
 
+@pytest.fixture(autouse=True)
+def all_nodes_are_there(cluster: Cluster) -> None:
+    """Whatever became of the test before."""
+    alive = {process.name for process in cluster.processes() if process.alive}
+    for site in sorted(set(SITES) - alive):
+        cluster.add(site)
+
+
 def put(folder: Path, table: pd.DataFrame, patience: int = 2) -> Config:
     """A config of three sites, each with files of its own; who is gone for longer than `patience` seconds is away."""
     text = f"{CONFIG}\n[rules]\nquorum = 0.6\ndeadline = {max(60, 2 * patience)}\n"
