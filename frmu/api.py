@@ -15,21 +15,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from frmu import audit, erasure, explanation, teaching
-from frmu.aggregation.checkpoint import config_of
-from frmu.client.work import Commit, Import
+from frmu.clients.work import Commit, Import
 from frmu.config import Config
 from frmu.errors import ClientsAwayError, ConfigError, FederationError, FrmuError, StoreError
 from frmu.federation import Federation, in_order
-from frmu.gathering import Sight
-from frmu.inbox import DECLARED, erase, ledger_of, receipt_of, requests, status, withdraw
-from frmu.influence.network import Network
 from frmu.ledger.request import EraseRequest
 from frmu.methods.method import Round
 from frmu.report.figures import forgotten, measure
-from frmu.tracking import Run, public
+from frmu.selection.network import Network
+from frmu.services import erasure, explanation, policy_training, verification
+from frmu.services.requests import DECLARED, erase, ledger_of, receipt_of, requests, status, withdraw
+from frmu.services.session import Workplace
+from frmu.services.sites import Sight
+from frmu.storage.checkpoint import config_of
+from frmu.tracking.tracker import Run, public
 from frmu.types import Selection
-from frmu.workplace import Workplace
 
 __all__ = ["Experiment", "erase", "ledger_of", "receipt_of", "requests", "status", "withdraw"]
 
@@ -247,25 +247,25 @@ class Experiment(Workplace):
     def learn(
         self, iterations: int | None = None, start: str = "current", resume: bool | None = None, adopt: str = "better"
     ) -> dict[str, Any]:
-        """Train the slice policy with RLlib on this federation's clients; see `frmu.teaching.learn`."""
-        return teaching.learn(self, iterations, start, resume, adopt)
+        """Train the slice policy with RLlib on this federation's clients; see `frmu.services.policy_training.learn`."""
+        return policy_training.learn(self, iterations, start, resume, adopt)
 
     def explain(
         self, client: str | None = None, slice_: str | None = None, picture: Path | None = None
     ) -> dict[str, Any]:
-        """Say why slices count as they do; see `frmu.explanation.explain`."""
+        """Say why slices count as they do; see `frmu.services.explanation.explain`."""
         return explanation.explain(self, client, slice_, picture)
 
     # -- erase ------------------------------------------------------------------------------------------------
 
     def drain(self, now: bool = False) -> dict[str, Any]:
-        """Honour pending requests in one batch; see `frmu.erasure.drain`."""
+        """Honour pending requests in one batch; see `frmu.services.erasure.drain`."""
         result = erasure.drain(self, now)
         self.deliver()  # not before: the drain purges what waits
         return result | self.waiting()
 
     def replay(self) -> dict[str, Any]:
-        """Remove again whatever has a tombstone; see `frmu.erasure.replay`."""
+        """Remove again whatever has a tombstone; see `frmu.services.erasure.replay`."""
         result = erasure.replay(self)
         self.deliver()
         return result | self.waiting()
@@ -273,9 +273,9 @@ class Experiment(Workplace):
     def verify(
         self, receipt: str | None = None, level: str = "L5", forget: Path | None = None, seed: int = 0
     ) -> dict[str, Any]:
-        """Prove the state, or one receipt, at a level; see `frmu.audit.verify`."""
+        """Prove the state, or one receipt, at a level; see `frmu.services.verification.verify`."""
         self.deliver()
-        return audit.verify(self, receipt, level, forget, seed)
+        return verification.verify(self, receipt, level, forget, seed)
 
 
 def _flat(config: Config) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The demo: real car parks, a sensor that lies, three requests, one proof. What it prints, it has just computed.
 
-The records are the Birmingham parking set that ships with frmu (`data/parking.md`). One thing is done to them,
+The records are the Birmingham parking set that ships with frmu (`datasets/parking.md`). One thing is done to them,
 and said: for two weeks one car park's counter reports at random.
 """
 
@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from frmu import api
-from frmu.bench.parking import CONFIG
 from frmu.config import Config, load
-from frmu.report.page import write_receipt
+from frmu.datasets.parking import CONFIG
+from frmu.report.receipt_html import write_receipt
 from frmu.types import Selection, State
 
 __all__ = ["run_demo"]
@@ -94,7 +94,7 @@ def _prepare(folder: Path, sites: int, tell: Callable[[str], None]) -> Config:
     for name in ("parking.frmu", "never-had", "receipts"):
         shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    table = pq.read_table(Path(__file__).parent / "data" / "parking.parquet")
+    table = pq.read_table(Path(__file__).parent / "datasets" / "parking.parquet")
     others = [name for name in pc.unique(table["site"]).to_pylist() if name not in SITES and name != "BHMBRTARC01"]
     names = [*SITES, *others][:sites]
     table = table.filter(pc.is_in(table["site"], pa.array(names)))

@@ -95,7 +95,7 @@ class Federation(Protocol):
         """Every client, in the order of their names, those who are away among them."""
 
     def admit(self, homes: Mapping[str, Any], rows: Mapping[str, int]) -> None:
-        """Take in clients that are new: the place of each (`frmu.data.place`), and how many records, where known."""
+        """Take in clients that are new: the place of each (`frmu.data.sites`), and how many records, where known."""
 
     def run(self, work: Work, on: Iterable[str] | None = None) -> Iterator[Reply]:
         """Let clients (all by default) do a work; replies come in the order of arrival.

@@ -11,11 +11,11 @@ import pytest
 from conftest import drain, put, train
 
 from frmu import api
-from frmu.client.work import Commit
+from frmu.clients.work import Commit
 from frmu.config import Config
 from frmu.errors import ConfigError, DataError, FederationError, LedgerError, PolicyError, RequestError, StoreError
-from frmu.influence.network import read_policy, shipped, write_policy
 from frmu.ledger.ledger import Ledger
+from frmu.selection.network import read_policy, shipped, write_policy
 from frmu.types import Selection
 
 PERSON = Selection("subject", subject="p3")
@@ -360,7 +360,7 @@ def test_lineage_does_not_rest_on_tags(trained: Config) -> None:
 
 def test_what_is_logged_is_tagged_first(trained: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """A drain killed while it logs the new state leaves a run that the next purge finds."""
-    from frmu.workplace import Workplace
+    from frmu.services.session import Workplace
 
     api.erase(trained, PERSON)
     with monkeypatch.context() as patch:

@@ -12,11 +12,11 @@ import pytest
 from conftest import CONFIG, drain, homes, put, train
 
 from frmu import api
-from frmu.aggregation.checkpoint import load_state, save_state
 from frmu.cli import main
 from frmu.config import Config, load
 from frmu.errors import RequestError
 from frmu.ledger.receipt import check_receipt
+from frmu.storage.checkpoint import load_state, save_state
 from frmu.types import Float, Selection, State
 
 # Slices of persons and no choice of influences: what differs between two models is the erased records alone.

@@ -18,8 +18,8 @@ from conftest import CONFIG, put, train
 from frmu import api
 from frmu.cli import main
 from frmu.config import Config
-from frmu.continual import Follow
 from frmu.errors import ConfigError, DataError
+from frmu.services.continual import Follow
 from frmu.types import Selection
 
 SOON = dt.timedelta(milliseconds=20)

@@ -15,7 +15,7 @@ import pytest
 from conftest import CONFIG, drain, homes, put, train
 
 from frmu import api
-from frmu.learning.statistics import numerics
+from frmu.models.statistics import numerics
 from frmu.types import Selection
 
 FILE = Path(__file__).with_suffix(".json")

@@ -16,10 +16,10 @@ from conftest import CONFIG, train
 from frmu import api
 from frmu.config import Config, parse
 from frmu.errors import ConfigError, FrmuError, LedgerError, PolicyError, RequestError, StoreError
-from frmu.inbox import check_selection
-from frmu.influence.network import read_policy
 from frmu.policy.checkpoint import lineage_of, read_progress
-from frmu.serving import load_model, predict
+from frmu.selection.network import read_policy
+from frmu.services.prediction import load_model, predict
+from frmu.services.requests import check_selection
 from frmu.types import Selection
 
 ROOT = Path(__file__).parents[1]
@@ -36,9 +36,9 @@ OF = {
     "open": {"shelve"},
 }
 MEANT = {
-    ("frmu/bench/sources/archives.py", "read_pickle"),  # run only where its SHA-256 is that of one that was read
+    ("frmu/datasets/archives.py", "read_pickle"),  # run only where its SHA-256 is that of one that was read
     ("frmu/bench/forgetting.py", "import_module"),  # of a name that stands beside it
-    ("frmu/serving.py", "load_model"),  # our own: a safetensors file
+    ("frmu/services/prediction.py", "load_model"),  # our own: a safetensors file
     ("frmu/bench/forgetting.py", "load_model"),
 }
 
@@ -155,8 +155,8 @@ def test_what_lies_in_mlflow_is_read_as_numbers(tmp_path: Path, trap: str, confi
     train(config)
     [model] = list(config.folder.rglob("MLmodel"))
     text = model.read_text()
-    assert "loader_module: frmu.serving" in text
-    model.write_text(text.replace("frmu.serving", trap))
+    assert "loader_module: frmu.services.prediction" in text
+    model.write_text(text.replace("frmu.services.prediction", trap))
     (model.parent / "python_model.pkl").write_bytes(pickle.dumps(_Bomb()))
     rows = tmp_path / "rows.parquet"
     table.head(5).to_parquet(rows)

@@ -13,9 +13,9 @@ import pytest
 from conftest import CONFIG, WINDOW, drain, homes, put, train
 
 from frmu import api
-from frmu.aggregation.checkpoint import load_state
 from frmu.config import Config
 from frmu.errors import RequestError, StoreError
+from frmu.storage.checkpoint import load_state
 from frmu.types import Selection
 
 SELECTIONS: dict[str, tuple[Selection, Callable[[pd.DataFrame], pd.Series]]] = {

@@ -12,17 +12,17 @@ from click.testing import CliRunner
 from conftest import CONFIG, drain, put, train
 
 from frmu import api
-from frmu.aggregation.checkpoint import load_state
 from frmu.cli import main
 from frmu.config import Config
 from frmu.data.shard import clients_in
 from frmu.errors import RequestError, StoreError
-from frmu.influence.network import read_policy, shipped, write_policy
-from frmu.influence.observation import FEATURES
-from frmu.influence.task import validation_loss
 from frmu.methods.analytic import total_of
-from frmu.report.picture import draw_influence
+from frmu.report.plots import draw_influence
 from frmu.runtime.local import LocalFederation
+from frmu.selection.network import read_policy, shipped, write_policy
+from frmu.selection.observation import FEATURES
+from frmu.selection.problem import validation_loss
+from frmu.storage.checkpoint import load_state
 from frmu.types import ClientState, Selection, State
 
 

@@ -20,14 +20,16 @@ from frmu.types import Selection
 # The process kills itself right before, or right after, a step; no code of frmu's knows of it.
 DRAIN = """
 import os, signal, sys
-from frmu import api, erasure, registry, workplace
-from frmu.client import client
+from frmu import api
+from frmu.services import erasure, session
+from frmu.tracking import registry
+from frmu.clients import client
 from frmu.config import load
 from frmu.data import shard
 from frmu.ledger.ledger import Ledger
 
 owner, name, moment, stage = sys.argv[2:]
-place = {"Ledger": Ledger, "shards": shard, "workplace": workplace, "Registry": registry.Registry}[owner]
+place = {"Ledger": Ledger, "shards": shard, "workplace": session, "Registry": registry.Registry}[owner]
 original = getattr(place, name)
 
 def struck(*arguments, **options):

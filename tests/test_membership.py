@@ -14,9 +14,9 @@ from conftest import CONFIG, put, train
 from frmu import api
 from frmu.cli import main
 from frmu.config import Config
-from frmu.continual import Follow
 from frmu.errors import ConfigError, DataError, RequestError
-from frmu.membership import add, leave, members, rejoin
+from frmu.services.continual import Follow
+from frmu.services.participants import add, leave, members, rejoin
 from frmu.types import Selection
 
 FOLDER = CONFIG.replace("homes.parquet", "*.parquet")

@@ -13,11 +13,11 @@ import pytest
 from conftest import CONFIG, drain, homes, put, train
 
 from frmu import api
-from frmu.aggregation.checkpoint import load_state
 from frmu.config import Config
 from frmu.errors import FrmuError
 from frmu.ledger.request import OPEN
-from frmu.membership import leave, rejoin
+from frmu.services.participants import leave, rejoin
+from frmu.storage.checkpoint import load_state
 from frmu.types import Selection
 
 HOMES = ("home 0", "home 1", "home 2")

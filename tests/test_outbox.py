@@ -26,15 +26,16 @@ from click.testing import CliRunner
 from conftest import CONFIG, drain, homes, put, train
 from mlflow_server import Gate, Server, contents, free_port, gate, mlflow_server
 
-from frmu import api, continual
+from frmu import api
 from frmu.cli import main
 from frmu.config import Config, load
-from frmu.continual import Follow
-from frmu.delivery import Taint, empty
 from frmu.errors import AwayError, RequestError, TrackingError
-from frmu.outbox import Op, Outbox, key, strays
-from frmu.serving import predict
-from frmu.tracking import Tracker
+from frmu.services import continual
+from frmu.services.continual import Follow
+from frmu.services.prediction import predict
+from frmu.tracking.queue import Op, Outbox, key, strays
+from frmu.tracking.sync import Taint, empty
+from frmu.tracking.tracker import Tracker
 from frmu.types import Selection
 
 __all__ = ["gate", "mlflow_server"]  # fixtures
@@ -197,7 +198,7 @@ def test_numbers_keep_their_steps_and_times(gate: Gate, tmp_path: Path) -> None:
             run.metrics({"gain": step / 2, "not/a number": float("nan")}, step)
     assert [box.run for box in Outbox(tmp_path / "outbox").waiting()] == [run.id]
     gate.open()
-    from frmu.delivery import deliver as send
+    from frmu.tracking.sync import deliver as send
 
     tracker = Tracker(gate.address, str(tmp_path), tmp_path, Outbox(tmp_path / "outbox"))
     again = shutil.copytree(tmp_path / "outbox", tmp_path / "again")
@@ -215,11 +216,12 @@ def test_numbers_keep_their_steps_and_times(gate: Gate, tmp_path: Path) -> None:
 # The process kills itself after so many calls; no code of frmu's knows of it.
 DELIVER = """
 import os, signal, sys
-from frmu import api, delivery, registry, tracking
+from frmu import api
+from frmu.tracking import registry, sync, tracker
 from frmu.config import load
 
 owner, name, left = sys.argv[2], sys.argv[3], [int(sys.argv[4])]
-place = {"delivery": delivery, "Tracker": tracking.Tracker, "Registry": registry.Registry}[owner]
+place = {"delivery": sync, "Tracker": tracker.Tracker, "Registry": registry.Registry}[owner]
 original = getattr(place, name)
 
 def struck(*arguments, **options):

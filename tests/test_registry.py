@@ -23,8 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frmu.errors import TrackingError
-from frmu.registry import Registry, held, holds_tags, model_name
-from frmu.tracking import Tracker
+from frmu.tracking.registry import Registry, held, holds_tags, model_name
+from frmu.tracking.tracker import Tracker
 
 ADA, BOB, EVE = "0000000a", "0000000b", "0000000e"
 STATE = b"a state" * 100
@@ -108,9 +108,9 @@ def test_mlflow_itself_serves_a_version(home: House, monkeypatch: pytest.MonkeyP
         def predict(self, table: Any) -> Any:
             return [len(self.state)] * len(table)
 
-    serving = types.ModuleType("frmu.serving")
+    serving = types.ModuleType("frmu.services.prediction")
     serving._load_pyfunc = Model  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "frmu.serving", serving)
+    monkeypatch.setitem(sys.modules, "frmu.services.prediction", serving)
     run, _ = home.run(ADA)
     place = home.client.get_run(run).info.artifact_uri
     model = mlflow.pyfunc.load_model(f"{place}/model")

@@ -11,8 +11,8 @@ from conftest import CONFIG, drain, put, train
 from frmu import api
 from frmu.config import Config
 from frmu.errors import RequestError
-from frmu.inbox import ledger_of
-from frmu.membership import leave, rejoin
+from frmu.services.participants import leave, rejoin
+from frmu.services.requests import ledger_of
 from frmu.types import Selection
 
 PERSON = Selection("subject", subject="p2")

@@ -12,11 +12,11 @@ from click.testing import CliRunner
 from conftest import CONFIG, drain, homes, put
 
 from frmu import api
-from frmu.aggregation.checkpoint import config_of
 from frmu.cli import main
 from frmu.config import Config, load
 from frmu.errors import ConfigError, FrmuError
-from frmu.serving import predict
+from frmu.services.prediction import predict
+from frmu.storage.checkpoint import config_of
 from frmu.types import Selection
 
 DATES = "validation_from = 2025-05-01\nlater_from = 2025-06-01\ntest_from = 2025-07-01"

@@ -10,10 +10,10 @@ import pytest
 from conftest import CONFIG, drain, put, train
 
 from frmu import api
-from frmu.aggregation.checkpoint import save_state
 from frmu.config import Config
 from frmu.errors import DataError, RequestError, StoreError
-from frmu.serving import load_model, predict
+from frmu.services.prediction import load_model, predict
+from frmu.storage.checkpoint import save_state
 from frmu.types import Selection
 
 PERSON = Selection("subject", subject="p3")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from frmu.learning.solve import solve
+from frmu.models.ridge import solve
 from frmu.types import Float, Statistics
 
 __all__ = ["attend", "counterfactual", "losses"]

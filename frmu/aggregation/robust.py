@@ -21,7 +21,7 @@ from functools import partial
 import numpy as np
 
 from frmu.errors import ConfigError
-from frmu.learning.solve import shrinkage, solve
+from frmu.models.ridge import shrinkage, solve
 from frmu.types import Float, Statistics
 
 __all__ = [

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frmu.aggregation.attention import losses
-from frmu.learning.solve import solve
+from frmu.models.ridge import solve
 from frmu.types import Float, Statistics
 
 __all__ = ["Trust", "trust"]

@@ -32,14 +32,14 @@ from frmu.aggregation.attention import attend, counterfactual
 from frmu.aggregation.robust import by_gradients, by_heads, gradient_cosine, rivals, weighted
 from frmu.aggregation.trust import trust
 from frmu.bench.forgetting import Images, mnist
-from frmu.bench.sources import cached
 from frmu.config import Attention, load
+from frmu.data.parquet import gather, survey
 from frmu.data.shard import Shard
-from frmu.data.source import gather, survey
+from frmu.datasets import cached
 from frmu.errors import ConfigError
-from frmu.influence.disturbance import disturb
-from frmu.learning.encoders import Encoder, encode, encoders
-from frmu.learning.statistics import one_thread, targets
+from frmu.models.encoders import Encoder, encode, encoders
+from frmu.models.statistics import one_thread, targets
+from frmu.selection.disturbance import disturb
 from frmu.types import Float, Statistics
 
 __all__ = ["FAULTS", "MEAN", "ORACLE", "OURS", "SETS", "Part", "Sites", "bench_attention", "measure", "split_images"]

@@ -27,16 +27,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from frmu.bench.sources import cached
 from frmu.config import Config, Policy, load
+from frmu.data.parquet import TIME
 from frmu.data.shard import features
-from frmu.data.source import TIME
-from frmu.influence.ageing import decay, window
-from frmu.influence.network import Network, read_policy, shipped
-from frmu.influence.selectors import decide
-from frmu.influence.task import Task, refit, task_of, validation_loss
-from frmu.learning.encoders import encode, encoders, width
-from frmu.learning.statistics import loss, one_thread, statistics_of
+from frmu.datasets import cached
+from frmu.models.encoders import encode, encoders, width
+from frmu.models.statistics import loss, one_thread, statistics_of
+from frmu.selection.ageing import decay, window
+from frmu.selection.network import Network, read_policy, shipped
+from frmu.selection.problem import Task, refit, task_of, validation_loss
+from frmu.selection.selectors import decide
 from frmu.types import Float, Statistics
 
 __all__ = ["KINDS", "bench_continual", "draw_continual"]

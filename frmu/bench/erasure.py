@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from frmu import api
-from frmu.bench.sources import cached
 from frmu.config import Config, load
+from frmu.datasets import cached
 from frmu.types import Selection
 
 __all__ = ["bench_erasure"]

@@ -18,19 +18,19 @@ from typing import Any
 
 import numpy as np
 
-from frmu.bench.sources import cached
-from frmu.client.work import Commit, Import, Play
+from frmu.clients.work import Commit, Import, Play
 from frmu.config import Config, Policy, load
-from frmu.data.source import survey
-from frmu.influence.network import Network, read_policy, shipped, write_policy
-from frmu.influence.observation import observe
-from frmu.influence.search import Account, Budget
-from frmu.influence.selectors import follow
-from frmu.learning.statistics import loss, one_thread
+from frmu.data.parquet import survey
+from frmu.datasets import cached
 from frmu.methods.analytic import analytic
+from frmu.models.statistics import loss, one_thread
 from frmu.policy.env import Board
-from frmu.policy.learn import MOST, board_of, train_policy
+from frmu.policy.training import MOST, board_of, train_policy
 from frmu.runtime.local import LocalFederation
+from frmu.selection.network import Network, read_policy, shipped, write_policy
+from frmu.selection.observation import observe
+from frmu.selection.search import Account, Budget
+from frmu.selection.selectors import follow
 
 __all__ = ["bench_federate"]
 

@@ -5,7 +5,7 @@ backdoored client (MNIST) leads test records astray; mislabelled records (digits
 Both are erased by a real request and drain. The erased model has to do as one that was trained again elsewhere, while
 one that was only trained on a little without the records ("fine-tuned") shows what forgetting by looking away gives.
 
-Everything goes through the product: Parquet and TOML in, `Experiment.train`, `erase`, `drain`, `serving.predict`. Test
+Everything goes through the product: Parquet and TOML in, `Experiment.train`, `erase`, `drain`, `prediction.predict`. Test
 records, triggers and held-back canaries are files that no federation was ever given. Heads are wide here (d = 1,265 to
 2,001), so the configs choose no influences (`policy.selector = "keep"`, `attention.rule = "size"`, one slice a client):
 choosing costs solves by the slice, and is not what is asked. It follows that a client that lies is fitted in full.
@@ -33,16 +33,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from frmu import api
-from frmu.bench.sources import member_of
 from frmu.config import Config, load
+from frmu.data.parquet import gather
 from frmu.data.shard import Shard
-from frmu.data.source import gather
+from frmu.datasets import member_of
 from frmu.errors import ConfigError, StoreError
-from frmu.learning.encoders import encode, encoders, width
-from frmu.learning.statistics import statistics_of, targets
-from frmu.serving import Model, load_model, predict
+from frmu.models.encoders import encode, encoders, width
+from frmu.models.statistics import statistics_of, targets
+from frmu.services.prediction import Model, load_model, predict
 from frmu.types import Float, Selection, Statistics
-from frmu.verify.suspects import ORIGINAL, RETRAINED, STATE, TUNED, fine_tune
+from frmu.verification.models_under_test import ORIGINAL, RETRAINED, STATE, TUNED, fine_tune
 
 __all__ = ["ROWS", "Backdoor", "Canary", "Images", "bench_forgetting", "digits", "mnist"]
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from frmu.bench.sources import cached
 from frmu.config import load
-from frmu.influence.disturbance import disturb, draw
-from frmu.influence.task import PARTS, Task, task_of
-from frmu.learning.encoders import Encoder, encode
-from frmu.learning.statistics import statistics_of
+from frmu.datasets import cached
+from frmu.models.encoders import Encoder, encode
+from frmu.models.statistics import statistics_of
+from frmu.selection.disturbance import disturb, draw
+from frmu.selection.problem import PARTS, Task, task_of
 from frmu.types import Float, Statistics
 
 __all__ = ["SEEN", "Series", "lesson", "series_of"]

@@ -31,23 +31,23 @@ from typing import Any
 import numpy as np
 
 from frmu.bench.lessons import SEEN, TAUGHT
-from frmu.bench.sources import cached
-from frmu.client.client import Client
-from frmu.client.framu import Blocks, blocks
-from frmu.client.work import Commit, Import, Packed, Play
+from frmu.clients.client import Client
+from frmu.clients.framu import Blocks, blocks
+from frmu.clients.work import Commit, Import, Packed, Play
 from frmu.config import Config, Policy, load
-from frmu.data.source import survey
+from frmu.data.parquet import survey
+from frmu.datasets import cached
 from frmu.errors import DataError
-from frmu.influence.disturbance import KINDS
-from frmu.influence.network import Network, read_policy, shipped
-from frmu.influence.observation import FEATURES, Fit, Look, fit, observe
-from frmu.influence.search import Account, Budget, ascend, greedy, leave_one_out
-from frmu.influence.selectors import decide, follow, guided, rules
-from frmu.influence.task import Task
-from frmu.learning.solve import solve
-from frmu.learning.statistics import loss, one_thread
 from frmu.methods.analytic import outputs_of, total_of
+from frmu.models.ridge import solve
+from frmu.models.statistics import loss, one_thread
 from frmu.runtime.local import LocalFederation
+from frmu.selection.disturbance import KINDS
+from frmu.selection.network import Network, read_policy, shipped
+from frmu.selection.observation import FEATURES, Fit, Look, fit, observe
+from frmu.selection.problem import Task
+from frmu.selection.search import Account, Budget, ascend, greedy, leave_one_out
+from frmu.selection.selectors import decide, follow, guided, rules
 from frmu.types import Float, Statistics
 
 __all__ = [

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from frmu.bench.lessons import SEEN, lesson, series_of
-from frmu.influence.network import write_policy
+from frmu.selection.network import write_policy
 
 __all__ = ["pretrain"]
 
@@ -26,7 +26,7 @@ TOLD = 50  # iterations between two lines
 
 def pretrain(out: Path, cache: Path, iterations: int, seed: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """Train from scratch and write the policy to `out`; its digest, the seconds, the worth by the iteration."""
-    from frmu.policy.lessons import learn_lessons
+    from frmu.policy.pretraining import learn_lessons
 
     series = series_of(cache)
     began = time.perf_counter()

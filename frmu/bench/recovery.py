@@ -20,8 +20,8 @@ import pandas as pd
 
 from frmu import api
 from frmu.bench.drain import federation_of_homes
-from frmu.client.client import Client
-from frmu.client.work import Describe, Each
+from frmu.clients.client import Client
+from frmu.clients.work import Describe, Each
 from frmu.config import load
 from frmu.federation import Answer, Federation, Payload
 

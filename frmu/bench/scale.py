@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 
 from frmu.bench.policy import STEPS, Case, Selector, best_rule, dvrl, gain_of
-from frmu.bench.sources import cached
-from frmu.client.work import Commit, Import, Packed, Play
+from frmu.clients.work import Commit, Import, Packed, Play
 from frmu.config import load
-from frmu.data.source import survey
-from frmu.influence.disturbance import KINDS
-from frmu.influence.network import Network, read_policy, shipped
-from frmu.influence.observation import Look, observe
-from frmu.influence.search import Account, Budget, ascend, greedy
-from frmu.influence.selectors import follow, guided
-from frmu.learning.statistics import one_thread
+from frmu.data.parquet import survey
+from frmu.datasets import cached
+from frmu.models.statistics import one_thread
 from frmu.runtime.local import LocalFederation
+from frmu.selection.disturbance import KINDS
+from frmu.selection.network import Network, read_policy, shipped
+from frmu.selection.observation import Look, observe
+from frmu.selection.search import Account, Budget, ascend, greedy
+from frmu.selection.selectors import follow, guided
 from frmu.types import Float
 
 __all__ = ["SLICES", "bench_scale"]

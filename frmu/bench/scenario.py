@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from frmu.bench.sources import cached
-from frmu.client.client import Client
-from frmu.client.work import Commit, Import
+from frmu.clients.client import Client
+from frmu.clients.work import Commit, Import
 from frmu.config import Config, load
+from frmu.data.parquet import gather, survey
 from frmu.data.shard import Shard
-from frmu.data.source import gather, survey
-from frmu.influence.disturbance import disturb, draw
+from frmu.datasets import cached
 from frmu.runtime.local import LocalFederation
+from frmu.selection.disturbance import disturb, draw
 
 __all__ = ["KEY", "SETS", "VARIANTS", "Scenario", "filled", "held", "scenario"]
 

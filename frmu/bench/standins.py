@@ -1,6 +1,6 @@
 """The paper's table on stand-ins for its data: three kinds of data to unlearn, on one modality and on several.
 
-The paper's own sets cannot be had here; `frmu.bench.sources.standins` says what stands for them. A row is a way to
+The paper's own sets cannot be had here; `frmu.datasets.standins` says what stands for them. A row is a way to
 learn from a federation that has records it had better not have (`frmu.bench.scenario`); it is judged on the test
 records of the same federation without them, by
 
@@ -36,16 +36,16 @@ from numpy.typing import NDArray
 
 from frmu.bench.policy import Case, best_rule
 from frmu.bench.scenario import KEY, SETS, VARIANTS, Scenario, held, scenario
-from frmu.client.client import Client
-from frmu.client.work import Purge
+from frmu.clients.client import Client
+from frmu.clients.work import Purge
 from frmu.data.tombstones import tombstones
-from frmu.influence.network import read_policy, shipped
-from frmu.influence.observation import observe
-from frmu.influence.search import Account, Budget
-from frmu.learning.solve import solve
-from frmu.learning.statistics import one_thread, targets
 from frmu.methods.analytic import analytic, outputs_of, total_of
+from frmu.models.ridge import solve
+from frmu.models.statistics import one_thread, targets
 from frmu.runtime.local import LocalFederation
+from frmu.selection.network import read_policy, shipped
+from frmu.selection.observation import observe
+from frmu.selection.search import Account, Budget
 from frmu.types import Float, Statistics
 
 __all__ = ["ROWS", "Answer", "Row", "bench_standins"]

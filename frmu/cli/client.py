@@ -32,7 +32,7 @@ def client() -> None:
 @json_option
 def list_clients(config: Path, as_json: bool) -> None:
     """Every client: its site, records, attention, and whether it takes part."""
-    from frmu.membership import members
+    from frmu.services.participants import members
 
     show(as_json, members(read_trained(config)), _tell_members)
 
@@ -49,7 +49,7 @@ def _tell_members(rows: list[dict[str, Any]]) -> None:
 @json_option
 def add(config: Path, files: tuple[Path, ...], as_json: bool) -> None:
     """Put Parquet files of new clients under data.path; they take part from the next round on."""
-    from frmu.membership import add as put
+    from frmu.services.participants import add as put
 
     show(as_json, put(read_config(config), files), _tell_added)
 
@@ -66,7 +66,7 @@ def _tell_added(result: dict[str, Any]) -> None:
 @json_option
 def leave(config: Path, name: str, for_good: bool, as_json: bool) -> None:
     """Let a client leave: it is in no state from the next round on, and its shard is removed. Erases nothing else."""
-    from frmu.membership import leave as go
+    from frmu.services.participants import leave as go
 
     show(as_json, go(read_trained(config), name, for_good), lambda r: say(
         f"{r['client']} is out from the next round on{', for good' * for_good}. To have its records erased as well: "
@@ -80,7 +80,7 @@ def leave(config: Path, name: str, for_good: bool, as_json: bool) -> None:
 @json_option
 def join(config: Path, name: str, as_json: bool) -> None:
     """Take a client that left in again, from the next round on."""
-    from frmu.membership import rejoin
+    from frmu.services.participants import rejoin
 
     show(as_json, rejoin(read_trained(config), name), lambda r: say(f"{r['client']} is in from the next round on"))
 

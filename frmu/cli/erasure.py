@@ -96,7 +96,7 @@ def _tell_request(result: dict[str, Any], config: Path) -> None:
 def _read_ids(file: Path, partial: bool) -> tuple[tuple[str, ...], list[str]]:
     """The record ids in a file, each once, and what was wrong with other lines; all of these are named."""
     from frmu.errors import RequestError
-    from frmu.inbox import malformed
+    from frmu.services.requests import malformed
 
     try:
         lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
@@ -333,7 +333,7 @@ def receipt() -> None:
 def receipt_show(config: Path, request: str, out: Path | None, as_json: bool) -> None:
     """Show a receipt, or write it to a file."""
     from frmu import api
-    from frmu.report.page import write_receipt
+    from frmu.report.receipt_html import write_receipt
 
     found = api.receipt_of(read_config(config), request)
     if out is not None:

@@ -62,7 +62,7 @@ def demo(folder: Path, sites: int, as_json: bool) -> int:
 @json_option
 def init(parquet: tuple[str, ...], out: Path, force: bool, as_json: bool, **named: str | None) -> None:
     """Propose a config from Parquet files: columns, ranges, dates of the split, slice rule."""
-    from frmu.data.propose import propose
+    from frmu.data.inference import propose
 
     result = propose(parquet, out, {key: value for key, value in named.items() if value is not None}, force)
     show(as_json, result, lambda r: say(f"Wrote {r['config']}:", "", r["text"], *r["notes"]))
@@ -110,7 +110,7 @@ def _follow(
 ) -> int:  # fmt: skip
     """Rounds as they come, a line each, and a summary as the last."""
     from frmu.config import parse_duration
-    from frmu.continual import Follow, kept
+    from frmu.services.continual import Follow, kept
 
     try:
         follow = Follow(config, address, parse_duration(every), rounds, until, drain, insecure)
@@ -285,7 +285,7 @@ def _tell_slice(key: str, one: dict[str, Any]) -> None:
 @json_option
 def predict(config: Path, parquet: Path, out: Path, version: str | None, as_json: bool) -> None:
     """Predict for rows of a Parquet file, with a state that no erasure has overtaken."""
-    from frmu.serving import predict as write
+    from frmu.services.prediction import predict as write
 
     result = write(read_config(config), parquet, out, version)
     show(as_json, result, lambda r: say(

@@ -192,7 +192,7 @@ def read_config(config: Path) -> Any:
 
 def read_trained(config: Path) -> Any:
     """The config of an experiment that was trained before; what was not is told, and no folder is made for it."""
-    from frmu.store import Store
+    from frmu.storage.workspace import Store
 
     loaded = read_config(config)
     Store.existing(loaded)

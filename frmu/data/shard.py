@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from frmu.config import CALENDAR, Config, parse_duration
-from frmu.data.source import RECORD, SLICE, SUBJECT, TARGET, TIME, columns_of, read_parquet
-from frmu.data.where import parse_where
+from frmu.data.parquet import RECORD, SLICE, SUBJECT, TARGET, TIME, columns_of, read_parquet
+from frmu.data.row_filter import parse_where
 from frmu.errors import RequestError, StoreError
 from frmu.types import Float, Selection
 

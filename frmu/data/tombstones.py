@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from frmu.config import Config
-from frmu.data.source import files_of, names_in, read_parquet
+from frmu.data.parquet import files_of, names_in, read_parquet
 
 __all__ = ["purge_files", "tombstone", "tombstones"]
 

@@ -16,14 +16,14 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from frmu.aggregation.server import Aggregate, Drop, Folded, Held, Total
-from frmu.client.work import Adopt, Choose, Describe, Packed, Sum
+from frmu.clients.work import Adopt, Choose, Describe, Packed, Sum
 from frmu.config import Config
 from frmu.errors import RoundLostError
 from frmu.federation import Federation, Reply, in_order
-from frmu.influence.network import Network
-from frmu.learning.encoders import width
 from frmu.methods.method import Method, Round
+from frmu.models.encoders import width
+from frmu.selection.network import Network
+from frmu.server.server import Aggregate, Drop, Folded, Held, Total
 from frmu.types import State, Statistics
 
 __all__ = ["analytic", "digests_of", "outputs_of", "total_of"]

@@ -51,19 +51,19 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from frmu.aggregation.server import Drop, Server
-from frmu.client.framu import Blocks, Seen, Trial, Try, Weigh, perform, views_of
-from frmu.client.work import Describe, Packed
+from frmu.clients.framu import Blocks, Seen, Trial, Try, Weigh, perform, views_of
+from frmu.clients.work import Describe, Packed
 from frmu.config import Config
 from frmu.errors import FrmuError
 from frmu.federation import Federation, Payload, in_order
-from frmu.influence.network import Network
-from frmu.influence.task import Task
-from frmu.learning.encoders import width
-from frmu.learning.solve import solve
-from frmu.learning.statistics import unpack
 from frmu.methods.analytic import digests_of, outputs_of, total_of
 from frmu.methods.method import Method, Round
+from frmu.models.encoders import width
+from frmu.models.ridge import solve
+from frmu.models.statistics import unpack
+from frmu.selection.network import Network
+from frmu.selection.problem import Task
+from frmu.server.server import Drop, Server
 from frmu.types import ClientState, Float, State, Statistics
 
 __all__ = [

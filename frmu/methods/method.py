@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from frmu.federation import Federation
-from frmu.influence.network import Network
+from frmu.selection.network import Network
 from frmu.types import Float, State
 
 __all__ = ["Method", "Round"]

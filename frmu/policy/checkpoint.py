@@ -24,8 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from frmu.errors import PolicyError
-from frmu.influence.network import shapes
-from frmu.influence.observation import VERSION
+from frmu.selection.network import shapes
+from frmu.selection.observation import VERSION
 
 __all__ = ["Progress", "lineage_of", "read_progress", "write_progress"]
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from frmu.client.compare import Compare
+from frmu.clients.compare import Compare
 from frmu.federation import in_order
-from frmu.influence.network import Network
 from frmu.policy.env import Board
+from frmu.selection.network import Network
 from frmu.types import Float
 
 __all__ = ["REHEARSALS", "Comparison", "compare"]

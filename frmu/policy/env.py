@@ -27,12 +27,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from frmu.client.work import Move, Packed, Play
+from frmu.clients.work import Move, Packed, Play
 from frmu.errors import ClientsAwayError
 from frmu.federation import Federation
-from frmu.influence.network import LIMIT, influence_of
-from frmu.influence.observation import FEATURES
-from frmu.influence.selectors import SEARCH
+from frmu.selection.network import LIMIT, influence_of
+from frmu.selection.observation import FEATURES
+from frmu.selection.selectors import SEARCH
 
 __all__ = ["Board", "SliceEnv", "spaces"]
 

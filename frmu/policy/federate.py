@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frmu.aggregation.average import Average
-from frmu.client.work import Describe
+from frmu.clients.work import Describe
 from frmu.errors import ClientsAwayError
 from frmu.policy.env import GROUP, Board
 from frmu.policy.trainer import GROUPS, Trainer

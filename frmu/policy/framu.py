@@ -39,12 +39,12 @@ from ray.rllib.utils.metrics import (
 )
 from torch import Tensor, nn
 
-from frmu.client.framu import Blocks, Seen, Trial
+from frmu.clients.framu import Blocks, Seen, Trial
 from frmu.errors import PolicyError
-from frmu.influence.observation import FEATURES
-from frmu.influence.task import Task
 from frmu.methods.framu import LEVELS, Agents, Outcome, Settings, Weights, World, rows_of, run, world_of_tasks
 from frmu.policy.trainer import quiet
+from frmu.selection.observation import FEATURES
+from frmu.selection.problem import Task
 from frmu.types import Float
 
 __all__ = ["QModule", "SlicesEnv", "dqn", "select"]
@@ -274,7 +274,7 @@ def _module(number: int) -> str:
 def dqn(world: World, settings: Settings) -> Iterator[Agents]:
     """RLlib's DQN over a world, in the learner's process. Raises `PolicyError` where Ray is not up."""
     if not ray.is_initialized():  # RLlib would start one of its own, open to the network
-        raise PolicyError("framu's agents are trained by RLlib, and Ray is not up; enter `frmu.runtime.remote.cluster`")
+        raise PolicyError("framu's agents are trained by RLlib, and Ray is not up; enter `frmu.runtime.ray.cluster`")
     with quiet():
         algorithm = _config(world, settings).build_algo()
         # The buffer draws from a generator that RLlib does not seed.

@@ -17,8 +17,8 @@ from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core.columns import Columns
 from ray.rllib.evaluation.postprocessing import Postprocessing
 
-from frmu.influence.scores import change
 from frmu.policy.module import seen
+from frmu.selection.scores import change
 
 __all__ = ["SliceLearner", "TemporalDifference"]
 

@@ -15,8 +15,8 @@ from ray.rllib.core.rl_module.apis import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
-from frmu.influence.network import BLOCKS, HEADS, RELATIONS, WIDTH
-from frmu.influence.observation import FEATURES
+from frmu.selection.network import BLOCKS, HEADS, RELATIONS, WIDTH
+from frmu.selection.observation import FEATURES
 
 __all__ = ["SPREAD", "Seen", "SliceModule", "SliceNetwork", "seen"]
 

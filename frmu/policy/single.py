@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from frmu.config import load
 from frmu.data.shard import clients_in
-from frmu.influence.network import LIMIT
 from frmu.policy.env import Board, SliceEnv
-from frmu.policy.learn import MOST, board_of
+from frmu.policy.training import MOST, board_of
 from frmu.runtime.local import LocalFederation
-from frmu.store import Store
+from frmu.selection.network import LIMIT
+from frmu.storage.workspace import Store
 
 __all__ = ["SliceTask", "slice_task"]
 

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from frmu.config import Policy
 from frmu.errors import FederationError, PolicyError
-from frmu.influence.scores import update
 from frmu.policy.env import GROUP, Board, SliceEnv, spaces
 from frmu.runtime.deadline import within
+from frmu.selection.scores import update
 
 __all__ = ["Trainer", "quiet", "runners_for", "scalars_of"]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from frmu.client.work import Measure
+from frmu.clients.work import Measure
 from frmu.federation import Federation, in_order
-from frmu.influence.observation import FEATURES
 from frmu.methods.method import Round
+from frmu.selection.observation import FEATURES
 from frmu.types import State
 
 __all__ = ["explain", "forgotten", "measure"]

@@ -20,7 +20,7 @@ from typing import Any
 
 from frmu.config import checked_address
 from frmu.errors import FederationError
-from frmu.runtime.knock import TOKEN, knock
+from frmu.runtime.preflight import TOKEN, knock
 
 __all__ = ["cluster"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from frmu.config import Config
-from frmu.data.place import Look, homes, places
+from frmu.data.sites import Look, homes, places
 from frmu.errors import RequestError
 from frmu.runtime.connect import cluster
 from frmu.runtime.nodes import plan_on, visit
-from frmu.runtime.remote import measured
+from frmu.runtime.ray import measured
 
 __all__ = ["forecast"]
 

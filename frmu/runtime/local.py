@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from frmu.aggregation.server import Server
-from frmu.client.client import Host
+from frmu.clients.client import Host
 from frmu.config import Config
-from frmu.data.place import Place
+from frmu.data.sites import Place
 from frmu.federation import Reply, Task, Traffic, Work
+from frmu.server.server import Server
 
 __all__ = ["LocalFederation"]
 

@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 from typing import Any
 
 from frmu.config import Placement
-from frmu.data.place import Errand, Place
+from frmu.data.sites import Errand, Place
 from frmu.errors import FrmuError
 from frmu.runtime.placement import LABEL, HostPlan, Node, Plan, plan_for
 

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from frmu.client.client import BLOCK
+from frmu.clients.client import BLOCK
 from frmu.config import CALENDAR, Config, Placement
-from frmu.data.place import Place
+from frmu.data.sites import Place
 from frmu.errors import FederationError
-from frmu.learning.encoders import width
+from frmu.models.encoders import width
 
 __all__ = ["HostPlan", "Node", "Plan", "hosts_for", "need_of", "plan_for"]
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from frmu.errors import FederationError, RequestError
-from frmu.runtime.knock import TOKEN, authorization, closed
+from frmu.runtime.preflight import TOKEN, authorization, closed
 
 __all__ = ["STOPPED", "Cluster", "Outcome"]
 

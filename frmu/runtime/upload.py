@@ -20,7 +20,7 @@ from frmu.errors import RequestError
 
 __all__ = ["EXCLUDED", "LIMIT", "Package", "pack"]
 
-EXCLUDED = ("*.frmu", ".venv", ".git", "*.parquet", "!frmu/data/*.parquet")  # the last: of a checkout of frmu
+EXCLUDED = ("*.frmu", ".venv", ".git", "*.parquet", "!frmu/datasets/*.parquet")  # the last: of a checkout of frmu
 LIMIT = 100 << 20  # bytes of a package that Ray takes
 _LISTS = (".gitignore", ".rayignore")
 KEY_BYTES = 32  # of the key of a store, and of most others
@@ -115,7 +115,7 @@ def _files(folder: Path, prefix: str, lists: tuple[tuple[str, GitIgnoreSpec], ..
 
 def _secret(path: Path, name: str) -> str | None:
     """Return what must not leave this machine in a file; empty where its name says so, None where nothing does."""
-    if name.startswith("frmu/data/") and name.endswith(".parquet"):
+    if name.startswith("frmu/datasets/") and name.endswith(".parquet"):
         return None
     if _NAMES.match_file(path.name):
         return ""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from frmu.aggregation.attention import attend, counterfactual
-from frmu.learning.statistics import statistics_of
+from frmu.models.statistics import statistics_of
 from frmu.types import Statistics
 
 Parts = tuple[list[Statistics], list[Statistics]]

@@ -21,8 +21,8 @@ from frmu.aggregation.robust import (
     weighted,
 )
 from frmu.errors import ConfigError
-from frmu.learning.solve import solve
-from frmu.learning.statistics import statistics_of
+from frmu.models.ridge import solve
+from frmu.models.statistics import statistics_of
 from frmu.types import Statistics
 
 CLIENTS, BAD = 9, 3

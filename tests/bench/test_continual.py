@@ -11,9 +11,9 @@ import pytest
 from frmu.bench import continual
 from frmu.bench.continual import FIRST, KINDS, MONTHS, WEEK, draw_continual
 from frmu.config import Config, parse
-from frmu.influence.network import read_policy, shipped
-from frmu.influence.task import refit
-from frmu.learning.statistics import loss
+from frmu.models.statistics import loss
+from frmu.selection.network import read_policy, shipped
+from frmu.selection.problem import refit
 
 CONFIG = {
     "data": {

@@ -26,11 +26,11 @@ from frmu.bench.policy import (
 )
 from frmu.cli import main
 from frmu.errors import DataError
-from frmu.influence.disturbance import KINDS
-from frmu.influence.network import read_policy, shipped
-from frmu.influence.observation import fit
-from frmu.influence.task import Task, refit, task_of
-from frmu.learning.statistics import loss, statistics_of
+from frmu.models.statistics import loss, statistics_of
+from frmu.selection.disturbance import KINDS
+from frmu.selection.network import read_policy, shipped
+from frmu.selection.observation import fit
+from frmu.selection.problem import Task, refit, task_of
 from frmu.types import Statistics
 
 SLICES = 6
@@ -152,7 +152,7 @@ def test_framu_is_a_selector_of_a_whole_federation(tmp_path: Path) -> None:
 
 def test_lessons_teach_and_a_seed_replays(case: Case) -> None:
     torch = pytest.importorskip("torch")
-    from frmu.policy.lessons import learn_lessons
+    from frmu.policy.pretraining import learn_lessons
 
     def make(rng: np.random.Generator) -> Task:
         w = rng.normal(size=5)

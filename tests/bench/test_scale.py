@@ -9,9 +9,9 @@ import pytest
 
 from frmu.bench import scale
 from frmu.bench.scale import bench_scale
-from frmu.bench.sources import cached
+from frmu.datasets import cached
 from frmu.errors import DataError
-from frmu.influence.disturbance import KINDS
+from frmu.selection.disturbance import KINDS
 
 CACHE = Path(os.environ.get("FRMU_CACHE", Path.home() / ".cache" / "frmu"))
 

@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from frmu.bench import sources
-from frmu.bench.sources import DATA_SETS, DataSet, cached, member_of
-from frmu.bench.sources.dataset import slots_of
-from frmu.client.work import Commit, Import
+from frmu import datasets
+from frmu.clients.work import Commit, Import
 from frmu.config import Config, Policy, load
+from frmu.data.parquet import gather, survey
 from frmu.data.shard import Shard
-from frmu.data.source import gather, survey
+from frmu.datasets import DATA_SETS, DataSet, cached, member_of
+from frmu.datasets.dataset import slots_of
 from frmu.errors import DataError
 from frmu.methods.analytic import analytic
 from frmu.report.figures import measure
@@ -156,7 +156,7 @@ def test_a_cache_is_made_once_a_version_and_only_its_own_are_swept(
         calls.append(1)
         return pd.DataFrame({"x": np.arange(3)})
 
-    monkeypatch.setitem(sources.DATA_SETS, "toy", DataSet(make, "[data]\n"))
+    monkeypatch.setitem(datasets.DATA_SETS, "toy", DataSet(make, "[data]\n"))
     for stranger in ("toy.v0", "toy", "toy.v0x", "toys.v0", "toy.v999"):
         (tmp_path / stranger).mkdir()
     first = cached("toy", tmp_path)
@@ -164,7 +164,7 @@ def test_a_cache_is_made_once_a_version_and_only_its_own_are_swept(
     assert len(calls) == 1
     assert {path.name for path in first.iterdir()} == {"data.parquet", "config.toml"}
     assert {path.name for path in tmp_path.iterdir()} == {first.name, "toy", "toy.v0x", "toys.v0", "toy.v999"}
-    monkeypatch.setattr(sources, "VERSION", sources.VERSION + 1)
+    monkeypatch.setattr(datasets, "VERSION", datasets.VERSION + 1)
     assert cached("toy", tmp_path) != first
     assert not first.exists()
 
@@ -173,7 +173,7 @@ def test_a_maker_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def make() -> pd.DataFrame:
         raise DataError("no index")
 
-    monkeypatch.setitem(sources.DATA_SETS, "toy", DataSet(make, "[data]\n"))
+    monkeypatch.setitem(datasets.DATA_SETS, "toy", DataSet(make, "[data]\n"))
     with pytest.raises(DataError, match="no index"):
         cached("toy", tmp_path)
     assert not list(tmp_path.iterdir())

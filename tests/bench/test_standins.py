@@ -14,9 +14,9 @@ from click.testing import CliRunner
 
 from frmu.bench import standins
 from frmu.bench.scenario import VARIANTS, held, scenario
-from frmu.bench.sources import cached
 from frmu.bench.standins import Answer, Scenario, bench_standins
 from frmu.cli import main
+from frmu.datasets import cached
 from frmu.errors import DataError
 
 CACHE = Path(os.environ.get("FRMU_CACHE", Path.home() / ".cache" / "frmu"))

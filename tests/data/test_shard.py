@@ -10,9 +10,9 @@ import pytest
 from conftest import CONFIG, put
 
 from frmu.config import Config
+from frmu.data.parquet import gather
 from frmu.data.shard import SPLITS, Shard, ages, clients_in, path_of, write
-from frmu.data.source import gather
-from frmu.learning.encoders import blocks, encode, encoders
+from frmu.models.encoders import blocks, encode, encoders
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from frmu.config import Config, parse
-from frmu.data.source import RECORD, SLICE, SUBJECT, TARGET, TIME, columns_of, gather, text_of
-from frmu.data.where import DEEPEST, LONGEST, LONGEST_PATTERN, Where, parse_where
+from frmu.data.parquet import RECORD, SLICE, SUBJECT, TARGET, TIME, columns_of, gather, text_of
+from frmu.data.row_filter import DEEPEST, LONGEST, LONGEST_PATTERN, Where, parse_where
 from frmu.errors import RequestError
 
 CLIENT = "home 1"
@@ -503,7 +503,7 @@ def test_no_text_takes_long() -> None:
 
 
 def test_the_parser_is_loaded_when_a_filter_is_read() -> None:
-    code = "import sys, frmu.data.where; sys.exit('sqlglot' in sys.modules)"
+    code = "import sys, frmu.data.row_filter; sys.exit('sqlglot' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -25,7 +25,7 @@ KNOCKING = """
 import json, os, sys, time
 from frmu.errors import FederationError
 from frmu.runtime.connect import _reread_token
-from frmu.runtime.knock import knock
+from frmu.runtime.preflight import knock
 told = []
 for address, insecure, environment in json.load(sys.stdin):
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USE_TLS"):

@@ -22,7 +22,7 @@ from postgres import _binaries
 
 from frmu.config import Config, load
 from frmu.policy.checkpoint import read_progress
-from frmu.store import Store
+from frmu.storage.workspace import Store
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]

@@ -14,16 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from frmu.client import framu as client
-from frmu.client.framu import Trial, blocks, perform, seen_by, views_of
-from frmu.client.work import Commit, Import
+from frmu.clients import framu as client
+from frmu.clients.framu import Trial, blocks, perform, seen_by, views_of
+from frmu.clients.work import Commit, Import
 from frmu.config import Config
 from frmu.errors import FrmuError
-from frmu.influence import observation, task
-from frmu.influence.observation import FEATURES
-from frmu.influence.task import Task, task_of, validation_loss
-from frmu.learning.encoders import encode, encoders, width
-from frmu.learning.statistics import statistics_of
 from frmu.methods.framu import (
     Settings,
     averaged,
@@ -35,7 +30,12 @@ from frmu.methods.framu import (
     world_of,
     world_of_tasks,
 )
+from frmu.models.encoders import encode, encoders, width
+from frmu.models.statistics import statistics_of
 from frmu.runtime.local import LocalFederation
+from frmu.selection import observation, problem
+from frmu.selection.observation import FEATURES
+from frmu.selection.problem import Task, task_of, validation_loss
 from frmu.types import Float, Statistics
 
 SLICES = 6
@@ -77,7 +77,7 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return counted
 
-    for module, name in ((task, "solve"), (client, "solve"), (observation, "factorise")):
+    for module, name in ((problem, "solve"), (client, "solve"), (observation, "factorise")):
         monkeypatch.setattr(module, name, counting(getattr(module, name)))
     return count
 

@@ -15,15 +15,15 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frmu.client.work import Commit, Import, Play, arrivals
+from frmu.clients.work import Commit, Import, Play, arrivals
 from frmu.errors import ClientsAwayError
-from frmu.influence.network import LIMIT, Network, read_policy, shipped
-from frmu.influence.observation import FEATURES, Look
 from frmu.policy.env import CHAIN, MASK, Board, SliceEnv
-from frmu.policy.learn import board_of
 from frmu.policy.module import SliceNetwork
 from frmu.policy.trainer import scalars_of
+from frmu.policy.training import board_of
 from frmu.runtime.local import LocalFederation
+from frmu.selection.network import LIMIT, Network, read_policy, shipped
+from frmu.selection.observation import FEATURES, Look
 
 MOST = 4
 
@@ -100,7 +100,7 @@ def test_forgetting_what_was_shuffled_earns_more(board: Board) -> None:
 
 
 def _hit(e: SliceEnv, name: str, seed: int) -> list[bool]:
-    from frmu.client.work import Move, Play
+    from frmu.clients.work import Move, Play
 
     board = e.boards[0]
     play = Play({name: (Move(seed, None, 0.0, True),)}, board.outputs, board.total, MOST)

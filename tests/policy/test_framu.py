@@ -12,10 +12,10 @@ import torch
 from conftest import homes, put
 from ray.rllib.core.columns import Columns
 
-from frmu.client.framu import Seen, Trial
-from frmu.client.work import Commit, Import, Purge
+from frmu.clients.framu import Seen, Trial
+from frmu.clients.work import Commit, Import, Purge
 from frmu.config import Config
-from frmu.data.place import Place
+from frmu.data.sites import Place
 from frmu.data.tombstones import tombstones
 from frmu.errors import PolicyError
 from frmu.federation import Federation
@@ -180,7 +180,7 @@ def test_a_seed_replays_and_another_does_not(world: World, outcome: Outcome) -> 
 def test_tasks_of_a_federation_are_judged_like_its_clients(
     config: Config, federation: LocalFederation, world: World, outcome: Outcome
 ) -> None:
-    from frmu.client.framu import blocks
+    from frmu.clients.framu import blocks
 
     total, outputs = world.ask.total.open(), world.ask.outputs  # type: ignore[attr-defined]
     clients = federation.host.clients(world.names)
@@ -229,7 +229,7 @@ def test_it_runs_again_after_a_purge(tmp_path: Path, config: Config) -> None:
 
 
 def test_the_same_state_on_ray(tmp_path: Path, config: Config, federation: LocalFederation) -> None:
-    from frmu.runtime.remote import RayFederation
+    from frmu.runtime.ray import RayFederation
 
     remote = RayFederation(config, {name: Place("", config, tmp_path) for name in federation.clients})
     try:

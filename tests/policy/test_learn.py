@@ -76,7 +76,7 @@ def test_env_runners_step_the_client_actors_and_may_die(
     tmp_path: Path, table: pd.DataFrame, at: int, lost: int
 ) -> None:
     """One, or all of them, after any iteration: the training goes on and has them back."""
-    from frmu.policy.learn import train_policy
+    from frmu.policy.training import train_policy
 
     config = with_policy(tmp_path / "runners", table, env_runners=2, samples=960)
     train(config)
@@ -104,7 +104,7 @@ def test_env_runners_step_the_client_actors_and_may_die(
 
 
 def _board(experiment: api.Experiment) -> tuple:
-    from frmu.policy.learn import board_of
+    from frmu.policy.training import board_of
 
     names = [client.name for client in experiment.state().clients]
     return board_of(experiment.config, experiment.federation(experiment.homes_of(names, experiment.look())))
@@ -112,17 +112,18 @@ def _board(experiment: api.Experiment) -> tuple:
 
 TRAIN = """
 import os, signal, sys
-from frmu import api, teaching
+from frmu import api
+from frmu.services import policy_training
 from frmu.config import load
 
-keep = teaching._keep
+keep = policy_training._keep
 
 def struck(self, progress, lineage):
     keep(self, progress, lineage)
     if progress.iterations == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 
-teaching._keep = struck
+policy_training._keep = struck
 with api.Experiment(load(sys.argv[1])) as experiment:
     experiment.learn(iterations=3)
 """
@@ -256,9 +257,9 @@ def test_a_policy_that_is_no_better_is_let_go(tmp_path: Path, table: pd.DataFram
 def test_the_better_of_two_policies_is_told_either_way(
     tmp_path: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from frmu.influence.network import read_policy, shipped, write_policy
     from frmu.policy import compare as comparing
     from frmu.policy.compare import compare
+    from frmu.selection.network import read_policy, shipped, write_policy
 
     monkeypatch.setattr(comparing, "REHEARSALS", 24)
     config = with_policy(tmp_path / "two", table)

@@ -27,7 +27,7 @@ from frmu import api
 from frmu.config import Config
 from frmu.errors import ClientsAwayError
 from frmu.federation import Answer
-from frmu.runtime.remote import RayFederation
+from frmu.runtime.ray import RayFederation
 from frmu.types import Selection
 
 pytestmark = pytest.mark.cluster
@@ -248,7 +248,7 @@ def test_a_client_that_kills_its_host_takes_nobody_with_it(
     tmp_path: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four clients share a host, and the records of one kill it: the other three train, as if it were not there."""
-    from frmu.client.work import Import
+    from frmu.clients.work import Import
 
     text = f"{CONFIG}{RULES}\n[placement]\nclients_per_actor = 4\n"
     config = put(tmp_path / "homes", table, text)
@@ -311,7 +311,7 @@ def test_a_drain_goes_on_without_nobody(tmp_path: Path, table: pd.DataFrame) -> 
 
 def test_a_client_is_back_soon(tmp_path: Path, table: pd.DataFrame) -> None:
     """Five seconds on an idle machine, for a host that needs no torch; `frmu bench recovery` measures it."""
-    from frmu.client.work import Describe
+    from frmu.clients.work import Describe
 
     config = small(tmp_path / "homes", table)
     with api.Experiment(config) as experiment:

@@ -17,9 +17,9 @@ from conftest import CONFIG, put, train
 
 from frmu import api
 from frmu.config import Config
-from frmu.data.place import Place
+from frmu.data.sites import Place
 from frmu.errors import ClientsAwayError, DataError
-from frmu.influence.scores import below
+from frmu.selection.scores import below
 from frmu.types import Selection
 
 
@@ -63,7 +63,7 @@ def test_an_error_of_a_client_arrives_as_it_was(tmp_path: Path, table: pd.DataFr
 def test_arrays_pass_from_clients_to_the_server_as_refs(tmp_path: Path, table: pd.DataFrame) -> None:
     import ray
 
-    from frmu.client.work import Sum
+    from frmu.clients.work import Sum
 
     config = packed(tmp_path / "refs", table, 2)
     with api.Experiment(config) as experiment:
@@ -76,7 +76,7 @@ def test_arrays_pass_from_clients_to_the_server_as_refs(tmp_path: Path, table: p
 def test_a_client_that_died_is_named(tmp_path: Path, table: pd.DataFrame) -> None:
     import ray
 
-    from frmu.client.work import Describe
+    from frmu.clients.work import Describe
 
     config = packed(tmp_path / "dead", table, 2)
     with api.Experiment(config) as experiment:

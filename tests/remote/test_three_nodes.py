@@ -26,7 +26,7 @@ from frmu import api
 from frmu.config import Config, load
 from frmu.errors import ClientsAwayError
 from frmu.federation import Answer
-from frmu.runtime.remote import RayFederation
+from frmu.runtime.ray import RayFederation
 from frmu.types import Selection
 
 ROOT = Path(__file__).parents[2]
@@ -258,7 +258,7 @@ def listed(cluster: Cluster, config: Config) -> list[dict[str, Any]]:
 
 
 def told_runs(config: Config) -> list[Any]:
-    from frmu.workplace import tracker_of
+    from frmu.services.session import tracker_of
 
     tracker = tracker_of(config)
     return list(tracker.client.search_runs([tracker.experiment_id]))
@@ -399,7 +399,7 @@ def test_a_driver_killed_at_any_trip(
 import os, signal
 from frmu import api
 from frmu.config import load
-from frmu.runtime.remote import RayFederation
+from frmu.runtime.ray import RayFederation
 from frmu.types import Selection
 
 run, trips = RayFederation.run, iter(range(1000))

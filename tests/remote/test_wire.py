@@ -26,17 +26,17 @@ import pytest
 from conftest import CONFIG, put
 
 from frmu import api
-from frmu.client.client import Client, Host
-from frmu.client.work import Each
+from frmu.clients.client import Client, Host
+from frmu.clients.work import Each
 from frmu.config import Config
 from frmu.data.shard import Shard, clients_in, path_of
 from frmu.federation import Answer
-from frmu.influence.network import current_policy
-from frmu.learning.encoders import encode, encoders
-from frmu.policy.learn import board_of, train_policy
+from frmu.models.encoders import encode, encoders
+from frmu.policy.training import board_of, train_policy
 from frmu.runtime.local import LocalFederation
+from frmu.selection.network import current_policy
+from frmu.services.session import Workplace
 from frmu.types import Selection
-from frmu.workplace import Workplace
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 from frmu.errors import LedgerError
 from frmu.ledger.keys import Keys
 from frmu.ledger.receipt import issue
-from frmu.report.page import page
+from frmu.report.receipt_html import page
 
 KEYS = Keys(b"k" * 32)
 EVIL = "<script>alert('x')</script>\"'&amp;$verdict ${style} \u202eevil\x00 ﷽ 汉字 e" + "\u0301" * 40

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frmu.config import Config, Placement, parse
-from frmu.data.place import Place
+from frmu.data.sites import Place
 from frmu.errors import FederationError
 from frmu.runtime.placement import Node, need_of, plan_for
 

@@ -34,8 +34,8 @@ def packed(folder: Path, tmp_path: Path, *exclude: str) -> set[str]:
 def test_records_and_working_folders_stay(tmp_path: Path) -> None:
     desk = tmp_path / "desk"
     put(desk, "homes.parquet", "homes.frmu/key", "homes.frmu/shards/a.parquet", "sub/x.frmu/ledger.db", ".git/HEAD")
-    put(desk, "homes.toml", "frmu/data/parking.parquet", "jobs/train.py")
-    assert packed(desk, tmp_path) == {"homes.toml", "frmu/data/parking.parquet", "jobs/train.py"}
+    put(desk, "homes.toml", "frmu/datasets/parking.parquet", "jobs/train.py")
+    assert packed(desk, tmp_path) == {"homes.toml", "frmu/datasets/parking.parquet", "jobs/train.py"}
 
 
 def test_a_secret_stays_whatever_it_is_called(tmp_path: Path) -> None:

@@ -1,1 +1,0 @@
-"""The client: a site that holds a shard and answers work over it. Nothing here knows ray."""

@@ -1,0 +1,344 @@
+"""The works of an audit: what a client does over a copy of its shard in which erased records are back.
+
+The copy lies in a folder of its own for as long as the audit takes. As everywhere, sums and counts leave a client and
+no row does; a membership test leaves it as one count of pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from frmu.clients.client import Client
+from frmu.clients.work import Each, errors_of
+from frmu.data import shard as shards
+from frmu.data.parquet import PRIVATE, RECORD, TARGET, gather
+from frmu.data.shard import SPLITS
+from frmu.data.tombstones import tombstones
+from frmu.federation import Answer
+from frmu.models.statistics import pack, targets
+from frmu.types import Float
+
+__all__ = ["Gauge", "Pairs", "Part", "Plant", "Recall", "Restore", "Shadow", "Size", "Strike"]
+
+Buried = Mapping[str, frozenset[str]]
+FIT, TEST = SPLITS.index("fit"), SPLITS.index("test")
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Write a copy of the shard, with those erased records back that are found in files, for an audit.
+
+    `copy` names the copy; `path` says where the files are that the client sees, None for those of its config.
+    """
+
+    tombstones: Buried
+    key: bytes = field(repr=False)
+    copy: str
+    path: str | None = None
+
+    def prepare(self, clients: Sequence[Client]) -> None:
+        """One reading of the files for all clients of this host."""
+        named = [client for client in clients if self.tombstones.get(client.name)]
+        config = clients[0].config
+        if self.path is not None:
+            config = config.model_copy(update={"data": config.data.model_copy(update={"path": self.path})})
+        tables = gather(config, [client.name for client in named]) if named else {}
+        for client in clients:
+            client.incoming = tables.get(client.name)
+
+    def perform(self, client: Client) -> Answer:
+        """How many records came back."""
+        table, client.incoming = client.incoming, None
+        parts = [client.shard.table] if client.held else []
+        if table is not None:
+            buried = self.tombstones[client.name]
+            names = tombstones(self.key, client.name, table[RECORD].to_pylist())
+            table = table.filter(pa.array([name in buried for name in names], pa.bool_()))
+            table = table.drop_columns([name for name in [PRIVATE] if name in table.column_names])
+            parts.append(table)
+        if whole := [part for part in parts if part.num_rows]:
+            shards.write(pa.concat_tables(whole).sort_by(RECORD), client.copy(self.copy))
+        rows = sum(part.num_rows for part in parts)
+        return Answer(client.name, {"restored": 0 if table is None else table.num_rows, "rows": rows})
+
+
+def _forget(client: Client, buried: Buried, key: bytes) -> NDArray[np.bool_]:
+    """Which rows are those that were erased, (n,) bool."""
+    names = buried.get(client.name, frozenset())
+    return np.array([name in names for name in client.tombstones(key)] if names else np.zeros(len(client.shard)), bool)
+
+
+@dataclass(frozen=True, slots=True)
+class Part(Each):
+    """Send the sums of the fitted records that were erased, or of the others."""
+
+    part: Literal["forget", "retain"]
+    outputs: tuple[str, ...]
+    tombstones: Buried
+    key: bytes = field(repr=False)
+
+    def perform(self, client: Client) -> Answer:
+        """Packed sums in the payload."""
+        wanted = _forget(client, self.tombstones, self.key) == (self.part == "forget")
+        rows = np.flatnonzero(wanted & (client.shard.split == FIT))
+        sums = client.statistics_of_rows(rows, self.outputs)
+        return Answer(client.name, {"rows": len(rows)}, {"H": pack(sums.G), "b": sums.b, "c": np.array([sums.c])})
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge(Each):
+    """How heads (d, outputs) do on erased, retained and test records, and how far their outputs are from one of them.
+
+    Erased and retained are the records that were fitted.
+    """
+
+    heads: Mapping[str, Float]
+    reference: str
+    outputs: tuple[str, ...]
+    tombstones: Buried
+    key: bytes = field(repr=False)
+
+    def perform(self, client: Client) -> Answer:
+        """Sums by set and head."""
+        forget, split = _forget(client, self.tombstones, self.key), client.shard.split
+        sets = {
+            "forget": forget & (split == FIT),
+            "retain": ~forget & (split == FIT),
+            "test": ~forget & (split == TEST),
+        }
+        record: dict[str, Any] = {}
+        for name, mask in sets.items():
+            rows = np.flatnonzero(mask)
+            phi, y = client.encoded(client.shard.modalities, rows), client.shard.target[rows]
+            about = phi @ self.heads[self.reference]
+            record[name] = {}
+            for head, W in self.heads.items():
+                out = phi @ W
+                gap = {"gap": float(np.sum((out - about) ** 2)), "scale": float(np.sum(about * about))}
+                record[name][head] = errors_of(out, y, self.outputs) | gap
+        return Answer(client.name, record)
+
+
+# -- membership -----------------------------------------------------------------------------------------------
+
+
+def _inside(client: Client, erased: NDArray[np.bool_], seeds: Sequence[int]) -> NDArray[np.bool_]:
+    """Which of the fitted rows each shadow model has, (seeds, rows): half of them, drawn by client and seed.
+
+    A model of an odd seed comes from a world that never had the erased records, as the retrained one does.
+    """
+    name = int.from_bytes(client.name.encode(), "big") % 2**63
+    draws = [np.random.Generator(np.random.PCG64([seed, name])).random(len(erased)) < 0.5 for seed in seeds]
+    inside = np.array(draws).reshape(len(seeds), len(erased))
+    return inside & ~(_never(seeds)[:, None] & erased)
+
+
+def _never(seeds: Sequence[int]) -> NDArray[np.bool_]:
+    return np.array(seeds, dtype=np.int64) % 2 == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow(Each):
+    """Send the sums of a random half of the fitted records, for each of some seeds; odd ones without the erased."""
+
+    seeds: tuple[int, ...]
+    outputs: tuple[str, ...]
+    tombstones: Buried
+    key: bytes = field(repr=False)
+
+    def perform(self, client: Client) -> Answer:
+        """Packed sums in the payload, one row a seed."""
+        fitted = np.flatnonzero(client.shard.split == FIT)
+        drawn = _inside(client, _forget(client, self.tombstones, self.key)[fitted], self.seeds)
+        parts = [client.statistics_of_rows(fitted[chosen], self.outputs) for chosen in drawn]
+        payload = {"H": np.stack([pack(part.G) for part in parts]), "b": np.stack([part.b for part in parts])}
+        return Answer(client.name, {"fitted": len(fitted)}, payload)
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs(Each):
+    """The membership test of target heads, by shadow heads (seeds, d, outputs).
+
+    What a head makes of an erased record is held against what shadow heads that never had any of them make of that very
+    record; the answer counts how often the head looks more like one that was fitted on it. No other record is needed,
+    so it does not matter that erased records may be of another kind than those that are left.
+    """
+
+    targets: Mapping[str, Float]
+    shadows: Float
+    seeds: tuple[int, ...]
+    outputs: tuple[str, ...]
+    tombstones: Buried
+    key: bytes = field(repr=False)
+
+    def perform(self, client: Client) -> Answer:
+        """Pairs of an erased record and a shadow head that never had it, and pairs won, by head."""
+        fitted = np.flatnonzero(client.shard.split == FIT)
+        erased = _forget(client, self.tombstones, self.key)[fitted]
+        rows, never = fitted[erased], _never(self.seeds)
+        if not len(rows):
+            return Answer(client.name, {"pairs": 0, "won": dict.fromkeys(self.targets, 0.0)})
+        inside = _inside(client, erased, self.seeds)[:, erased]
+        phi, y = client.encoded(client.shard.modalities, rows), client.shard.target[rows]
+        seen = np.stack([_signal(phi @ W, y, self.outputs) for W in self.shadows])  # (seeds, erased)
+        with_it = np.where(inside, seen, 0.0).sum(axis=0) / np.maximum(inside.sum(axis=0), 1)
+        like = np.sign(with_it - seen[never].mean(axis=0))  # which way a fitted record goes
+        won = {
+            head: float(np.sum(ahead > 0) + np.sum(ahead == 0) / 2)
+            for head, W in self.targets.items()
+            for ahead in [like * (_signal(phi @ W, y, self.outputs) - seen[never])]
+        }
+        return Answer(client.name, {"pairs": int(never.sum()) * len(rows), "won": won})
+
+
+def _signal(predicted: Float, y: NDArray[Any], outputs: tuple[str, ...]) -> Float:
+    """What a head makes of each record, (rows,): the residual, or the margin of the true class over the next."""
+    Y = targets(y, outputs)
+    if y.dtype.kind == "f":
+        return np.asarray((Y - predicted)[:, 0])
+    true = np.sum(np.where(Y > 0, predicted, 0.0), axis=1)
+    return np.asarray(true - np.max(np.where(Y > 0, -np.inf, predicted), axis=1))
+
+
+def _won(members: Float, others: Float) -> float:
+    """Pairs in which a member scores higher, ties half."""
+    ranked = np.sort(others)
+    below = np.searchsorted(ranked, members, side="left").sum()
+    equal = np.searchsorted(ranked, members, side="right").sum() - below
+    return float(below + equal / 2)
+
+
+# -- rehearsals -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Size(Each):
+    """The size of some numeric columns of the shard, as the next power of two: of no record its value is told."""
+
+    columns: tuple[str, ...]
+
+    def perform(self, client: Client) -> Answer:
+        """By column; 1 where all is zero or missing."""
+        return Answer(client.name, {name: _power(client.shard.table[name].to_numpy()) for name in self.columns})
+
+
+def _power(values: NDArray[Any]) -> float:
+    top = float(np.max(np.abs(values), initial=0.0, where=~np.isnan(values)))
+    return 2.0 ** math.ceil(math.log2(top)) if top > 0.0 else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plant(Each):
+    """Write a copy of the shard with records planted in it, under a name; which ids they have is told.
+
+    "canary" plants copies of fitted records with a wrong target, and holds as many back, unless `every`. "backdoor"
+    plants copies that bear a trigger - some features at a value of their own - and all have one target.
+    """
+
+    kind: Literal["canary", "backdoor"]
+    counts: Mapping[str, int]
+    seed: int
+    copy: str
+    trigger: Mapping[str, float] = field(default_factory=dict)
+    goal: Any = None
+    every: bool = False
+
+    def perform(self, client: Client) -> Answer:
+        """The ids planted and the ids held back."""
+        table = client.shard.table
+        ids: dict[str, list[str]] = {"planted": [], "held_back": []}
+        fitted = np.flatnonzero(client.shard.split == FIT)
+        number = min(self.counts.get(client.name, 0), len(fitted))
+        parts = [table]
+        if number:
+            rng = np.random.Generator(np.random.PCG64([self.seed, number]))
+            chosen = rng.permutation(fitted)[: 2 * number]
+            copies = self._changed(client, table.take(pa.array(chosen)), rng)
+            half = len(chosen) if self.kind == "backdoor" else len(chosen) // 2
+            ids["planted"] = copies[RECORD].to_pylist()[:half]
+            ids["held_back"] = copies[RECORD].to_pylist()[half:]
+            parts.append(copies if self.every else copies.slice(0, half))
+        shards.write(pa.concat_tables(parts).sort_by(RECORD), client.copy(self.copy))
+        return Answer(client.name, ids)
+
+    def _changed(self, client: Client, rows: pa.Table, rng: np.random.Generator) -> pa.Table:
+        # Numbered, since the ids are told: the id of the record that was copied stays here.
+        names = pa.array([f"#{self.kind}-{self.seed}-{number:06d}" for number in range(rows.num_rows)], pa.string())
+        rows = _put(rows, RECORD, names)
+        for column, value in self.trigger.items():
+            rows = _put(rows, column, pa.array(np.full(rows.num_rows, value)))
+        return _put(rows, TARGET, self._targets(client, rows, rng))
+
+    def _targets(self, client: Client, rows: pa.Table, rng: np.random.Generator) -> pa.Array:
+        if self.kind == "backdoor":
+            return pa.array([self.goal] * rows.num_rows, rows.schema.field(TARGET).type)
+        y = rows[TARGET].to_numpy(zero_copy_only=False)
+        if y.dtype.kind == "f":
+            spread = float(np.std(client.shard.target)) or 1.0
+            return pa.array(y + 3.0 * spread * rng.choice([-1.0, 1.0], len(y)))
+        labels = sorted(set(client.shard.target.tolist()))
+        wrong = [[label for label in labels if label != one] or [one] for one in y.tolist()]
+        return pa.array([str(rng.choice(options)) for options in wrong])
+
+
+def _put(table: pa.Table, column: str, values: pa.Array) -> pa.Table:
+    return table.set_column(table.column_names.index(column), column, values)
+
+
+@dataclass(frozen=True, slots=True)
+class Recall(Each):
+    """How well heads tell planted canaries from those held back: the error on a wrong target is what betrays them."""
+
+    heads: Mapping[str, Float]
+    held_back: Mapping[str, Sequence[str]]
+    planted: Mapping[str, Sequence[str]]
+    outputs: tuple[str, ...]
+
+    def perform(self, client: Client) -> Answer:
+        """Pairs of a planted and a held-back canary, and pairs in which the planted one errs less, by head."""
+        ids = client.shard.ids
+        members, others = (
+            np.flatnonzero(np.isin(ids, list(names.get(client.name, ())))) for names in (self.planted, self.held_back)
+        )
+        won = {
+            head: _won(self._closeness(client, W, members), self._closeness(client, W, others))
+            for head, W in self.heads.items()
+        }
+        return Answer(client.name, {"pairs": len(members) * len(others), "won": won})
+
+    def _closeness(self, client: Client, W: Float, rows: NDArray[np.intp]) -> Float:
+        y = client.shard.target[rows]
+        signal = _signal(client.encoded(client.shard.modalities, rows) @ W, y, self.outputs)
+        return -np.abs(signal) if y.dtype.kind == "f" else signal
+
+
+@dataclass(frozen=True, slots=True)
+class Strike(Each):
+    """How often a trigger on test records leads heads to the backdoor's target."""
+
+    heads: Mapping[str, Float]
+    trigger: Mapping[str, float]
+    goal: Any
+    outputs: tuple[str, ...]
+
+    def perform(self, client: Client) -> Answer:
+        """Test records that do not have the target, and how many of them are led there, by head."""
+        rows = np.flatnonzero((client.shard.split == TEST) & (client.shard.target != self.goal))
+        table = client.shard.table.take(pa.array(rows))
+        for column, value in self.trigger.items():
+            table = _put(table, column, pa.array(np.full(len(rows), value)))
+        phi = client.encoded(shards.features(table, client.config), slice(None))
+        led = {head: self._led(phi @ W, client.shard.target[rows]) for head, W in self.heads.items()}
+        return Answer(client.name, {"n": len(rows), "led": led})
+
+    def _led(self, predicted: Float, y: NDArray[Any]) -> int:
+        if y.dtype.kind != "f":
+            return int(np.sum(np.array(self.outputs)[np.argmax(predicted, axis=1)] == self.goal))
+        return int(np.sum(np.abs(predicted[:, 0] - self.goal) < np.abs(predicted[:, 0] - y)))

@@ -1,0 +1,255 @@
+"""Propose a config from a file: which column is which, ranges with room to spare, dates of the split.
+
+It looks at the data once, so that training never has to: what it finds is written down, and from then on it is
+declared. A range that came from records which are erased later is a constant of the config like any other; a
+reader who minds declares the ranges by hand.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from frmu.config import load
+from frmu.data.parquet import read_parquet
+from frmu.errors import ConfigError, DataError, near_miss
+
+__all__ = ["propose"]
+
+_NAMES = {
+    "client": (
+        "client",
+        "site",
+        "home",
+        "hospital",
+        "station",
+        "store",
+        "shop",
+        "factory",
+        "device",
+        "sensor",
+        "country",
+    ),
+    "record": ("record", "record_id", "id", "row", "row_id", "uid", "uuid"),
+    "subject": ("subject", "person", "patient", "customer", "user", "user_id", "patient_id", "customer_id"),
+    "time": ("time", "ts", "timestamp", "datetime", "date"),
+    "target": ("target", "label", "y", "class"),
+    "private": ("private", "is_private"),
+}
+
+
+def propose(parquet: Sequence[str], out: Path, named: Mapping[str, str], force: bool = False) -> dict[str, Any]:
+    """Write a config for Parquet files and read it back; `named` fixes the columns that the user knows.
+
+    Raises `ConfigError` where the config is there already and `DataError` where a needed column is neither named
+    nor to be guessed.
+    """
+    if out.exists() and not force:
+        raise ConfigError(f"{out}: is there already; --force overwrites it")
+    path = _path(parquet, out)
+    table = pa.concat_tables([read_parquet(file) for file in _files(parquet)], promote_options="permissive")
+    for role, column in named.items():
+        if column not in table.column_names:
+            raise DataError(f'{parquet[0]}: no column "{column}" for {role}{near_miss(column, table.column_names)}')
+    roles, notes = _roles(table, named)
+    features = _features(table, set(roles.values()))
+    if not features:
+        raise DataError(
+            f"{parquet[0]}: no numeric column is left to be a feature; it has {', '.join(table.column_names)}"
+        )
+    notes += _left_out(table, roles, features)
+    notes += [
+        f'"{name}" has nulls or values that are not finite; `frmu train` will refuse them'
+        for name in [*features, *roles.values()]
+        if _gaps(table[name])
+    ]
+    try:
+        text = _render(path, table, roles, features, notes)
+    except (pa.ArrowException, OverflowError) as error:
+        raise DataError(f"{parquet[0]}: cannot propose a config: {str(error).splitlines()[0]}") from None
+    partial = out.with_name(out.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    try:
+        load(partial)
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return {"config": str(out), "text": text, "roles": roles, "features": features, "notes": notes}
+
+
+def _gaps(column: pa.ChunkedArray) -> bool:
+    return bool(column.null_count or (pa.types.is_floating(column.type) and not pc.all(pc.is_finite(column)).as_py()))
+
+
+def _files(parquet: Sequence[str]) -> list[Path]:
+    files = [
+        found
+        for name in parquet
+        for found in (sorted(Path(name).rglob("*.parquet")) if Path(name).is_dir() else [Path(name)])
+    ]
+    if not files:
+        raise DataError(f"{parquet[0]}: no Parquet file there")
+    return files
+
+
+def _path(parquet: Sequence[str], out: Path) -> str:
+    """What data.path should say, relative to the config."""
+    if len(parquet) == 1:
+        return os.path.relpath(parquet[0], out.parent or ".")
+    folders = {str(Path(name).parent) for name in parquet}
+    if len(folders) > 1:
+        raise DataError(
+            f"the files lie in several folders ({', '.join(sorted(folders))}); give their common folder instead"
+        )
+    return os.path.relpath(Path(folders.pop()) / "*.parquet", out.parent or ".")
+
+
+def _roles(table: pa.Table, named: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    roles, notes = dict(named), []
+    for role, names in _NAMES.items():
+        free = {column.lower(): column for column in table.column_names if column not in roles.values()}
+        guess = next((free[name] for name in names if name in free and _fits(role, table, free[name])), None)
+        if role == "time" and guess is None:
+            guess = next((column for column in free.values() if _is_time(table[column].type)), None)
+        if role == "record" and guess is None:
+            guess = next((column for column in free.values() if _unique_text(table[column])), None)
+        if role not in roles and guess is not None:
+            roles[role] = guess
+            notes.append(f'{role}: taken to be "{guess}"; --{role} COLUMN says otherwise')
+    if missing := [role for role in ("client", "record", "target") if role not in roles]:
+        options = ", ".join(f"--{role} COLUMN" for role in missing)
+        raise DataError(
+            f"cannot tell which column is the {missing[0]} of {', '.join(table.column_names)}; give {options}"
+        )
+    return roles, notes
+
+
+def _fits(role: str, table: pa.Table, column: str) -> bool:
+    if role == "private":
+        return bool(pa.types.is_boolean(table[column].type))
+    return _is_time(table[column].type) if role == "time" else True
+
+
+def _is_time(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
+
+
+def _unique_text(column: pa.ChunkedArray) -> bool:
+    return bool(_is_text(column.type) and pc.count_distinct(column).as_py() == len(column))
+
+
+def _features(table: pa.Table, used: set[str]) -> list[str]:
+    return [name for name in table.column_names if name not in used and _is_number(table[name].type)]
+
+
+def _left_out(table: pa.Table, roles: Mapping[str, str], features: list[str]) -> list[str]:
+    """What nothing will be learned from, and no filter can name."""
+    rest = [name for name in table.column_names if name not in {*features, *roles.values()}]
+    told = ", ".join(f"{name} ({table.schema.field(name).type})" for name in rest)
+    hint = "features are numbers, so give a class a column of 0 and 1"
+    if any(_is_text(table[name].type) for name in rest):
+        hint += ', or make text a modality of its own with the encoder "hash" (model.encoders)'
+    return [f"left out: {told}; {hint}"] if rest else []
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _render(path: str, table: pa.Table, roles: Mapping[str, str], features: list[str], notes: list[str]) -> str:
+    target = table[roles["target"]]
+    numeric = _is_number(target.type) and not pa.types.is_boolean(target.type)
+    regression = numeric and (pa.types.is_floating(target.type) or pc.count_distinct(target).as_py() > 20)
+    lines = ["[data]", f"path = {_quote(path)}"]
+    lines += [
+        f"{role} = {_quote(roles[role])}"
+        for role in ("client", "record", "subject", "time", "private", "target")
+        if role in roles
+    ]
+    lines.append(f'task = "{"regression" if regression else "classification"}"')
+    if not regression:
+        classes = sorted(str(label) for label in pc.unique(target.drop_null()).cast(pa.string()).to_pylist())
+        lines.append(f"classes = {json.dumps(classes, ensure_ascii=False)}")
+    lines += [
+        "",
+        "[data.modalities]",
+        f"all = {json.dumps(features, ensure_ascii=False)}",
+        "",
+        "[data.ranges]",
+    ]
+    lines += [f"{_key(name)} = {_range(table[name])}" for name in features]
+    lines += ["", "[slices]", *_slices(table, roles, notes)]
+    lines += ["", "[split]", *_split(table, roles, notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _range(column: pa.ChunkedArray) -> str:
+    """The least and the greatest value, rounded outwards with a tenth of their distance to spare."""
+    numbers = column.cast(pa.int8()) if pa.types.is_boolean(column.type) else column
+    ends = pc.min_max(numbers).as_py()
+    if ends["min"] is None or not (math.isfinite(ends["min"]) and math.isfinite(ends["max"])):
+        return "[0.0, 1.0]"
+    low, high = float(ends["min"]), float(ends["max"])
+    spare = 0.1 * (high - low) or max(1.0, abs(high))
+    step = 10.0 ** math.floor(math.log10(spare))
+    ends = (math.floor((low - spare) / step) * step, math.ceil((high + spare) / step) * step)
+    return "[" + ", ".join(repr(float(f"{end:.12g}")) for end in ends) + "]"
+
+
+def _slices(table: pa.Table, roles: Mapping[str, str], notes: list[str]) -> list[str]:
+    if "time" in roles:
+        first, last = _ends(table, roles)
+        days = (last - first).days
+        return [f'by = "{"day" if days < 28 else "week" if days < 270 else "month"}"']
+    if "subject" in roles:
+        return ['by = "subject"', "buckets = 16"]
+    notes.append("slices: hash buckets of the record id; name a column in slices.by if records belong together")
+    return [f"by = {_quote(roles['record'])}", "buckets = 16"]
+
+
+def _split(table: pa.Table, roles: Mapping[str, str], notes: list[str]) -> list[str]:
+    first, last = _ends(table, roles) if "time" in roles else (None, None)
+    if first is None or last is None or last - first < dt.timedelta(hours=1):
+        notes.append("split: shares of a hash of the record id, for want of times to cut at")
+        return ["validation = 0.15", "later = 0.15", "test = 0.2"]
+    borders = [first + (last - first) * share for share in (0.6, 0.72, 0.84)]
+    days = [dt.datetime(b.year, b.month, b.day) for b in borders]
+    exact = borders if len(set(days)) < 3 else days
+    names = ("validation_from", "later_from", "test_from")
+    return [f"{name} = {border.isoformat(timespec='seconds')}" for name, border in zip(names, exact, strict=True)]
+
+
+def _ends(table: pa.Table, roles: Mapping[str, str]) -> tuple[dt.datetime, dt.datetime]:
+    column = table[roles["time"]]
+    if not _is_time(column.type):
+        raise DataError(f'column "{roles["time"]}" (time) must be a timestamp or a date, got {column.type}')
+    moments = (
+        column.cast(pa.timestamp("us"), safe=False)
+        if not getattr(column.type, "tz", None)
+        else column.cast(pa.timestamp("us", "UTC")).cast(pa.timestamp("us"))
+    )
+    ends = pc.min_max(moments).as_py()
+    if ends["min"] is None:
+        raise DataError(f'column "{roles["time"]}" (time) has no value')
+    return ends["min"], ends["max"]
+
+
+def _quote(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _quote(name)

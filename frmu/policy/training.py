@@ -1,0 +1,186 @@
+"""Train the slice policy on the clients of some federations: one shared policy, or one a site and their average.
+
+A training that is killed goes on from its last `Progress`, which is handed out after every iteration.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frmu.clients.work import Describe, Packed
+from frmu.config import Config, Policy
+from frmu.errors import PolicyError
+from frmu.federation import Federation, in_order
+from frmu.methods.analytic import digests_of, outputs_of, total_of
+from frmu.policy.checkpoint import Progress
+from frmu.policy.env import Board
+from frmu.selection.network import Network
+from frmu.selection.scores import normalise
+
+_log = logging.getLogger("frmu.progress")
+
+__all__ = ["MOST", "Learned", "board_of", "train_policy"]
+
+MOST = 64  # slices of one client that take part in training; the newest, where there are more
+Teachers = dict[str, list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """Weights by name (float32), scores by client and slice (mean 1 a client), one entry an iteration."""
+
+    weights: Mapping[str, NDArray[np.float32]]
+    scores: dict[str, dict[str, float]]
+    history: list[dict[str, float]]
+    iterations: int
+    env_steps: int
+    env_runners: int
+    seconds: float
+
+
+def board_of(
+    config: Config, federation: Federation, attention: Mapping[str, float] | None = None
+) -> tuple[Board, Teachers]:
+    """The clients of a federation that can teach, and their slices: those with something to fit, to see, to be
+    rewarded on. `attention` is a_k by client, 1 where it is not known. Raises `PolicyError` where nobody can."""
+    described = [reply for reply in in_order(federation.run(Describe())) if reply.record["rows"]]
+    teaching = [
+        reply
+        for reply in described
+        if reply.record["splits"]["validation"] and reply.record["splits"]["later"] and len(reply.record["slices"]) > 1
+    ]
+    if not teaching:
+        raise PolicyError(
+            "no client has two slices to fit, validation records and later records; move the dates in [split], or "
+            "cut finer slices"
+        )
+    outputs = outputs_of(config, {label for reply in described for label in reply.record["classes"]})
+    names = tuple(reply.client for reply in described)
+    total, _ = total_of(config, config.fingerprint(), federation, names, outputs, digests_of(described))
+    board = Board(
+        federation,
+        tuple(reply.client for reply in teaching),
+        outputs,
+        Packed.of(total),
+        tuple((attention or {}).get(reply.client, 1.0) * reply.record["splits"]["fit"] for reply in teaching),
+        {reply.client: over for reply in teaching if (over := len(reply.record["slices"]) - MOST) > 0},
+    )
+    return board, {reply.client: sorted(reply.record["slices"])[-MOST:] for reply in teaching}
+
+
+def train_policy(
+    policy: Policy,
+    boards: Sequence[tuple[Board, Teachers]],
+    parent: Network | None,
+    iterations: int | None = None,
+    on_iteration: Callable[[int, dict[str, float]], None] | None = None,
+    progress: Progress | None = None,
+    keep: Callable[[Progress], None] | None = None,
+    deadline: float = 300.0,
+) -> Learned:
+    """Train on the clients of some boards, from `progress`, else from `parent`'s weights, else from scratch.
+
+    `iterations` counts those that `progress` has behind it. `keep` is given the progress after every iteration.
+    No wait is longer than `deadline` seconds a trip (`FederationError`).
+    """
+    training = _Training(policy, boards, parent, progress, iterations or policy.iterations, deadline)
+    return training.run(on_iteration or (lambda number, metrics: None), keep or (lambda progress: None))
+
+
+class _Training:
+    """One training under way: what it has learned so far, and how to go on."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        boards: Sequence[tuple[Board, Teachers]],
+        parent: Network | None,
+        progress: Progress | None,
+        iterations: int,
+        deadline: float,
+    ) -> None:
+        self.deadline = deadline
+        self.policy, self.parent, self.iterations = policy, parent, iterations
+        self.boards = [board for board, _ in boards]
+        self.teachers = [(name, keys) for _, slices in boards for name, keys in slices.items()]
+        self.progress = progress
+        known = progress.scores if progress is not None else {}
+        self.scores = [np.array([known.get(name, {}).get(key, 0.0) for key in keys]) for name, keys in self.teachers]
+        self.history = [dict(metrics) for metrics in progress.history] if progress is not None else []
+        self._before = self.history[-1]["env_steps"] if self.history else 0.0
+        self._began = time.perf_counter() - (progress.seconds if progress is not None else 0.0)
+
+    def run(self, on_iteration: Callable[[int, dict[str, float]], None], keep: Callable[[Progress], None]) -> Learned:
+        from frmu.policy.federate import Sites, batch_of
+        from frmu.policy.trainer import Trainer, quiet
+
+        policy, runners = self.policy, self._runners()
+        most = max(len(keys) for _, keys in self.teachers)
+        federated = policy.federated
+        samples = batch_of(policy.samples, len(self.teachers)) if federated else policy.samples
+        # What was drawn before the interruption is not drawn again.
+        seed = (policy.seed + 1_000_003 * len(self.history)) % 2**31
+        sites = Sites(self.boards, policy.beta)
+        with quiet(), Trainer(policy, self.boards, most, runners, samples, seed, self.deadline) as trainer:
+            self._start(trainer)
+            for number in range(len(self.history), self.iterations):
+                metrics = sites.iterate(trainer, self.scores) if federated else trainer.iterate(self.scores)
+                self.history.append(metrics | {"env_steps": metrics["env_steps"] + self._before})
+                keep(self._progress(trainer))
+                self._tell(number)
+                on_iteration(number, self.history[-1])
+            weights = trainer.weights()
+        return Learned(
+            weights, self._shown(), self.history, len(self.history), int(self.history[-1]["env_steps"]), runners,
+            self._seconds(),
+        )  # fmt: skip
+
+    def _tell(self, number: int) -> None:
+        """A line an iteration: the training of a large federation takes minutes."""
+        last = self.history[-1]
+        _log.info(
+            "Policy: iteration %d of %d, %d steps, gain %.2f %%, %s, %.0f s",
+            number + 1, self.iterations, last["env_steps"], 100 * last["gain"],
+            f"{last['env_runners']:.0f} env runners" if last["env_runners"] else "in this process", self._seconds(),
+        )  # fmt: skip
+
+    def _runners(self) -> int:
+        """From what is free in the cluster now, the clients being there already."""
+        import ray
+
+        from frmu.policy.trainer import runners_for
+
+        setting = self.policy.env_runners
+        if not ray.is_initialized():
+            return 0 if setting == "auto" else int(setting)
+        cpus = float(ray.available_resources().get("CPU", 0.0))
+        return runners_for(setting, cpus, len(self.teachers), self.policy.samples)
+
+    def _start(self, trainer: Any) -> None:
+        if self.progress is not None:
+            trainer.load(self.progress.weights, self.progress.moments)
+        elif self.parent is not None:
+            trainer.load(self.parent.weights)
+
+    def _progress(self, trainer: Any) -> Progress:
+        scores = {
+            name: dict(zip(keys, raw.tolist(), strict=True))
+            for (name, keys), raw in zip(self.teachers, self.scores, strict=True)
+        }
+        return Progress(
+            len(self.history), trainer.weights(), trainer.moments(), scores, tuple(self.history), self._seconds()
+        )
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._began
+
+    def _shown(self) -> dict[str, dict[str, float]]:
+        pairs = zip(self.teachers, self.scores, strict=True)
+        return {name: dict(zip(keys, normalise(raw).tolist(), strict=True)) for (name, keys), raw in pairs}

@@ -1,0 +1,285 @@
+"""The federation on Ray: hosts of clients and the server are actors, and arrays pass between them as refs.
+
+A host puts the arrays of an answer into the object store and returns the ref; the driver hands the ref to the
+server, so nothing but small records passes through the driver. No state lives in an actor alone: whoever dies is
+started again by Ray, on a node that sees its records, and what it knew is told or computed again.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from frmu.clients.client import Host
+from frmu.config import Config
+from frmu.data.sites import Place
+from frmu.errors import ClientsAwayError, FederationError, FrmuError, RoundLostError
+from frmu.federation import Payload, Reply, Task, Traffic, Work
+from frmu.runtime.dispatch import Answered, Lane, Trip
+from frmu.runtime.nodes import LIGHT, absent, await_labels, plan_on, request
+from frmu.runtime.placement import LABEL, HostPlan, Plan
+from frmu.server.server import Server
+
+__all__ = ["NAMESPACE", "RayFederation", "measured"]
+
+_log = logging.getLogger(__name__)
+NAMESPACE = "frmu"
+FEW = 8  # clients up to which nobody measures what a process takes
+PROCESS = 160 * 2**20  # bytes of a host's process where nobody measured
+
+
+class _HostActor:
+    """A host in its own process; each life of it has a name of its own."""
+
+    def __init__(self, config: Config, names: Sequence[str], shards: Path, fence: int) -> None:
+        self._host = Host(config, names, shards, fence)
+        self._born = secrets.token_hex(8)
+
+    def hello(self) -> Answered:
+        """Say which life this is."""
+        return Answered(self._born)
+
+    def answer(self, work: Work, names: Sequence[str], born: str | None) -> Answered:
+        """Do the work, unless asked in another life; keep arrays in the object store and return their refs."""
+        import ray
+
+        if born not in (None, self._born):
+            return Answered(self._born)
+        replies = (
+            Reply(
+                answer.client,
+                answer.record,
+                None if answer.payload is None else ray.put(dict(answer.payload)),
+                answer.nbytes,
+            )
+            for answer in self._host.answer(work, names)
+        )
+        return Answered(self._born, tuple(replies))
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What the server says: which life it is in, whether the task was done, what came of it."""
+
+    born: str
+    done: bool
+    value: Any = None
+
+
+class _ServerActor:
+    """The server in its own process: the central aggregator."""
+
+    def __init__(self) -> None:
+        self._server = Server()
+        self._born = secrets.token_hex(8)
+
+    def serve(self, task: Task, refs: Mapping[str, Any], born: str | None, timeout: float) -> _Served:
+        """Fetch the arrays from the hosts that hold them and do the task, unless it needs what another life held."""
+        import ray
+
+        if born not in (None, self._born) and not getattr(task, "afresh", False):
+            return _Served(self._born, False)
+        payloads: dict[str, Payload] = dict(zip(refs, ray.get(list(refs.values()), timeout=timeout), strict=True))
+        return _Served(self._born, True, self._server.serve(task, payloads))
+
+
+class RayFederation:
+    """Clients on host actors, one or many an actor, and the server on an actor of its own.
+
+    `homes` says where each client's shard lies, `rows` how many records it has, as far as is known. With a `name` the
+    server outlives a driver that was killed, on a cluster that does: the next federation of that name takes it over.
+    `outlives` is the address of such a cluster, else empty. A `fence` keeps hosts of an earlier job from writing
+    shards. Handles pickle, so a remote env runner can drive the same clients.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        homes: Mapping[str, Place],
+        rows: Mapping[str, int] | None = None,
+        name: str | None = None,
+        fence: int = 0,
+    ) -> None:
+        self.traffic = Traffic()
+        self.away: dict[str, str] = {}
+        self.plans: list[Plan] = []
+        self._rules, self._placement, self._fence = config.rules, config.placement, fence
+        self._lanes: list[Lane] = []
+        self._born: str | None = None
+        self._server = _server_actor(name)
+        self.outlives = "" if name is None or _ours() else _address()
+        self.admit(homes, rows or {})
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """Every client, in the order of their names."""
+        return tuple(sorted(name for lane in self._lanes for name in lane.names))
+
+    def admit(self, homes: Mapping[str, Place], rows: Mapping[str, int]) -> None:
+        """Start hosts for clients that are new; raises `FederationError` where no memory is left for them.
+
+        A host that does not start is told of when it is asked: the others can go on.
+        """
+        new = {client: place for client, place in homes.items() if client not in set(self.clients)}
+        if not new:
+            return
+        process = _measure(self._server, self._placement.start) if len(new) > FEW else PROCESS
+        taken = sum(host.memory for plan in self.plans for host in plan.hosts)
+        plan = plan_on(new, rows, self._placement, process, taken)
+        self.plans.append(plan)
+        if self._placement.elastic:
+            request([host for plan in self.plans for host in plan.hosts])
+        _log.info("%s", plan.to_json())
+        self._start(plan.hosts)
+
+    def _start(self, hosts: Sequence[HostPlan]) -> None:
+        """A few at a time: processes that start all at once on a few cores only stand in each other's way."""
+        import ray
+
+        wave = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+        await_labels({host.place.label for host in hosts if host.place.label}, self._placement.patience)
+        for at in range(0, len(hosts), wave):
+            lanes = [self._lane(host) for host in hosts[at : at + wave]]
+            hellos = [lane.actor.hello.remote() for lane in lanes if not lane.absent]
+            if hellos:
+                ray.wait(hellos, num_returns=len(hellos), timeout=self._placement.start)
+            self._lanes += lanes
+
+    def _lane(self, host: HostPlan) -> Lane:
+        import ray
+
+        options = LIGHT | {"max_restarts": -1, "memory": host.memory}
+        if host.place.label:
+            options["label_selector"] = {LABEL: host.place.label}
+        else:
+            options["scheduling_strategy"] = "SPREAD"
+        actor = ray.remote(_HostActor).options(**options)
+        place = host.place
+        lane = Lane(host.names, actor.remote(place.config, host.names, place.shards, self._fence), place.label)
+        lane.absent = absent(lane.label)
+        return lane
+
+    def run(self, work: Work, on: Iterable[str] | None = None) -> Iterator[Reply]:
+        """See `Federation.run`."""
+        import ray
+
+        wanted = set(self.clients if on is None else on) & set(self.clients) - set(self.away)
+        if not wanted:
+            return
+        self.traffic.sent(work, len(wanted))
+        asked = [(lane, here) for lane in self._lanes if (here := tuple(n for n in lane.names if n in wanted))]
+        trip = Trip(work, ray.put(work), asked, self._rules, self._placement.patience, absent)
+        for reply in trip.replies():
+            self.traffic.up += reply.nbytes
+            yield reply
+        if trip.away:
+            raise ClientsAwayError.of(trip.away)
+
+    def serve(self, task: Task, replies: Iterable[Reply] = ()) -> Any:
+        """See `Federation.serve`."""
+        refs = {reply.client: reply.payload for reply in replies if reply.payload is not None}
+        deadline = time.monotonic() + self._rules.deadline
+        while True:
+            served = self._served(task, refs, deadline)
+            if served is None:
+                time.sleep(0.3)  # Ray starts it again
+                continue
+            lost = not served.done
+            self._born = served.born
+            if lost:
+                raise RoundLostError("the server was lost, and with it the sums that it held; the same command goes on")
+            return served.value
+
+    def _served(self, task: Task, refs: Mapping[str, Any], deadline: float) -> _Served | None:
+        """What the server says; None where it is not there, and may be soon."""
+        import ray
+
+        limit = self._rules.deadline
+        try:
+            return ray.get(self._server.serve.remote(task, refs, self._born, limit), timeout=limit)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, FrmuError):
+                raise error.cause from None
+            if isinstance(error.cause, ray.exceptions.RayError):
+                raise RoundLostError("a host was lost before the server had fetched what it answered") from None
+            raise
+        except ray.exceptions.GetTimeoutError:
+            raise FederationError(f"no reply in {limit:g} s from the server; raise rules.deadline") from None
+        except ray.exceptions.RayError as error:
+            if time.monotonic() > deadline or isinstance(error, ray.exceptions.ActorDiedError):
+                reason = str(error).strip().splitlines()[0]
+                raise FederationError(f"the server did not come back in {limit:g} s: {reason}") from None
+            _log.info("The server died at %s; waiting for its next life", type(task).__name__)
+            return None
+
+    def close(self) -> None:
+        """End the actors."""
+        import ray
+
+        if self._placement.elastic:
+            with suppress(Exception):
+                request([])
+        for actor in [*(lane.actor for lane in self._lanes), self._server]:
+            with suppress(Exception):  # a cluster that is gone has ended them
+                ray.kill(actor)
+
+
+def _server_actor(name: str | None) -> Any:
+    import ray
+
+    options = LIGHT | {"max_restarts": -1}
+    if name is not None and not _ours():
+        options |= {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
+    return ray.remote(_ServerActor).options(**options).remote()
+
+
+def _address() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def _ours() -> bool:
+    """Whether this program started the Ray that it is connected to, which then ends with it."""
+    import ray
+
+    node = ray._private.worker._global_node
+    return node is not None and node.is_head()
+
+
+def _measure(server: Any, timeout: float) -> int:
+    """Bytes that a fresh process of ours takes: the server's, which has loaded what a host loads."""
+    import ray
+
+    try:
+        return int(ray.get(server.serve.remote(_Weigh(), {}, None, timeout), timeout=timeout).value)
+    except ray.exceptions.RayError:
+        return PROCESS
+
+
+def measured() -> int:
+    """The same, of a process that is started for it."""
+    import ray
+
+    server = _server_actor(None)
+    try:
+        return _measure(server, 60.0)
+    finally:
+        ray.kill(server)
+
+
+@dataclass(frozen=True, slots=True)
+class _Weigh:
+    """The resident memory of the server's process, in bytes."""
+
+    def perform(self, server: Server, payloads: Mapping[str, Payload]) -> int:
+        """As the kernel counts it."""
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * resource.getpagesize()

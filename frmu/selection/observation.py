@@ -1,0 +1,217 @@
+"""What the policy sees of a task under some influences: a row a slice, how slices relate, and one refit is the price.
+
+Everything is relative - to the other slices, to the present loss - so that a policy can move to a site, a target
+and a unit that it never saw. With one factorisation at hand every counterfactual "without slice s" follows to second
+order by back substitution, for all slices at once: that is what makes a look cost one refit, not one a slice.
+
+Two slices are related by the cosine of their gradients in the metric of the fit, r_s^T A^-1 r_t: how the one moves
+the loss of the other. Slices that are wrong in the same way pull together and against the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from frmu.models.ridge import Factor, factorise
+from frmu.models.statistics import loss
+from frmu.selection.problem import Task, weighted
+from frmu.types import Float, Statistics
+
+__all__ = ["FEATURES", "VERSION", "Fit", "Look", "change", "fit", "observe", "slopes"]
+
+VERSION = 2
+FEATURES = (
+    "age", "size", "residual", "gain", "steady", "cosine", "recent", "agree", "near", "force", "influence", "step",
+    "progress", "level", "slices", "share", "left",
+)  # fmt: skip
+
+_TINY = 1e-12
+_LEAST = 1e-4  # influences below this look alike
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One refit: influences (K,), the sums H (d, d) and B (d, outputs) that they give, the factor of H, the head
+    W (d, outputs), its validation loss."""
+
+    task: Task = field(repr=False)
+    influence: Float
+    H: Float = field(repr=False)
+    B: Float = field(repr=False)
+    factor: Factor = field(repr=False)
+    W: Float = field(repr=False)
+    loss: float
+
+    @cached_property
+    def pulls(self) -> Float:
+        """Half the gradients of the slices' losses by the head, G_s W - b_s, (K, d, outputs)."""
+        return np.asarray(self.task.G @ self.W - self.task.b, dtype=np.float64)
+
+    @cached_property
+    def moves(self) -> Float:
+        """What the slices' gradients do to the head, A^-1 (G_s W - b_s), (K, d, outputs)."""
+        return _answered(self.factor, self.pulls)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is seen: rows (K, features), relation (K, K) with zeros on its diagonal, and the fit seen from."""
+
+    rows: Float
+    relation: Float
+    fit: Fit
+
+
+def fit(task: Task, influence: Float) -> Fit:
+    """Refit under influences (K,) and keep what counterfactuals need."""
+    return _fit(task, influence, *weighted(task, influence))
+
+
+def change(here: Fit, s: int, to: float) -> Fit:
+    """Refit with one influence changed: the sums are those of `here` but for one slice, so K does not matter."""
+    influence = here.influence.copy()
+    influence[s] = to
+    by = to - here.influence[s]
+    return _fit(here.task, influence, here.H + by * here.task.G[s], here.B + by * here.task.b[s])
+
+
+def _fit(task: Task, influence: Float, H: Float, B: Float) -> Fit:
+    factor = factorise(H, task.ridge)
+    W = factor(B)
+    return Fit(task, influence, H, B, factor, W, loss(W, task.validation) + _TINY)
+
+
+def _answered(factor: Factor, stack: Float) -> Float:
+    """A^-1 of each of K matrices, (K, d, outputs)."""
+    K, d, outputs = stack.shape
+    answers = factor(stack.transpose(1, 0, 2).reshape(d, K * outputs)).reshape(d, K, outputs)
+    return np.ascontiguousarray(answers.transpose(1, 0, 2))
+
+
+def slopes(task: Task, at: Fit, judged: Statistics) -> Float:
+    """The derivative of the log of a loss by each influence, (K,): below zero where more of a slice would help."""
+    slope = at.factor(judged.G @ at.W - judged.b)
+    now = (loss(at.W, judged) + _TINY) * judged.n
+    return np.asarray(-2.0 * np.einsum("kdo,do->k", at.pulls, slope) / now, dtype=np.float64)
+
+
+def observe(task: Task, at: Fit, step: float, keep: float) -> Look:
+    """Rows and relation under the influences of a fit; `keep` is the validation loss with everything kept.
+
+    - age: 1 is the oldest slice, 0 the newest; size: log of the records against the mean slice;
+    - residual: log of the loss on the slice, under the head fitted without it, against the median slice;
+    - gain: how much the validation loss grows if the slice is left out (for one that counts less than half: shrinks
+      if it counts in full), in percent, as the inverse hyperbolic sine; steady: its mean over stretches of
+      validation records, in standard errors;
+    - cosine: of the slice's gradient with the validation gradient, in the metric of the fit;
+    - recent: as gain, on the newer slices instead of validation records; agree, near: mean relation to all slices by
+      influence, and to both neighbours; force: log of the size of its gradient against the median;
+    - influence: log of its present influence; step: the share of steps taken;
+    - progress: log of the validation loss against `keep`; level: of it against the median residual;
+    - slices: log of their number; share: of the client's records among all; left: log of what still counts.
+    """
+    influence = at.influence
+    without = _without(task, at)
+    residual = np.log(_losses(without, task.G, task.b, task.c, np.maximum(task.n, 1.0)))
+    sign = np.where(influence > 0.5, 1.0, -1.0)
+    gain = sign * (_judged(without, task.validation) / at.loss - 1.0)
+    power, relation = _relation(at)
+    counts = float(np.sum(task.n))
+    columns = [
+        task.age,
+        np.log(task.n / task.n.mean()),
+        residual - _median(residual),
+        np.arcsinh(100.0 * gain),
+        np.clip(_steady(task, at, without, sign), -4.0, 4.0) / 1.5,
+        2.0 * _cosine(task, at, power),
+        np.arcsinh(100.0 * _recent(task, at, sign)),
+        4.0 * (relation @ influence) / (influence.sum() + 1e-9),
+        np.pad(np.diagonal(relation, 1), (1, 0)) + np.pad(np.diagonal(relation, 1), (0, 1)),
+        np.log(power / _median(power)),
+        np.log(np.maximum(influence, _LEAST)) / 3.0 + 1.0,
+        _all(task, step),
+        _all(task, 3.0 * np.clip(np.log(at.loss / keep), -1.0, 1.0)),
+        _all(task, np.log(at.loss) - _median(residual)),
+        _all(task, np.log(len(task)) - 3.0),
+        _all(task, 2.0 * counts / (counts + float(task.rest.G[-1, -1])) - 1.0),
+        _all(task, np.log(float(influence @ task.n) / counts + 1e-3) / 2.0 + 1.0),
+    ]
+    return Look(np.clip(np.stack(columns, axis=1), -3.0, 3.0), relation, at)
+
+
+def _all(task: Task, value: float) -> Float:
+    return np.full(len(task), value)
+
+
+def _median(x: Float) -> float:
+    """The lower median: one of the values, as the twin in torch has it."""
+    return float(np.sort(x)[(len(x) - 1) // 2])
+
+
+def _without(task: Task, at: Fit) -> Float:
+    """The heads without each slice (with it, where it counts less than half), (K, d, outputs), to second order.
+
+    The series W + w U + w^2 A^-1 G U + ... is summed as if geometric, which keeps a slice of great leverage finite.
+    """
+    by = np.where(at.influence > 0.5, at.influence, at.influence - 1.0)[:, None, None]
+    first = by * at.moves
+    second = by * by * _answered(at.factor, task.G @ at.moves)
+    size = np.sum(first * at.pulls, axis=(1, 2))
+    ratio = np.sum(second * at.pulls, axis=(1, 2)) / (np.abs(size) + 1e-30) * np.sign(size)
+    return np.asarray(at.W + first / np.maximum(1.0 - ratio, 0.05)[:, None, None], dtype=np.float64)
+
+
+def _losses(heads: Float, G: Float, b: Float, c: Float, n: Float) -> Float:
+    """The loss of each head, (K, d, outputs), on statistics of its own, (K,)."""
+    return np.asarray(np.maximum(np.sum(heads * (G @ heads - 2.0 * b), axis=(1, 2)) + c, _TINY) / n, dtype=np.float64)
+
+
+def _judged(heads: Float, s: Statistics) -> Float:
+    """The loss of each head, (K, d, outputs), on the same records, (K,)."""
+    K, d, outputs = heads.shape
+    W = heads.transpose(1, 0, 2).reshape(d, K * outputs)
+    fitted = (s.G @ W).reshape(d, K, outputs) - 2.0 * s.b[:, None, :]
+    total = np.sum(W.reshape(d, K, outputs) * fitted, axis=(0, 2)) + s.c
+    return np.asarray(np.maximum(total, _TINY) / max(s.n, 1), dtype=np.float64)
+
+
+def _steady(task: Task, at: Fit, without: Float, sign: Float) -> Float:
+    gains = np.stack(
+        [sign * (_judged(without, part) - max(loss(at.W, part), _TINY / part.n)) / at.loss for part in task.parts]
+    )
+    if len(gains) < 2:
+        return np.zeros(len(task))
+    error = gains.std(axis=0, ddof=1) / np.sqrt(len(gains)) + 2e-5
+    return np.asarray(gains.mean(axis=0) / error, dtype=np.float64)
+
+
+def _cosine(task: Task, at: Fit, power: Float) -> Float:
+    slope = task.validation.G @ at.W - task.validation.b
+    size = np.sum(slope * at.factor(slope))
+    return np.asarray(
+        np.einsum("kdo,do->k", at.moves, slope) / np.sqrt(power * max(float(size), 1e-20)), dtype=np.float64
+    )
+
+
+def _relation(at: Fit) -> tuple[Float, Float]:
+    """r_s^T A^-1 r_s, (K,), and the cosines r_s^T A^-1 r_t with a diagonal of zeros, (K, K)."""
+    K = len(at.pulls)
+    kernel = at.pulls.reshape(K, -1) @ at.moves.reshape(K, -1).T
+    power = np.maximum(np.diagonal(kernel), 1e-20)
+    relation = kernel / np.sqrt(power[:, None] * power[None, :])
+    np.fill_diagonal(relation, 0.0)
+    return power, relation
+
+
+def _recent(task: Task, at: Fit, sign: Float) -> Float:
+    """What leaving a slice out does to the loss on all other slices, weighed by how new they are, to first order."""
+    newer = np.exp(-4.0 * task.age) * at.influence
+    total = np.maximum(np.sum(at.W * (at.pulls - task.b), axis=(1, 2)) + task.c, _TINY)
+    by = np.where(at.influence > 0.5, at.influence, at.influence - 1.0)
+    K = len(newer)
+    flat = at.pulls.reshape(K, -1)
+    crossed = at.moves.reshape(K, -1) @ (newer @ flat) - newer * np.sum(at.moves * at.pulls, axis=(1, 2))
+    return np.asarray(2.0 * sign * by * crossed / (newer @ total + _TINY), dtype=np.float64)

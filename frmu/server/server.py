@@ -1,0 +1,168 @@
+"""The server: contributions in, one state out.
+
+It keeps each client's sums so that an erasure at one site costs one answer and one solve. What it keeps can be
+had again from the clients at any time: no state lives here alone. It may outlive the job that started it, so sums
+are kept under the digest of the shard that they were made of, and are let go where that is another now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from frmu.aggregation.attention import attend, counterfactual
+from frmu.aggregation.trust import trust
+from frmu.config import Config
+from frmu.federation import Payload
+from frmu.models.encoders import width
+from frmu.models.ridge import solve
+from frmu.models.statistics import one_thread, unpack
+from frmu.types import ClientState, Float, State, Statistics
+
+__all__ = ["Aggregate", "Drop", "Folded", "Held", "Server", "Total"]
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """One client's part: the sums of its records to fit, at full influence, and of its validation records.
+
+    `digest` is that of the shard, empty where nobody asked.
+    """
+
+    fit: Statistics
+    validation: Statistics
+    digest: str
+
+
+class Server:
+    """The holder of contributions, under the name (`spec`) of what they were made with."""
+
+    def __init__(self) -> None:
+        self.spec = ""
+        self.contributions: dict[str, Contribution] = {}
+
+    def serve(self, task: Any, payloads: Mapping[str, Payload]) -> Any:
+        """Do a task on one thread."""
+        with one_thread():
+            return task.perform(self, payloads)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Ask whose contributions are there for a spec; those of another spec are let go.
+
+    With `digests` of shards, by client, also those that were made of another shard, or of a client not named there.
+    """
+
+    afresh: ClassVar[bool] = True  # it needs nothing that the server held before
+    spec: str
+    digests: Mapping[str, str] | None = None
+
+    def perform(self, server: Server, payloads: Mapping[str, Payload]) -> tuple[str, ...]:
+        """The names."""
+        if server.spec != self.spec:
+            server.spec = self.spec
+            server.contributions.clear()
+        if self.digests is not None:
+            for name in [n for n, part in server.contributions.items() if part.digest != self.digests.get(n)]:
+                del server.contributions[name]
+        return tuple(server.contributions)
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Let the contributions of some clients go: their records changed."""
+
+    afresh: ClassVar[bool] = True
+    clients: tuple[str, ...]
+
+    def perform(self, server: Server, payloads: Mapping[str, Payload]) -> None:
+        """Forget them."""
+        for client in self.clients:
+            server.contributions.pop(client, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """Take new contributions and give the federation's sums at full influence, folded by client name."""
+
+    clients: tuple[str, ...]
+    d: int
+    outputs: int
+    digests: Mapping[str, str] | None = None
+
+    def perform(self, server: Server, payloads: Mapping[str, Payload]) -> Statistics:
+        """The total over the records to fit."""
+        for name in sorted(payloads):
+            server.contributions[name] = self._contribution(payloads[name], (self.digests or {}).get(name, ""))
+        return Statistics.total((server.contributions[name].fit for name in self.clients), self.d, self.outputs)
+
+    def _contribution(self, payload: Payload, digest: str) -> Contribution:
+        n, n_validation, c = (float(x) for x in payload["scalars"])
+        return Contribution(
+            Statistics(int(n), unpack(payload["H"], self.d), payload["b"], 0.0),
+            Statistics(int(n_validation), unpack(payload["Hv"], self.d), payload["bv"], c),
+            digest,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """What an aggregation gives: the state, the head if everything were kept, attention scores by client."""
+
+    state: State
+    keep: Float = field(repr=False)
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """Weigh all clients by attention, with the sums that their influences give, and solve."""
+
+    records: Mapping[str, Mapping[str, Any]]
+    config: Config
+    policy: str
+    outputs: tuple[str, ...]
+
+    def perform(self, server: Server, payloads: Mapping[str, Payload]) -> Folded:
+        """Fold in the order of client names; a client without a payload keeps everything."""
+        names = sorted(self.records)
+        parts = [server.contributions[name] for name in names]
+        d, outputs = width(self.config), len(self.outputs)
+        fits = [
+            Statistics(part.fit.n, unpack(payloads[name]["H"], d), payloads[name]["b"], 0.0)
+            if payloads.get(name)
+            else part.fit
+            for name, part in zip(names, parts, strict=True)
+        ]
+        ridge = self.config.model.ridge
+        scores, weights = self._attention(fits, [part.validation for part in parts])
+        total = Statistics.total((fit.scaled(float(a)) for a, fit in zip(weights, fits, strict=True)), d, outputs)
+        keep = Statistics.total((part.fit for part in parts), d, outputs)
+        state = State(
+            config=self.config.fingerprint(),
+            policy=self.policy,
+            outputs=self.outputs,
+            clients=tuple(
+                ClientState(
+                    name, record["rows"], float(a), record["influence"], record["chosen_by"], record["modalities"]
+                )
+                for (name, record), a in zip(sorted(self.records.items()), weights, strict=True)
+            ),
+            W=solve(total.G, total.b, ridge),
+        )
+        return Folded(state, solve(keep.G, keep.b, ridge), dict(zip(names, scores.tolist(), strict=True)))
+
+    def _attention(self, fits: list[Statistics], validations: list[Statistics]) -> tuple[Float, Float]:
+        attention = self.config.attention
+        if attention.rule == "size" or not fits:
+            return np.zeros(len(fits)), np.ones(len(fits))
+        ridge = self.config.model.ridge
+        if attention.rule == "trusted":
+            found = trust(fits, validations, ridge, 2.0 * attention.cut)
+            return found.scores, found.weights
+        scores = counterfactual(fits, validations, ridge)
+        return scores, attend(scores, attention.cut, attention.temperature)

@@ -1,0 +1,207 @@
+"""Training again whenever the data have grown: one round after another, until told to stop.
+
+Between rounds nothing is held - no lock, no federation - so requests may be made, drained and withdrawn by others
+meanwhile. Each round is a `train` like any other: it starts from the records that are there, so the state after the
+last is the one that a single training on the same files would give. What changed is told by the files' names, sizes
+and times, never by their content; the config is read anew for each look.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from frmu import api
+from frmu.config import Config, load
+from frmu.data.sites import Changes, places
+from frmu.errors import ClientsAwayError, FrmuError
+from frmu.ledger.request import OPEN
+from frmu.services.requests import ledger_of
+from frmu.storage.workspace import Store
+from frmu.tracking.queue import Outbox
+
+__all__ = ["Follow", "kept"]
+
+_AGAIN = 60.0  # seconds between two tries to deliver what waits for MLflow
+_PAUSES = (30.0, 600.0)  # seconds before clients that did not answer are asked again: at first, and at most
+_BLINK = 0.1  # seconds between two looks at whether to stop
+
+Sight = tuple[Any, ...]
+
+
+def kept(config: Config, address: str | None, insecure: bool = False) -> AbstractContextManager[None]:
+    """Be connected to Ray for all rounds, so that a private one is started once; nothing in process.
+
+    To be entered before handlers of signals are set: Ray sets its own when it connects.
+    """
+    named = address if address is not None else config.ray.address
+    if named == "local":
+        return nullcontext()
+    from frmu.runtime.connect import cluster
+
+    return cluster(named, insecure)
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """How to follow the data of a config: looks are `every` so long; `rounds` None is without end.
+
+    `until` is the day of every round where the split rolls; with None each round's own day counts. With `drain`
+    pending requests are drained between rounds, as `erasure.min_batch` lets them.
+    """
+
+    file: Path
+    address: str | None = None
+    every: dt.timedelta = dt.timedelta(minutes=1)
+    rounds: int | None = None
+    until: dt.date | None = None
+    drain: bool = False
+    insecure: bool = False
+
+    def run(self, stopped: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+        """Yield what each round gave, what each drain gave, and what went wrong, until `stopped` says so.
+
+        The first round raises what is wrong; later ones yield it once, under "error", and try again: a file may be
+        half written, another job at work. A round that the rules would end for want of clients is not begun: it waits,
+        without the lock, until a site is back. An entry has `round`, counted from 1, and `kind`, "train", "drain",
+        "deliver", "away" (the sites that are away changed) or "error".
+        """
+        seen: Sight | None = None
+        tried: tuple[Any, ...] = ()
+        number, trouble, tried_at = 0, "", time.monotonic()
+        away: dict[str, dict[str, str]] = {}
+        late = _Late()
+        while not stopped() and (self.rounds is None or number < self.rounds):
+            try:
+                config = load(self.file)
+                sight, gone = self._sight(config)
+                waits = self._waits_for(config, gone)
+                if gone != away:
+                    yield self._tell_away(config, number, gone, away, waits)
+                    away = gone
+                if sight != seen and not (waits and number) and late.may_try(sight):
+                    result = self._train(config)
+                    seen, number, trouble, late = sight, number + 1, "", _Late()
+                    yield {"kind": "train", "round": number, **result}
+                if self.drain and (waiting := self._waiting(config)) and waiting != tried:
+                    result = self._drain(config)
+                    tried = self._waiting(config)
+                    yield {"kind": "drain", "round": number, **result}
+                if time.monotonic() - tried_at > _AGAIN and Outbox(config.folder / "outbox").count():
+                    delivered, tried_at = self._deliver(config), time.monotonic()
+                    if delivered["delivered"]:
+                        yield {"kind": "deliver", "round": number, **delivered}
+            except (FrmuError, OSError) as error:
+                if seen is None:
+                    raise
+                if isinstance(error, ClientsAwayError):
+                    late.failed(sight)
+                if str(error) != trouble:
+                    trouble = str(error)
+                    yield {"kind": "error", "round": number, "error": trouble}
+            if self.rounds is None or number < self.rounds:
+                self._pause(stopped)
+
+    def _train(self, config: Config) -> dict[str, Any]:
+        with api.Experiment(config, self.address, self.insecure) as experiment:
+            result = experiment.train(self.until)
+            return result | {"pending": len(experiment.ledger.pending())}
+
+    def _drain(self, config: Config) -> dict[str, Any]:
+        with api.Experiment(config, self.address, self.insecure) as experiment:
+            return experiment.drain()
+
+    def _deliver(self, config: Config) -> dict[str, Any]:
+        with api.Experiment(config, self.address) as experiment:
+            return {"delivered": experiment.deliver().runs, **experiment.waiting()}
+
+    def _sight(self, config: Config) -> tuple[Sight, dict[str, dict[str, str]]]:
+        """What tells one state of the source from another, without opening a file of records; and who is away."""
+        day = (self.until or dt.datetime.now(dt.UTC).date()) if config.split.rolling else None
+        own = sorted(Store(config.folder, config.key_file).policies.glob("*.safetensors"))
+        policies = [config.policy_file] if config.policy_file is not None else []
+        stats = [(file, file.stat()) for file in policies + own]
+        sizes = [(str(file), stat.st_mtime_ns, stat.st_size, stat.st_ino) for file, stat in stats]
+        entries, gone = self._records(config)
+        sizes += entries
+        store = Store(config.folder, config.key_file)
+        noted = store.note_away(gone) if config.sites and store.state.exists() else {}
+        declared = config if day is None else config.at(day)
+        return (declared.fingerprint(), config.data.private, self._left(config), *sizes), noted
+
+    def _records(self, config: Config) -> tuple[list[Any], dict[str, str]]:
+        """The users' files at every place, and why a site is away: another sight than one that is there."""
+        named = self.address if self.address is not None else config.ray.address
+        if not config.sites or named == "local":
+            return [entry for place in places(config) for entry in Changes().perform(place)], {}
+        from frmu.runtime.connect import cluster
+        from frmu.runtime.nodes import visit
+
+        with cluster(named, self.insecure):
+            found, away = visit(Changes(), places(config.bare()), 0.0, config.rules.deadline)
+        entries = [(site, *entry) for site, listed in sorted(found.items()) for entry in listed]
+        return [*entries, *sorted(away)], away
+
+    def _waits_for(self, config: Config, gone: Collection[str]) -> str:
+        """Which rule a round would break for want of the clients of sites that are away; empty where none."""
+        if not gone:
+            return ""
+        homes = Store(config.folder, config.key_file).homes()
+        with ledger_of(config) as ledger:
+            left = ledger.left()
+            clients = [client for client in homes if ledger.owner(client) not in left]
+        from frmu.runtime.rules import unmet
+
+        return unmet([client for client in clients if homes[client] in gone], clients, config.rules)
+
+    def _tell_away(
+        self, config: Config, number: int, gone: Mapping[str, Mapping[str, str]],
+        before: Mapping[str, Mapping[str, str]], waits: str,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Say which sites are away since when, which are back, and whether rounds wait for them."""
+        homes = Store(config.folder, config.key_file).homes()
+        sites = {
+            site: {**told, "clients": sorted(client for client, at in homes.items() if at == site)}
+            for site, told in gone.items()
+        }
+        back = sorted(set(before) - set(gone))
+        return {"kind": "away", "round": number, "away": sites, "back": back, "waits": waits}
+
+    def _left(self, config: Config) -> tuple[str, ...]:
+        """Who has left: that changes who takes part, and no file of records."""
+        if not Store(config.folder, config.key_file).state.exists():
+            return ()
+        with ledger_of(config) as ledger:
+            return tuple(sorted(ledger.left()))
+
+    def _waiting(self, config: Config) -> tuple[Any, ...]:
+        """The open requests; with the day, for a deadline may have come near."""
+        names = [row["request"] for row in api.requests(config, OPEN)]
+        return (dt.datetime.now(dt.UTC).date(), *sorted(names)) if names else ()
+
+    def _pause(self, stopped: Callable[[], bool]) -> None:
+        end = time.monotonic() + self.every.total_seconds()
+        while not stopped() and (left := end - time.monotonic()) > 0:
+            time.sleep(min(_BLINK, left))
+
+
+class _Late:
+    """Clients that did not answer a round: asked again when something changed, or after a pause that grows."""
+
+    def __init__(self) -> None:
+        self._sight: Sight | None = None
+        self._pause, self._again = _PAUSES[0], 0.0
+
+    def failed(self, sight: Sight) -> None:
+        """Note that a round ended for want of clients."""
+        self._again, self._sight = time.monotonic() + self._pause, sight
+        self._pause = min(_PAUSES[1], 2 * self._pause)
+
+    def may_try(self, sight: Sight) -> bool:
+        """Return whether a round may be tried."""
+        return sight != self._sight or time.monotonic() >= self._again

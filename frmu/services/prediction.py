@@ -1,0 +1,148 @@
+"""Predictions from a state that is still good.
+
+The champion of the model registry predicts, or a version that is named; its digest must be one that no erasure has
+overtaken, or it is refused. MLflow can load a version as a pyfunc through this module; no pickle is involved.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from frmu.config import Config
+from frmu.data import parquet
+from frmu.data.shard import features
+from frmu.errors import RequestError, StoreError
+from frmu.models.encoders import encode, encoders
+from frmu.models.statistics import one_thread
+from frmu.services.requests import ledger_of
+from frmu.services.session import registry_of, tracker_of
+from frmu.storage.checkpoint import config_of, load_state
+from frmu.storage.workspace import Store
+from frmu.tracking.queue import Outbox
+from frmu.types import Float, State
+
+__all__ = ["Model", "load_model", "predict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A state, and the config that says how to encode for it."""
+
+    state: State
+    config: Config
+
+    def predict(self, file: str | Path) -> pa.Table:
+        """Client, record id where the file has one, and prediction for every row of a Parquet file, in its order.
+
+        A classification gives the class as `prediction` and the score of each class beside it.
+        """
+        table = parquet.inputs(self.config, str(file))
+        outputs = np.zeros((table.num_rows, len(self.state.outputs)))
+        names = table[parquet.CLIENT].to_numpy(zero_copy_only=False)
+        by = encoders(self.config)
+        with one_thread():
+            for client in np.unique(names):
+                rows = np.flatnonzero(names == client)
+                phi = encode(features(table.take(rows), self.config), by)
+                outputs[rows] = phi @ self.state.W
+        return self._answer(file, table, outputs)
+
+    def _answer(self, file: str | Path, table: pa.Table, outputs: Float) -> pa.Table:
+        data = self.config.data
+        columns: dict[str, Any] = {data.client: table[parquet.CLIENT]}
+        if data.record in pq.read_schema(file).names:
+            columns[data.record] = parquet.read_parquet(file, [data.record])[data.record]
+        if data.task == "regression":
+            return pa.table({**columns, "prediction": outputs[:, 0]})
+        best = np.array(self.state.outputs)[np.argmax(outputs, axis=1)]
+        scores = {f"score {name}": outputs[:, at] for at, name in enumerate(self.state.outputs)}
+        return pa.table({**columns, "prediction": best, **scores})
+
+
+def load_model(path: Path) -> Model:
+    """Read a state file that stands alone; raises `StoreError` if it is not whole."""
+    state = load_state(path)
+    if state is None:
+        raise StoreError(f"{path}: no such state")
+    config = config_of(path)
+    if config.fingerprint() != state.config:
+        raise StoreError(f"{path}: its config is not the one that the state was made with; it was changed")
+    return Model(state, config)
+
+
+def predict(config: Config, file: Path, out: Path, version: str | None = None) -> dict[str, Any]:
+    """Write predictions for a Parquet file; what was used as plain JSON types.
+
+    Raises `RequestError` where the registry has no champion, or the version holds a state that an erasure has
+    overtaken, or that this federation never made.
+    """
+    _may_be_written(config, file, out)
+    registry = registry_of(tracker_of(config), config)
+    champion = registry.champion()
+    waiting = Outbox(Store(config.folder, config.key_file).outbox)
+    if version is None and champion is None:
+        first = "`frmu deliver`: runs wait for MLflow" if waiting.count() else "`frmu train`, or finish the drain"
+        raise RequestError(f'the registry has no champion of "{registry.name}": run {first}')
+    there = {one.number: one for one in registry.versions()}
+    number = version if version is not None else champion.number if champion is not None else ""
+    if number not in there:
+        raise RequestError(f'the registry has no version {number} of "{registry.name}" (it has {", ".join(there)})')
+    with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
+        model = load_model(registry.fetch(number, Path(folder)))
+    with ledger_of(config) as ledger:
+        if model.state.digest not in ledger.clean_states():
+            raise RequestError(
+                f'version {number} of "{registry.name}" holds the state {model.state.digest[:16]}, which an erasure '
+                "has overtaken or this federation never made; it is not served. Leave --version out: the champion is"
+            )
+    answer = model.predict(file)
+    partial = out.with_name(f".{out.name}.partial")
+    pq.write_table(answer, partial)
+    partial.replace(out)
+    return {
+        "rows": answer.num_rows,
+        "out": str(out),
+        "version": number,
+        "state_digest": model.state.digest,
+        "outbox": {"runs": waiting.count(), "folder": str(waiting.folder)},
+    }
+
+
+def _may_be_written(config: Config, file: Path, out: Path) -> None:
+    """Predictions replace no file that somebody reads."""
+    if out.exists() and not out.is_file():
+        raise RequestError(f"{out}: is not a regular file; give another --out")
+    if not out.absolute().parent.is_dir():
+        raise RequestError(f"{out}: its folder is not there; make it, or give another --out")
+    if config.folder.resolve() in out.resolve().parents:
+        raise RequestError(f"{out}: lies in the working folder, which is frmu's own; give another --out")
+    if out.exists() and any(
+        read.exists() and out.samefile(read) for read in [file, *map(Path, parquet.files_of(config))]
+    ):
+        raise RequestError(f"{out}: is a file that records are read from; give another --out")
+
+
+class _Pyfunc:
+    """What MLflow calls: predictions for a pandas data frame."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def predict(self, frame: Any, params: Any = None) -> Any:
+        """A data frame of predictions, in the order of the rows."""
+        with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
+            file = Path(folder) / "inputs.parquet"
+            frame.to_parquet(file, index=False)
+            return self._model.predict(file).to_pandas()
+
+
+def _load_pyfunc(path: str) -> _Pyfunc:
+    """The hook by which MLflow loads a version."""
+    return _Pyfunc(load_model(Path(path)))

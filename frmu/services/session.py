@@ -1,0 +1,265 @@
+"""A config at work: its store is locked, its ledger and tracker are open, its federation starts on first use."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import secrets
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from frmu.config import Config
+from frmu.data.shard import sweep
+from frmu.data.sites import Tidy
+from frmu.errors import AwayError, LedgerError, StoreError
+from frmu.ledger.ledger import Ledger
+from frmu.methods.analytic import analytic
+from frmu.methods.method import Round
+from frmu.report.figures import explain
+from frmu.report.plots import draw_influence
+from frmu.runtime import job
+from frmu.selection.network import Network, current_policy
+from frmu.selection.observation import FEATURES
+from frmu.services.requests import check_anchor
+from frmu.services.sites import Gathering
+from frmu.storage.checkpoint import load_state, save_state, settled
+from frmu.storage.workspace import Anchor, Store
+from frmu.tracking.queue import Box, Outbox
+from frmu.tracking.registry import DETAIL, Registry, held, holds_tags
+from frmu.tracking.sync import Delivered, deliver
+from frmu.tracking.tracker import Run, Tracker, public
+from frmu.types import State
+
+__all__ = ["Workplace", "registry_of", "tracker_of"]
+
+_log = logging.getLogger(__name__)
+
+
+def tracker_of(config: Config, outbox: Outbox | None = None) -> Tracker:
+    """The tracking store of a config; with an outbox it may be away."""
+    store = Store(config.folder, config.key_file)
+    return Tracker(store.tracking_uri(config), config.experiment, config.folder.absolute() / "mlartifacts", outbox)
+
+
+def registry_of(tracker: Tracker, config: Config) -> Registry:
+    """The model registry beside a tracker's runs."""
+    return Registry(tracker.client, tracker.uri, tracker.experiment_id, config.experiment)
+
+
+class Workplace(Gathering):
+    """What train, drain and verify share.
+
+    `address` overrides `[ray] address`: "local" is in process, without Ray; None is the cluster that RAY_ADDRESS
+    names, else a private Ray; anything else is a cluster to attach to, which must demand a token unless `insecure`.
+    Raises what the store, the ledger and the tracker raise.
+    """
+
+    def __init__(self, config: Config, address: str | None = None, insecure: bool = False) -> None:
+        self.declared = config
+        self.config = settled(config, Store(config.folder, config.key_file).state)
+        self.address = address if address is not None else config.ray.address
+        self.insecure = insecure
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        if job.in_upload(self.config.folder):
+            raise StoreError(
+                f"{self.config.folder}: lies in the copy of the working folder that Ray made for this job, and would "
+                "go with it; give CONFIG by an absolute path that the cluster sees, or set store.folder to one"
+            )
+        with ExitStack() as stack:
+            self.store = Store.of(self.config)
+            stack.enter_context(self.store.lock())
+            self.store.sweep()
+            self.outbox = Outbox(self.store.outbox)
+            self.outbox.sweep()
+            self.tracker = tracker_of(self.config, self.outbox)
+            stack.callback(self.store.sweep)
+            anchor = self.store.anchor()
+            self.key = self.store.key()
+            self.ledger = Ledger(self.store.ledger_url(self.config), self.key, make=anchor is None)
+            stack.callback(self.ledger.close)
+            self.ledger.check()
+            self._home = self._at_home(anchor)
+            self._drop_anchor()
+            stack.callback(self._drop_anchor)
+            self._fence = self.store.next_fence()
+            self.orphan = self.store.orphan()  # a cluster where a killed job left its server, until we are there
+            sweep(self.store.policies)
+            self.config = settled(self.declared, self.store.state)  # again: now nobody else trains
+            self.method = analytic(self.config.bare())
+            self._stack = stack.pop_all()
+        try:
+            self.visit(Tidy())
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _at_home(self, anchor: Anchor | None) -> str:
+        """Which folder the ledger belongs to; raises `LedgerError` where it is another, or the ledger is an old one."""
+        opened = [line.body["home"] for line in self.ledger.lines(["opened"])]
+        if anchor is None and not opened:
+            home = secrets.token_hex(8)
+            self.ledger.note("opened", {"home": home})
+            return home
+        if anchor is None or opened != [anchor.home]:
+            raise LedgerError(
+                f"the ledger belongs to another working folder than {self.store.folder}, and two must not share one. "
+                "Set another store.ledger, or ask for erasures there with `frmu erase`"
+            )
+        check_anchor(self.ledger, anchor)
+        return anchor.home
+
+    def _drop_anchor(self) -> None:
+        self.store.drop_anchor(Anchor(self._home, *self.ledger.head()))
+
+    def move(self, until: dt.date) -> None:
+        """Count the split of a config whose until is "today" back from a day."""
+        moved = self.declared.at(until)
+        if moved.fingerprint() == self.config.fingerprint():
+            return
+        self.config, self.method = moved, analytic(moved.bare())
+        self._close()
+
+    # -- what is in force -------------------------------------------------------------------------------------
+
+    @contextmanager
+    def run(self, name: str, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
+        """A run in MLflow that names the Ray job it is of, if it is of one; the job's metadata name the run."""
+        with self.tracker.run(name, {**(tags or {}), **job.tags()}) as run:
+            where = {"frmu.experiment": self.config.experiment, "frmu.tracking": public(self.tracker.uri)}
+            job.announce(run.id, where)
+            yield run
+
+    def network(self) -> Network:
+        """The policy in force."""
+        return current_policy(self.config.policy_file, self.store.policies, self.ledger.retired())
+
+    def state(self) -> State:
+        """The state as last checkpointed, or a `StoreError` where nothing was trained."""
+        state = load_state(Store.existing(self.config).state)
+        if state is None:
+            raise StoreError(f"{self.store.state}: no checkpoint; run `frmu train` first")
+        if state.config != self.config.fingerprint():
+            raise StoreError(f"{self.store.state}: trained with another config; run `frmu train` first")
+        return state
+
+    def checkpoint(self, state: State) -> None:
+        """Keep a state; it is the driver that writes it, for the server may be on another machine, or be gone."""
+        save_state(state, self.config, self.store.state)
+
+    @property
+    def registry(self) -> Registry:
+        """The model registry; raises `AwayError` while MLflow is away."""
+        self.tracker.need()
+        return registry_of(self.tracker, self.config)
+
+    def register(self, run: Run, state: State, requests: Sequence[str] = ()) -> str:
+        """Make a state the champion of the model registry, unless it is; its version there.
+
+        `requests` are those that it honours beside the closed ones.
+        """
+        champion = self.registry.champion()
+        if champion is not None and champion.digest == state.digest:
+            return champion.number
+        version = self.registry.register(run.id, self.store.state, self._version_tags(state, requests))
+        self.registry.promote(version)
+        return version
+
+    def register_or_wait(self, run: Run, state: State) -> str | None:
+        """The same where no erasure rests on it: while MLflow is away it waits in the outbox, with no version."""
+        try:
+            return self.register(run, state)
+        except AwayError as error:
+            self.tracker.leave(error)
+            run.model(self.store.state, state.digest, self._version_tags(state))
+            return None
+
+    def _version_tags(self, state: State, requests: Sequence[str] = ()) -> dict[str, str]:
+        receipts = [receipt["request"] for receipt in self.ledger.receipts()] + list(requests)
+        return {
+            "frmu.state_digest": state.digest,
+            "frmu.store": self.ledger.store_id,
+            "frmu.receipts": ",".join(receipts)[-4000:],
+            **self.holds(client.name for client in state.clients),
+        }
+
+    def deliver(self) -> Delivered:
+        """Deliver what waits in the outbox, as far as MLflow takes it.
+
+        Nothing while a drain is unfinished: it has yet to purge what waits.
+        """
+        before = self.outbox.count()
+        if self.tracker.away or not before or any(request.stage != "received" for request in self.ledger.pending()):
+            return Delivered()
+        clean = self.ledger.clean_states()
+        lines = self.ledger.lines(["trained", "verified", "replayed"])
+        made = {line.body["state"]: line.number for line in lines if line.body["state"] in clean}
+        try:
+            told = deliver(self.tracker, self.registry, self.outbox, made, self._began)
+        except AwayError as error:
+            self.tracker.leave(error)
+            return Delivered(before - self.outbox.count())
+        for line in told.refused:
+            _log.warning("%s", line)
+        return told
+
+    def _began(self, box: Box, run: str) -> None:
+        """The ledger learns what MLflow calls a run, for lineage does not rest on tags."""
+        self.ledger.note("delivered", {"outbox": box.key, "run": run, "clients": sorted(held(box.lineage()))})
+
+    def waiting(self) -> dict[str, Any]:
+        """What waits in the outbox, where, and why MLflow is away if it is; plain JSON types."""
+        where = {"runs": self.outbox.count(), "folder": str(self.outbox.folder), "away": self.tracker.away or None}
+        return {"outbox": where}
+
+    def owners(self, clients: Iterable[str]) -> list[str]:
+        """Codes of clients, 8 digits each, as they stand in lineage tags and in the ledger."""
+        return [self.ledger.owner(client)[:8] for client in clients]
+
+    def holds(self, clients: Iterable[str]) -> dict[str, str]:
+        """Lineage tags of what is learned from some clients: to be set before anything else is logged."""
+        return holds_tags(self.owners(clients))
+
+    def log_round(self, run: Run, done: Round) -> None:
+        """Log what a round gave: its digest and lineage, why each slice counts as it does, and a picture of it.
+
+        Numbers of one client or slice go into a run of their own, nested in `run`: an erasure removes it whole.
+        """
+        names = [client.name for client in done.state.clients]
+        tags = {"frmu.state_digest": done.state.digest, "frmu.policy": done.state.policy, **self.holds(names)}
+        run.tags(tags)
+        with self.tracker.run("slices", {**tags, **job.tags(), DETAIL: "true"}) as detail:
+            detail.metrics(_by_slice(done))
+        run.json(explain(done), "slices.json")
+        if not done.state.clients:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "influence.png"
+            draw_influence(done.state, self.config.slice_by, path)
+            run.picture(path)
+
+
+def _by_slice(done: Round) -> dict[str, float]:
+    """Attention by client; influence and validation gain by client and slice, and by modality where there are some."""
+    gain = FEATURES.index("gain")
+    metrics = {}
+    for client in done.state.clients:
+        metrics[f"attention/{client.name}"] = client.attention
+        metrics |= {f"influence/{client.name}/{key}": value for key, value in client.influence.items()}
+        for key, seen in done.records[client.name]["slices"].items():
+            metrics[f"gain/{client.name}/{key}"] = seen["features"][gain]
+            for name, of in seen.get("modalities", {}).items():
+                metrics[f"influence/{client.name}/{key}/{name}"] = of["influence"]
+                metrics[f"score/{client.name}/{key}/{name}"] = of["score"]
+    return metrics

@@ -1,0 +1,212 @@
+"""Who is where, and federations over them: what a workplace gathers before it can do anything with records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from frmu.clients.work import Discard
+from frmu.config import Config
+from frmu.data.sites import Errand, Look, Place, homes, places
+from frmu.errors import ClientsAwayError
+from frmu.federation import Federation
+from frmu.ledger.ledger import Ledger
+from frmu.runtime.local import LocalFederation
+from frmu.storage.checkpoint import load_state
+from frmu.storage.workspace import Store
+
+if TYPE_CHECKING:
+    from frmu.runtime.nodes import Visitors
+
+__all__ = ["Gathering", "Sight"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """Who is where: places by client, rows by client in the user's files, clients with a shard, stray files.
+
+    `away` names clients of sites that did not answer, and `gone` those sites, each with why.
+    """
+
+    homes: Mapping[str, Place]
+    rows: Mapping[str, int]
+    held: tuple[str, ...]
+    strays: tuple[str, ...]
+    away: Mapping[str, str]
+    gone: Mapping[str, str]
+
+
+class Gathering:
+    """The clients of a config, wherever they are. Its attributes are set by the workplace that it is a part of."""
+
+    config: Config
+    address: str | None
+    insecure: bool
+    store: Store
+    ledger: Ledger
+    orphan: str  # a cluster on which a killed job left its server, until we are there
+    _stack: ExitStack
+    _home: str
+    _fence: int
+    _federation: Federation | None = None
+    _visitors: Visitors | None = None
+    _connected: bool = False
+
+    # -- who is where -----------------------------------------------------------------------------------------
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where records and shards lie: the working folder, or the sites."""
+        return places(self.config.bare(), self.store.folder)
+
+    @property
+    def on_ray(self) -> bool:
+        """Whether the federation runs on Ray."""
+        return self.address != "local"
+
+    def connect(self) -> None:
+        """Be connected to Ray from now on, if the federation runs there."""
+        if self.on_ray and not self._connected:
+            from frmu.runtime.connect import cluster
+
+            self._stack.enter_context(cluster(self.address, self.insecure))
+            self._connected = True
+
+    def visit(self, errand: Errand) -> tuple[dict[str, Any], dict[str, str]]:
+        """Do an errand at every place, where its disk is: results by site, and why a site is away."""
+        if not self.config.sites or not self.on_ray:
+            return {place.site: errand.perform(place) for place in self.places}, {}
+        self.connect()
+        if self._visitors is None:
+            from frmu.runtime.nodes import Visitors
+
+            self._visitors = Visitors(self.config.placement.patience, self.config.rules.deadline)
+            self._stack.callback(self._visitors.close)
+        return self._visitors.visit(errand, self.places)
+
+    def look(self, source: bool = False) -> Sight:
+        """Who is where: with `source` by the user's files as well as by the shards.
+
+        Clients of a site that is away are known from before.
+        """
+        found, gone = self.visit(Look(source))
+        homes_ = homes(found, self.places)
+        sites = {place.site for place in self.places}
+        before = self.store.homes()
+        if self.config.sites and self.on_ray:
+            self.store.note_away(gone)
+        lost = {client: gone[site] for client, site in before.items() if site in gone and client not in homes_}
+        if self.config.sites:
+            now = {client: place.site for client, place in homes_.items()}
+            kept = {client: site for client, site in before.items() if site in sites} | now
+            if kept != before:
+                self.store.keep_homes(kept)
+        rows = {client: number for holdings in found.values() for client, number in holdings.rows.items()}
+        held = sorted(client for holdings in found.values() for client in holdings.held)
+        strays = [f"{site}/{name}" if site else name for site, holdings in found.items() for name in holdings.strays]
+        return Sight(homes_, rows, tuple(held), tuple(strays), lost, gone)
+
+    def homes_of(self, clients: Iterable[str], sight: Sight) -> dict[str, Place]:
+        """The places of clients, as seen, or as last seen; raises `ClientsAwayError` for one whose site is away."""
+        names = set(clients)
+        if lost := {client: reason for client, reason in sight.away.items() if client in names}:
+            raise ClientsAwayError.of(lost)
+        by_site, before = {place.site: place for place in self.places}, self.store.homes()
+        somewhere = self.places[0]
+        return {name: sight.homes.get(name) or by_site.get(before.get(name, ""), somewhere) for name in sorted(names)}
+
+    def dismiss(self, federation: Federation, sight: Sight, clients: Iterable[str]) -> None:
+        """Have the shards of clients removed that have left, or that the user's files no longer have."""
+        at = sorted(set(clients) & set(sight.held))
+        if at:
+            federation.admit(self.homes_of(at, sight), {})
+            list(federation.run(Discard(), on=at))
+
+    def left(self, clients: Iterable[str]) -> set[str]:
+        """Those of some clients that have left the federation."""
+        gone = self.ledger.left()
+        return {client for client in clients if self.ledger.owner(client) in gone} if gone else set()
+
+    # -- federations ------------------------------------------------------------------------------------------
+
+    def federation(self, homes: Mapping[str, Place], rows: Mapping[str, int] | None = None) -> Federation:
+        """The live federation, which takes in clients that are new; nobody is away of it at first."""
+        if self._federation is None:
+            self._federation = self._start(homes, rows or {}, f"server-{self._home}")
+            self._stack.callback(self._close)
+        self._federation.admit(homes, rows or {})
+        self._federation.away.clear()
+        return self._federation
+
+    def _close(self) -> None:
+        """End the live federation, and its server with it."""
+        if self._federation is not None:
+            self._federation.close()
+            self._federation = None
+            if not self.orphan:
+                self.store.note_server("")
+
+    def _start(self, homes: Mapping[str, Place], rows: Mapping[str, int], name: str | None = None) -> Federation:
+        """A federation; on a cluster that goes on without us, one of a name has a server that does so too."""
+        if not self.on_ray:
+            return LocalFederation(self.config, homes, self.store.folder, self._fence)
+        from frmu.runtime.ray import RayFederation
+
+        self.connect()
+        federation = RayFederation(self.config, homes, rows, name, self._fence)
+        if name is not None:
+            self.orphan = "" if self.orphan == federation.outlives else self.orphan
+            if federation.outlives and not self.orphan:
+                self.store.note_server(federation.outlives)
+        return federation
+
+    def over_copies(self, copy: str, clients: Sequence[str], config: Config | None = None) -> Federation:
+        """A federation over copies of shards that an audit made, where this one runs; whoever asks closes it."""
+        sight = self.look()
+        at = {client: self._as(place, config).copy(copy) for client, place in self.homes_of(clients, sight).items()}
+        return self._start(at, {})
+
+    def under(self, config: Config) -> Federation:
+        """A federation over the same shards as another config reads them; it ends with the job."""
+        sight = self.look()
+        federation = self._start({name: self._as(sight.homes[name], config) for name in sight.held}, {})
+        self._stack.callback(federation.close)
+        return federation
+
+    @contextmanager
+    def afresh(self, config: Config | None = None) -> Iterator[Federation]:
+        """Another federation over the same shards, which shares nothing with the live one, for a while.
+
+        It is in process where the shards lie on this machine. Without clients who have left, or who were away when the
+        state in force was trained: nothing is known of them.
+        """
+        sight = self.look()
+        away = self.ledger.away(self._in_force())
+        everybody = {*sight.held, *sight.away}
+        out = self.left(everybody) | {client for client in everybody if self.ledger.owner(client) in away}
+        at = {name: self._as(sight.homes[name], config) for name in sight.held if name not in out}
+        if sight.away and (missing := {name: why for name, why in sight.away.items() if name not in out}):
+            raise ClientsAwayError.of(missing)
+        if self.config.sites and self.on_ray:
+            federation = self._start(at, {})
+        else:
+            federation = LocalFederation(config or self.config, at, self.store.folder)
+        try:
+            yield federation
+        finally:
+            federation.close()
+
+    def _in_force(self) -> str:
+        """The digest of the state that is checkpointed; empty where none is."""
+        state = load_state(self.store.state)
+        return state.digest if state is not None else ""
+
+    def _as(self, place: Place, config: Config | None) -> Place:
+        """A place under another config: what says where things lie stays."""
+        if config is None:
+            return place
+        own = place.config
+        data = config.data.model_copy(update={"path": own.data.path})
+        return replace(place, config=config.model_copy(update={"data": data, "store": own.store, "file": own.file}))

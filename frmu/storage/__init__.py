@@ -1,0 +1,1 @@
+"""The working folder: its paths, its lock, its checkpoint. Files here outlive every job."""

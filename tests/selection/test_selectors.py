@@ -1,0 +1,165 @@
+"""What is proposed for slices, and what the guard lets through."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from frmu.models.statistics import loss, statistics_of
+from frmu.selection.network import Network, read_policy, shapes, shipped
+from frmu.selection.observation import FEATURES, Look, change, fit, observe, slopes
+from frmu.selection.problem import Task, refit, task_of, validation_loss
+from frmu.selection.search import Account, Budget, ascend, greedy, leave_one_out
+from frmu.selection.selectors import decide, follow, guided
+from frmu.types import Statistics
+
+
+def make(seed: int = 0, bad: tuple[int, ...] = (), slices: int = 8) -> Task:
+    rng = np.random.default_rng(seed)
+    w = rng.normal(size=5)
+
+    def block(n: int, shuffled: bool = False) -> Statistics:
+        X = rng.normal(size=(n, 5))
+        X[:, -1] = 1.0
+        y = X @ w + 0.2 * rng.normal(size=n)
+        return statistics_of(X, (rng.permutation(y) if shuffled else y)[:, None])
+
+    parts = {f"s{s}": block(40, s in bad) for s in range(slices)}
+    return task_of(
+        parts, np.linspace(1, 0, slices), Statistics.zero(5, 1), [block(15) for _ in range(4)], block(60), 1e-3
+    )
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return read_policy(shipped())
+
+
+@pytest.mark.parametrize("selector", ["policy", "rules"])
+@pytest.mark.parametrize("seed", range(5))
+def test_shuffled_slices_are_found(selector: str, seed: int, network: Network) -> None:
+    task = make(seed, bad=(1, 4))
+    decision = decide(task, network, selector, 0.01, 3, 64)
+    assert set(np.flatnonzero(decision.influence < 1.0)) >= {1, 4}
+    assert loss(refit(task, decision.influence), task.later) < loss(refit(task, np.ones(8)), task.later)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_is_applied_that_is_worse_on_validation(seed: int, network: Network) -> None:
+    task = make(seed)
+    decision = decide(task, network, "policy", 0.01, 3, 64)
+    keep = validation_loss(task, np.ones(8))
+    assert decision.losses[decision.chosen_by] <= keep + 1e-9
+    assert decision.chosen_by in ("policy", "keep")
+
+
+def test_keep_keeps(network: Network) -> None:
+    assert decide(make(bad=(1,)), network, "keep", 0.01, 3, 64).influence.min() == 1.0
+
+
+def test_without_validation_everything_is_kept(network: Network) -> None:
+    task = make(bad=(1,))
+    blind = task_of({k: task.slice(s) for s, k in enumerate(task.keys)}, task.age, task.rest,
+                    [], task.later, 1e-3)  # fmt: skip
+    assert decide(blind, network, "policy", 0.01, 3, 64).chosen_by == "keep"
+
+
+def look(task: Task, influence: np.ndarray, step: float = 0.0) -> Look:
+    return observe(task, fit(task, influence), step, validation_loss(task, task.keep))
+
+
+def test_an_observation_has_a_bounded_row_a_slice() -> None:
+    seen = look(make(bad=(2,)), np.array([1.0, 0.3, 0.0, 1, 1, 1, 1, 1]), 0.5)
+    assert seen.rows.shape == (8, len(FEATURES))
+    assert seen.relation.shape == (8, 8)
+    assert np.isfinite(seen.rows).all()
+    assert np.abs(seen.rows).max() <= 3.0
+    assert np.abs(seen.relation).max() <= 1.0 + 1e-9
+
+
+def test_one_slice_can_be_looked_at(network: Network) -> None:
+    task = make(slices=1)
+    assert np.isfinite(look(task, np.ones(1)).rows).all()
+    assert decide(task, network, "policy", 0.01, 3, 64).influence.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("start", [np.ones(8), np.array([1.0, 0.7, 0.6, 1, 0.6, 1, 0.9, 1])])
+def test_a_counterfactual_to_second_order_is_close_to_the_refit(start: np.ndarray) -> None:
+    """The gain in a row is what leaving the slice out does to the validation loss, in percent."""
+    task = make(bad=(2,))
+    gain = look(task, start).rows[:, FEATURES.index("gain")]
+    now = validation_loss(task, start)
+    for s in range(8):
+        without = start.copy()
+        without[s] = 0.0
+        exact = validation_loss(task, without) / now - 1.0
+        assert np.sinh(gain[s]) / 100 == pytest.approx(exact, abs=0.35 * abs(exact) + 5e-3)
+
+
+def test_a_slope_is_the_derivative_of_the_log_loss() -> None:
+    task, at = make(bad=(2,)), np.array([1.0, 0.3, 0.2, 1, 0.6, 1, 0.1, 1])
+    slope = slopes(task, fit(task, at), task.later)
+    for s in range(8):
+        step = np.zeros(8)
+        step[s] = 1e-5
+        up, down = (np.log(loss(refit(task, at + sign * step), task.later)) for sign in (1, -1))
+        assert slope[s] == pytest.approx((up - down) / 2e-5, rel=0.02, abs=1e-4)
+
+
+def test_a_change_of_one_influence_is_a_refit() -> None:
+    task = make(bad=(2,))
+    there = change(fit(task, task.keep), 2, 0.25)
+    assert np.allclose(there.W, refit(task, there.influence), atol=1e-10)
+    assert there.influence[2] == 0.25
+
+
+def test_the_policy_follows_the_order_of_slices_by_nearness_alone(network: Network) -> None:
+    """Turned round, slices are as near to each other as before: the answers turn with them."""
+    seen = look(make(bad=(2,)), np.ones(8))
+    turned = Look(seen.rows[::-1], seen.relation[::-1, ::-1], seen.fit)
+    assert np.allclose(network(seen, seen)[0][::-1], network(turned, turned)[0])
+
+
+def test_steps_refine_and_each_costs_one_refit(network: Network) -> None:
+    task = make(bad=(1, 4))
+    account = Account(task, Budget(10))
+    kept = account.fit(task.keep)
+    met = follow(network, account, look(task, task.keep), kept, 3)
+    assert len(met) == 4
+    assert account.refits == 4
+    assert all(((one.fit.influence >= 0) & (one.fit.influence <= 1)).all() for one in met)
+
+
+@pytest.mark.parametrize("budget", [1, 4, 30, 100, 200])
+def test_nobody_spends_more_than_the_budget(budget: int, network: Network) -> None:
+    task = make(bad=(1, 4))
+    for select in (
+        lambda account, kept: ascend(account, kept, 500),
+        lambda account, kept: greedy(account, kept, 16),
+        lambda account, kept: leave_one_out(account, kept),
+        lambda account, kept: guided(network, account, observe(task, kept, 0.0, kept.loss), 3),
+    ):
+        account = Account(task, Budget(budget))
+        select(account, account.fit(task.keep))
+        assert account.refits <= budget
+    assert decide(task, network, "policy", 0.01, 3, max(8, budget)).refits <= max(8, budget)
+
+
+def test_a_budget_in_seconds_ends_a_search() -> None:
+    ticks = iter(range(100))
+    account = Account(make(), Budget(seconds=5.0), clock=lambda: float(next(ticks)))
+    ascend(account, account.fit(np.ones(8)), 1000)
+    assert account.refits <= 6
+
+
+def test_search_lowers_the_validation_loss() -> None:
+    task = make(bad=(1, 4))
+    for search in (lambda account, kept: ascend(account, kept, 20), lambda account, kept: greedy(account, kept, 4)):
+        account = Account(task, Budget())
+        kept = account.fit(task.keep)
+        assert search(account, kept).loss < kept.loss
+
+
+def test_the_shipped_policy_has_seen_no_client_of_ours(network: Network) -> None:
+    assert network.lineage["clients"] == []
+    assert {name: weight.shape for name, weight in network.weights.items()} == shapes()
