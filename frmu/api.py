@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from frmu.clients.work import Commit, Import
+from frmu.clients.work import CommitShard, StageShard
 from frmu.config import Config
-from frmu.errors import ClientsAwayError, ConfigError, FederationError, FrmuError, StoreError
+from frmu.errors import ClientsUnavailableError, ConfigError, FederationError, FrmuError, StoreError
 from frmu.federation import Federation, in_order
 from frmu.ledger.request import EraseRequest
 from frmu.methods.method import Round
@@ -25,8 +25,8 @@ from frmu.report.figures import forgotten, measure
 from frmu.selection.network import Network
 from frmu.services import erasure, explanation, policy_training, verification
 from frmu.services.requests import DECLARED, erase, ledger_of, receipt_of, requests, status, withdraw
-from frmu.services.session import Workplace
-from frmu.services.sites import Sight
+from frmu.services.session import Session
+from frmu.services.sites import Inventory
 from frmu.storage.checkpoint import config_of
 from frmu.tracking.tracker import Run, public
 from frmu.types import Selection
@@ -38,8 +38,8 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Experiment(Workplace):
-    """A config at work; see `Workplace` for how it opens."""
+class Experiment(Session):
+    """A config at work; see `Session` for how it opens."""
 
     # -- train ------------------------------------------------------------------------------------------------
 
@@ -58,28 +58,28 @@ class Experiment(Workplace):
         self.deliver()
         network = self.network()  # a policy that cannot be read is told before anything is written
         self._same_names(self._names())
-        sight = self.look(source=True)
-        expected = self._expected(sight)
-        there = [client for client in expected if client in sight.rows]
+        inventory = self.look(source=True)
+        expected = self._expected(inventory)
+        there = [client for client in expected if client in inventory.rows]
         federation = self.federation(
-            self.homes_of({*there, *(set(sight.held) - self.left(sight.held))}, sight), sight.rows
+            self.locations_of({*there, *(set(inventory.held) - self.left(inventory.held))}, inventory), inventory.rows
         )
-        federation.away.update({client: why for client, why in sight.away.items() if client in expected})
+        federation.away.update({client: why for client, why in inventory.away.items() if client in expected})
         if federation.away:
             self._without(federation.away, expected)
         with self.run("train", self.holds(expected)) as run:  # tagged before anything is logged: lineage misses nothing
-            summary = self._round(run, federation, sight, network, there, expected)
+            summary = self._round(run, federation, inventory, network, there, expected)
         return summary | self.waiting()
 
     def _round(
-        self, run: Run, federation: Federation, sight: Sight, network: Network, there: Sequence[str],
+        self, run: Run, federation: Federation, inventory: Inventory, network: Network, there: Sequence[str],
         expected: Sequence[str],
     ) -> dict[str, Any]:  # fmt: skip
         """Import, fit, measure and log with those who are there."""
         began = time.perf_counter()  # starting actors is not training
         before = (federation.traffic.up, federation.traffic.down)
         names = self._names()
-        taken = self._import(federation, sight, there, expected)
+        taken = self._import(federation, inventory, there, expected)
         initial = self.method.init()
         done = self._attended(federation, expected, lambda: self.method.apply(federation, initial, network))
         self.checkpoint(done.state)
@@ -114,11 +114,11 @@ class Experiment(Workplace):
         """The columns by which a tombstone knows a record."""
         return {"client": self.config.data.client, "record": self.config.data.record}
 
-    def _expected(self, sight: Sight) -> list[str]:
+    def _expected(self, inventory: Inventory) -> list[str]:
         """The clients that a training is to have: of the user's files, and of sites that are away; who left is out."""
-        known = {*sight.rows, *sight.away}
-        if not known and sight.gone:
-            told = "; ".join(f'site "{site}": {why}' for site, why in sorted(sight.gone.items()))
+        known = {*inventory.rows, *inventory.away}
+        if not known and inventory.gone:
+            told = "; ".join(f'site "{site}": {why}' for site, why in sorted(inventory.gone.items()))
             raise FederationError(f"every site is away. {told}")
         return sorted(known - self.left(known))
 
@@ -133,7 +133,7 @@ class Experiment(Workplace):
         while True:
             try:
                 return step()
-            except ClientsAwayError as gone:
+            except ClientsUnavailableError as gone:
                 if set(gone.reasons) <= set(federation.away):  # nobody new: the same step would end the same way
                     raise
                 federation.away.update(gone.reasons)
@@ -144,7 +144,7 @@ class Experiment(Workplace):
         while True:
             try:
                 return measure(federation, done)
-            except ClientsAwayError as gone:
+            except ClientsUnavailableError as gone:
                 if set(gone.reasons) <= set(federation.away):
                     raise
                 federation.away.update(gone.reasons)
@@ -152,7 +152,7 @@ class Experiment(Workplace):
 
     def _same_names(self, names: Mapping[str, str]) -> None:
         """A tombstone knows a record by its client and id: once there are some, the columns must stay."""
-        if not self.ledger.buried_anything():
+        if not self.ledger.has_tombstones():
             return
         trained = [line.body for line in self.ledger.lines(["trained"])]
         before = trained[-1] if trained else names
@@ -164,7 +164,7 @@ class Experiment(Workplace):
                 )
 
     def _import(
-        self, federation: Federation, sight: Sight, clients: Sequence[str], expected: Sequence[str]
+        self, federation: Federation, inventory: Inventory, clients: Sequence[str], expected: Sequence[str]
     ) -> dict[str, Any]:
         """Every client reads its own records; all who are there take them over, or none.
 
@@ -172,28 +172,28 @@ class Experiment(Workplace):
         What an open or a standing request means is refused as well, and has its tombstones from now on.
         """
         pending = self.ledger.pending() + self.ledger.standing()
-        if pending and sight.held:
+        if pending and inventory.held:
             before = self._as_they_are(federation)
-            self._attended(federation, expected, lambda: self._bury(before, federation.away, pending))
+            self._attended(federation, expected, lambda: self._add_tombstones(before, federation.away, pending))
         open_requests = {request.id: request.selection for request in pending if request.selection is not None}
-        work = Import(self.ledger.tombstones(clients), self.key, open_requests)
+        work = StageShard(self.ledger.tombstones(clients), self.key, open_requests)
         try:
             replies = self._attended(federation, expected, lambda: list(federation.run(work, on=clients)))
         except FrmuError:
             with suppress(FrmuError):  # the error under way is the one to tell
-                list(federation.run(Commit(False), on=clients))
+                list(federation.run(CommitShard(False), on=clients))
             raise
         found: dict[str, dict[str, list[str]]] = {}
         for reply in replies:
             for request, names in reply.record["found"].items():
                 found.setdefault(request, {})[reply.client] = names
-        self.ledger.bury(found)
+        self.ledger.add_tombstones(found)
         asked = self._ask_for_private({reply.client: reply.record["must_go"] for reply in in_order(replies)})
-        self._attended(federation, expected, lambda: list(federation.run(Commit(True), on=clients)))
+        self._attended(federation, expected, lambda: list(federation.run(CommitShard(True), on=clients)))
         self.ledger.searched(reply.client for reply in replies)
         if nothing := self.owners(sorted(reply.client for reply in replies if not reply.record["rows"])):
             self.ledger.note("empty", {"clients": nothing})
-        self.dismiss(federation, sight, set(sight.held) - set(clients))
+        self.dismiss(federation, inventory, set(inventory.held) - set(clients))
         rows, refused, private = (sum(reply.record[key] for reply in replies) for key in ("rows", "refused", "private"))
         if not rows:
             raise StoreError(self._nothing_left(refused, private, asked))
@@ -225,13 +225,13 @@ class Experiment(Workplace):
                 asked.append(request.id)
         return asked
 
-    def _bury(self, before: Federation, away: Mapping[str, str], pending: Sequence[EraseRequest]) -> None:
+    def _add_tombstones(self, before: Federation, away: Mapping[str, str], pending: Sequence[EraseRequest]) -> None:
         before.away.update(away)
-        erasure.bury_pending(self, before, pending, None)
+        erasure.locate_pending(self, before, pending, None)
 
     def _as_they_are(self, federation: Federation) -> Federation:
         """The shards as the config reads them that wrote them: its columns may not be those of today."""
-        before = config_of(self.store.state) if self.store.state.exists() else self.config
+        before = config_of(self.workspace.state) if self.workspace.state.exists() else self.config
         if before.fingerprint() == self.config.fingerprint():
             return federation
         return self.under(before)

@@ -278,7 +278,7 @@ class Policy(_Table):
     margin: float = Field(default=0.01, ge=0, lt=1)
     steps: int = Field(default=3, ge=1, le=16)
     budget: int = Field(default=16, ge=8)
-    price: float = Field(default=0.02, ge=0)
+    forget_penalty: float = Field(default=0.02, ge=0)
     theta: float = Field(default=0.5, ge=0, le=1)
     iterations: int = Field(default=20, ge=1)
     samples: int = Field(default=512, ge=64)

@@ -8,10 +8,10 @@
     +- PolicyError                a policy file: another feature version, truncated
     +- StoreError                 the working folder: in use, not writable, a checkpoint of another config
     +- FederationError            a client or the server did not answer
-    |  +- ClientsAwayError        some clients did not answer in time; the others did
+    |  +- ClientsUnavailableError        some clients did not answer in time; the others did
     |  +- RoundLostError          the server was lost, and what it held with it: the round begins again
     +- TrackingError              the MLflow tracking server cannot be reached
-       +- AwayError               it does not answer now: nothing is wrong with the config
+       +- TrackingUnavailableError               it does not answer now: nothing is wrong with the config
 
 A message says what is wrong, where (file, client, row, key) and which knob to turn. Each error is built from
 its message alone, so it survives pickling on its way back from a Ray actor.
@@ -23,8 +23,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 
 __all__ = [
-    "AwayError",
-    "ClientsAwayError",
+    "ClientsUnavailableError",
     "ConfigError",
     "DataError",
     "FederationError",
@@ -35,6 +34,7 @@ __all__ = [
     "RoundLostError",
     "StoreError",
     "TrackingError",
+    "TrackingUnavailableError",
     "near_miss",
 ]
 
@@ -71,7 +71,7 @@ class FederationError(FrmuError):
     """A client or the server did not answer."""
 
 
-class ClientsAwayError(FederationError):
+class ClientsUnavailableError(FederationError):
     """Some clients did not answer by the deadline; `reasons` says why, by client."""
 
     def __init__(self, message: str, reasons: Mapping[str, str] | None = None) -> None:
@@ -79,10 +79,10 @@ class ClientsAwayError(FederationError):
         self.reasons = dict(reasons or {})
 
     @classmethod
-    def of(cls, reasons: Mapping[str, str], rule: str = "") -> ClientsAwayError:
+    def of(cls, reasons: Mapping[str, str], rule: str = "") -> ClientsUnavailableError:
         """The error that says who is away, why, and by which rule that ends what was begun.
 
-        >>> print(ClientsAwayError.of({"a": "its host died"}))
+        >>> print(ClientsUnavailableError.of({"a": "its host died"}))
         client a is away: its host died. Bring it back, raise rules.deadline, or let it go with `frmu client leave`
         """
         by: dict[str, list[str]] = {}
@@ -105,7 +105,7 @@ class TrackingError(FrmuError):
     """The tracking server cannot be reached."""
 
 
-class AwayError(TrackingError):
+class TrackingUnavailableError(TrackingError):
     """The tracking server does not answer now, and may later."""
 
 

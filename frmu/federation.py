@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["Answer", "Federation", "Payload", "Reply", "Task", "Traffic", "Work", "in_order"]
+__all__ = ["Answer", "ClientTask", "Federation", "Payload", "Reply", "ServerTask", "Traffic", "in_order"]
 
 Payload = Mapping[str, np.ndarray[Any, Any]]
 
@@ -45,7 +45,7 @@ class Reply:
     nbytes: int
 
 
-class Work(Protocol):
+class ClientTask(Protocol):
     """Something that a client does over its own records; frozen, and free of hidden state.
 
     Done twice it is done once: a client whose process died is asked again. One that has a true `lasting` stays with
@@ -59,7 +59,7 @@ class Work(Protocol):
         """Answer for one client."""
 
 
-class Task(Protocol):
+class ServerTask(Protocol):
     """Something that the server does with the arrays of replies.
 
     One that has a true `afresh` needs nothing that the server held before.
@@ -76,7 +76,7 @@ class Traffic:
     up: int = 0
     down: int = 0
 
-    def sent(self, work: Work, clients: int) -> None:
+    def sent(self, work: ClientTask, clients: int) -> None:
         """Count a work that went out to some clients."""
         self.down += len(pickle.dumps(work)) * clients
 
@@ -94,17 +94,17 @@ class Federation(Protocol):
     def clients(self) -> tuple[str, ...]:
         """Every client, in the order of their names, those who are away among them."""
 
-    def admit(self, homes: Mapping[str, Any], rows: Mapping[str, int]) -> None:
+    def admit(self, locations: Mapping[str, Any], rows: Mapping[str, int]) -> None:
         """Take in clients that are new: the place of each (`frmu.data.sites`), and how many records, where known."""
 
-    def run(self, work: Work, on: Iterable[str] | None = None) -> Iterator[Reply]:
-        """Let clients (all by default) do a work; replies come in the order of arrival.
+    def run(self, work: ClientTask, on: Iterable[str] | None = None) -> Iterator[Reply]:
+        """Let clients (all by default) do a task; replies come in the order of arrival.
 
-        Raises `ClientsAwayError`, after the replies of the others, when a client does not answer by the deadline of the
-        rules, and at once whatever error of ours a client raised.
+        Raises `ClientsUnavailableError`, after the replies of the others, when a client does not answer by the deadline
+        of the rules, and at once whatever error of ours a client raised.
         """
 
-    def serve(self, task: Task, replies: Iterable[Reply] = ()) -> Any:
+    def serve(self, task: ServerTask, replies: Iterable[Reply] = ()) -> Any:
         """Let the server do a task with the arrays of some replies.
 
         Raises `RoundLostError` where it was lost, and what it held for the task with it.

@@ -11,7 +11,7 @@ import pytest
 from conftest import drain, put, train
 
 from frmu import api
-from frmu.clients.work import Commit
+from frmu.clients.work import CommitShard
 from frmu.config import Config
 from frmu.errors import ConfigError, DataError, FederationError, LedgerError, PolicyError, RequestError, StoreError
 from frmu.ledger.ledger import Ledger
@@ -70,7 +70,7 @@ def test_what_a_killed_import_left_is_swept(trained: Config, monkeypatch: pytest
     def kill(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Commit, "perform", kill)
+    monkeypatch.setattr(CommitShard, "perform", kill)
     with pytest.raises(KeyboardInterrupt):
         train(trained)
     monkeypatch.undo()
@@ -360,11 +360,11 @@ def test_lineage_does_not_rest_on_tags(trained: Config) -> None:
 
 def test_what_is_logged_is_tagged_first(trained: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """A drain killed while it logs the new state leaves a run that the next purge finds."""
-    from frmu.services.session import Workplace
+    from frmu.services.session import Session
 
     api.erase(trained, PERSON)
     with monkeypatch.context() as patch:
-        patch.setattr(Workplace, "log_round", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(Session, "log_round", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             drain(trained)
     api.erase(trained, Selection("subject", subject="p1"))

@@ -17,7 +17,7 @@ from frmu.config import Config
 from frmu.data.shard import clients_in
 from frmu.errors import RequestError, StoreError
 from frmu.methods.analytic import total_of
-from frmu.report.plots import draw_influence
+from frmu.report.plots import plot_influence
 from frmu.runtime.local import LocalFederation
 from frmu.selection.network import read_policy, shipped, write_policy
 from frmu.selection.observation import FEATURES
@@ -188,8 +188,8 @@ def test_a_picture_of_any_state(by: str, tmp_path: Path) -> None:
         ClientState(f"$client_{n}$", 3, 1.0, dict(zip(keys, (0.3, n % 2 / 1.0), strict=True)) if n else {})
         for n in range(90)
     )
-    draw_influence(State("", "", ("y",), clients, np.zeros((2, 1))), by, tmp_path / "a.png")
-    draw_influence(State("", "", ("y",), clients[:1], np.zeros((2, 1))), by, tmp_path / "b.png")
+    plot_influence(State("", "", ("y",), clients, np.zeros((2, 1))), by, tmp_path / "a.png")
+    plot_influence(State("", "", ("y",), clients[:1], np.zeros((2, 1))), by, tmp_path / "b.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 

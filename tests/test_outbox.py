@@ -29,11 +29,11 @@ from mlflow_server import Gate, Server, contents, free_port, gate, mlflow_server
 from frmu import api
 from frmu.cli import main
 from frmu.config import Config, load
-from frmu.errors import AwayError, RequestError, TrackingError
+from frmu.errors import RequestError, TrackingError, TrackingUnavailableError
 from frmu.services import continual
 from frmu.services.continual import Follow
 from frmu.services.prediction import predict
-from frmu.tracking.queue import Op, Outbox, key, strays
+from frmu.tracking.queue import Op, Queue, key, unexpected_files
 from frmu.tracking.sync import Taint, empty
 from frmu.tracking.tracker import Tracker
 from frmu.types import Selection
@@ -72,7 +72,7 @@ def deliver(config: Config) -> int:
 
 
 def waiting(config: Config) -> list[str]:
-    return [box.name for box in Outbox(config.folder / "outbox").waiting()]
+    return [box.name for box in Queue(config.folder / "outbox").waiting()]
 
 
 def frmu(*arguments: Any) -> Any:
@@ -111,7 +111,7 @@ def test_away_from_the_start(gate: Gate, trained: Undisturbed, tmp_path: Path) -
     assert place.stat().st_mode & 0o777 == 0o700
     status = api.status(config)
     assert (status["state_digest"], status["outbox"]["runs"]) == (trained.digest, 2)
-    with pytest.raises(AwayError, match=r"Connection refused; check store\.tracking"):
+    with pytest.raises(TrackingUnavailableError, match=r"Connection refused; check store\.tracking"):
         predict(config, Path(config.source), tmp_path / "out.parquet")
     with api.Experiment(config, "local") as experiment:
         assert experiment.verify()["verified"]  # what L5 looks at is here
@@ -190,20 +190,20 @@ def _requests_of(gate: Gate, folder: Path) -> list[str]:
 
 def test_numbers_keep_their_steps_and_times(gate: Gate, tmp_path: Path) -> None:
     """As in the training of a policy, which logs as it goes."""
-    tracker = Tracker(gate.address, str(tmp_path), tmp_path, Outbox(tmp_path / "outbox"))
+    tracker = Tracker(gate.address, str(tmp_path), tmp_path, Queue(tmp_path / "outbox"))
     with tracker.run("policy") as run:
         for step in range(6):
             if step == 3:
                 gate.shut()
             run.metrics({"gain": step / 2, "not/a number": float("nan")}, step)
-    assert [box.run for box in Outbox(tmp_path / "outbox").waiting()] == [run.id]
+    assert [box.run for box in Queue(tmp_path / "outbox").waiting()] == [run.id]
     gate.open()
     from frmu.tracking.sync import deliver as send
 
-    tracker = Tracker(gate.address, str(tmp_path), tmp_path, Outbox(tmp_path / "outbox"))
+    tracker = Tracker(gate.address, str(tmp_path), tmp_path, Queue(tmp_path / "outbox"))
     again = shutil.copytree(tmp_path / "outbox", tmp_path / "again")
     for place in (tmp_path / "outbox", Path(again)):  # twice is once
-        send(tracker, None, Outbox(place), {}, lambda *_: None)  # type: ignore[arg-type]
+        send(tracker, None, Queue(place), {}, lambda *_: None)  # type: ignore[arg-type]
     history = tracker.client.get_metric_history(run.id, "gain")
     assert [(each.step, each.value) for each in history] == [(step, step / 2) for step in range(6)]
     assert sorted(each.timestamp for each in history) == [each.timestamp for each in history]
@@ -293,7 +293,7 @@ def test_a_drain_needs_mlflow(gate: Gate, trained: Undisturbed, tmp_path: Path) 
     gate.shut()
     train(config)
     api.erase(config, PERSON)
-    with pytest.raises(AwayError, match="touched nothing"):
+    with pytest.raises(TrackingUnavailableError, match="touched nothing"):
         drain(config)
     assert [one["stage"] for one in api.requests(config)] == ["received"]
     backup = shutil.copytree(config.folder / "outbox", tmp_path / "backup")
@@ -343,7 +343,7 @@ def drain_cut(gate: Gate, folder: Path, number: int, moment: str, never: str) ->
     try:
         drained = drain(config)
         assert drained["receipts"][0]["level"] == "L5"
-    except AwayError:
+    except TrackingUnavailableError:
         closed = False
         assert [one["stage"] for one in api.requests(config)] != ["closed"]
     gate.open()
@@ -426,8 +426,8 @@ def test_a_folder_is_no_database(tmp_path: Path) -> None:
 def test_a_server_that_is_no_mlflow_is_not_away(gate: Gate, tmp_path: Path) -> None:
     for uri, why in ((f"{gate.address}/elsewhere", "404"), (gate.address.replace("http", "https"), "SSL")):
         with pytest.raises(TrackingError, match=why) as caught:
-            Tracker(uri, "homes", tmp_path, Outbox(tmp_path / "outbox"))
-        assert not isinstance(caught.value, AwayError)
+            Tracker(uri, "homes", tmp_path, Queue(tmp_path / "outbox"))
+        assert not isinstance(caught.value, TrackingUnavailableError)
 
 
 @pytest.mark.parametrize("answer", [500, 503, 429, None, 401, 501])
@@ -441,9 +441,9 @@ def test_answers_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         began = time.monotonic()
         if answer in (401, 501):
             with pytest.raises(TrackingError, match=str(answer)):
-                Tracker(uri, "homes", tmp_path, Outbox(tmp_path / "outbox"))
+                Tracker(uri, "homes", tmp_path, Queue(tmp_path / "outbox"))
         else:
-            tracker = Tracker(uri, "homes", tmp_path, Outbox(tmp_path / "outbox"))
+            tracker = Tracker(uri, "homes", tmp_path, Queue(tmp_path / "outbox"))
             assert (str(answer) if answer else "timed out") in tracker.away
         assert time.monotonic() - began < 60
         listener.shutdown(socket.SHUT_RDWR)
@@ -461,22 +461,22 @@ def _answer(listener: socket.socket, status: int | None) -> None:
 
 def test_a_host_is_away_only_where_it_was_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    outbox, uri = Outbox(tmp_path / "outbox"), "http://ada:secret@no-such-host.invalid:5000"
+    outbox, uri = Queue(tmp_path / "outbox"), "http://ada:secret@no-such-host.invalid:5000"
     with pytest.raises(TrackingError) as caught:
         Tracker(uri, "homes", tmp_path, outbox)
-    assert not isinstance(caught.value, AwayError)
+    assert not isinstance(caught.value, TrackingUnavailableError)
     outbox.meet("no-such-host.invalid:5000")
     assert "secret" not in Tracker(uri, "homes", tmp_path, outbox).away
-    with pytest.raises(AwayError):
+    with pytest.raises(TrackingUnavailableError):
         Tracker(f"http://127.0.0.1:{free_port()}", "homes", tmp_path)  # nowhere to keep anything
 
 
 # -- on disk --------------------------------------------------------------------------------------------------
 
 
-def filled(folder: Path) -> Outbox:
+def filled(folder: Path) -> Queue:
     """Two runs of `ada`, the second with numbers of single clients, and one of `bob`."""
-    outbox = Outbox(folder / "outbox")
+    outbox = Queue(folder / "outbox")
     (folder / "state.safetensors").write_bytes(b"state")
     for name, owner, more in (("train", "ada", {}), ("slices", "ada", {"frmu.detail": "true"}), ("train", "bob", {})):
         box = outbox.begin(key(), name, more, None, 1, None)
@@ -509,12 +509,12 @@ def test_half_a_step_is_none(tmp_path: Path) -> None:
     (first.folder / "0006" / "picture.png").write_bytes(b"half")
     (first.folder / "0007.json.partial").write_text("{")
     (second.folder / "run.json").unlink()
-    assert sorted(strays(outbox.folder)) == sorted(
+    assert sorted(unexpected_files(outbox.folder)) == sorted(
         [f"{first.folder.name}/0006", f"{first.folder.name}/0007.json.partial", second.folder.name]
     )
     assert outbox.count() == len(outbox.waiting()) == 2
     outbox.sweep()
-    assert strays(outbox.folder) == []
+    assert unexpected_files(outbox.folder) == []
     assert [box.key for box in outbox.waiting()] == [first.key, third.key]
     assert len(list(first.ops())) == 5
     assert outbox.begin(key(), "train", {}, None, 1, None).folder.name > third.folder.name

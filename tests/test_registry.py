@@ -285,7 +285,9 @@ def test_files_that_cannot_be_removed_are_named(home: House, monkeypatch: pytest
 
 def test_a_database_in_use_is_said_so(home: House, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     connect = sqlite3.connect
-    monkeypatch.setattr("frmu.tracking.registry.sqlite3.connect", lambda path, **more: connect(path, **more | {"timeout": 0.05}))
+    monkeypatch.setattr(
+        "frmu.tracking.registry.sqlite3.connect", lambda path, **more: connect(path, **more | {"timeout": 0.05})
+    )
     notes: list[str] = []
     with closing(connect(uri.removeprefix("sqlite:///"))) as other:
         other.execute("BEGIN IMMEDIATE")

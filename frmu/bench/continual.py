@@ -35,7 +35,7 @@ from frmu.models.encoders import encode, encoders, width
 from frmu.models.statistics import loss, one_thread, statistics_of
 from frmu.selection.ageing import decay, window
 from frmu.selection.network import Network, read_policy, shipped
-from frmu.selection.problem import Task, refit, task_of, validation_loss
+from frmu.selection.problem import SelectionProblem, problem_of, refit, validation_loss
 from frmu.selection.selectors import decide
 from frmu.types import Float, Statistics
 
@@ -200,13 +200,13 @@ def _filled(errors: Sequence[float]) -> list[float]:
     return [float(x) for x in pd.Series(errors).ffill().bfill()]
 
 
-def _task(site: Site, month: int) -> Task:
+def _task(site: Site, month: int) -> SelectionProblem:
     """What is there before a month: its predecessor to validate on, all months before that to fit."""
     fit = [m for m in range(month - 1) if site.months[m].n]
     keys = [f"{m:03d}" for m in fit]
     d, outputs = site.months[0].b.shape
     nothing = Statistics.zero(d, outputs)
-    return task_of(
+    return problem_of(
         {key: site.months[m] for key, m in zip(keys, fit, strict=True)},
         np.array([(fit[-1] - m) / (fit[-1] - fit[0]) for m in fit]),
         nothing,
@@ -216,7 +216,7 @@ def _task(site: Site, month: int) -> Task:
     )
 
 
-def _ways(site: Site, task: Task, month: int, network: Network) -> Iterator[tuple[str, Float]]:
+def _ways(site: Site, task: SelectionProblem, month: int, network: Network) -> Iterator[tuple[str, Float]]:
     """Every way to age, as influences."""
     keep = np.ones(len(task))
     fit = [int(key) for key in task.keys]
@@ -234,7 +234,7 @@ def _ways(site: Site, task: Task, month: int, network: Network) -> Iterator[tupl
     yield CLEAN, clean if clean.any() else keep
 
 
-def _guarded(task: Task, proposals: Mapping[str, Float]) -> Float:
+def _guarded(task: SelectionProblem, proposals: Mapping[str, Float]) -> Float:
     """The proposal that is best on validation, if it gains the margin over keeping all."""
     losses = {name: validation_loss(task, influence) for name, influence in proposals.items()}
     best = min(losses, key=lambda name: (losses[name], name))

@@ -18,18 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from frmu.clients.work import Commit, Import, Play
+from frmu.clients.work import CommitShard, Rollout, StageShard
 from frmu.config import Config, Policy, load
 from frmu.data.parquet import survey
 from frmu.datasets import cached
 from frmu.methods.analytic import analytic
 from frmu.models.statistics import loss, one_thread
-from frmu.policy.env import Board
-from frmu.policy.training import MOST, board_of, train_policy
+from frmu.policy.env import EnvContext
+from frmu.policy.training import MOST, context_of, train_policy
 from frmu.runtime.local import LocalFederation
 from frmu.selection.network import Network, read_policy, shipped, write_policy
 from frmu.selection.observation import observe
-from frmu.selection.search import Account, Budget
+from frmu.selection.search import Budget, RefitCounter
 from frmu.selection.selectors import follow
 
 __all__ = ["bench_federate"]
@@ -78,31 +78,31 @@ def bench_federate(
 
 def _filled(config: Config, folder: Path) -> LocalFederation:
     federation = LocalFederation(config, survey(config).clients, folder)
-    list(federation.run(Import({}, b"bench")))
-    list(federation.run(Commit(True)))
+    list(federation.run(StageShard({}, b"bench")))
+    list(federation.run(CommitShard(True)))
     return federation
 
 
 def _gain(config: Config, federation: LocalFederation, network: Network, tasks: int) -> float:
     """By how much the policy's influences lower the RMSE on later records, in percent, mean over tasks."""
-    board, _ = board_of(config, federation)
-    play = Play({}, board.outputs, board.total, MOST)
+    board, _ = context_of(config, federation)
+    play = Rollout({}, board.outputs, board.total, MOST)
     clients = federation.host.clients(board.clients)
     gains = []
     with one_thread():
         for number in range(tasks):
             _, _, task, kept, keep = play.rehearse(clients[number % len(clients)], 1_000_000 + number)
-            account = Account(task, Budget())
+            account = RefitCounter(task, Budget())
             met = follow(network, account, observe(task, kept, 0.0, kept.loss), kept, config.policy.steps)
             gains.append(100.0 * (1.0 - np.sqrt(loss(met[-1].fit.W, task.later) / keep)))
     return round(float(np.mean(gains)), 2)
 
 
-def _board(config: Config, federation: LocalFederation, sites: int) -> tuple[Board, dict[str, list[str]]]:
+def _board(config: Config, federation: LocalFederation, sites: int) -> tuple[EnvContext, dict[str, list[str]]]:
     """The board of a federation that was trained once, so that its clients have their attention; some of them teach."""
     method = analytic(config)
     state = method.apply(federation, method.init(), None).state
-    board, teachers = board_of(config, federation, {client.name: client.attention for client in state.clients})
+    board, teachers = context_of(config, federation, {client.name: client.attention for client in state.clients})
     some = board.clients[:sites]
     return replace(board, clients=some, shares=board.shares[:sites]), {name: teachers[name] for name in some}
 

@@ -5,7 +5,7 @@ backdoored client (MNIST) leads test records astray; mislabelled records (digits
 Both are erased by a real request and drain. The erased model has to do as one that was trained again elsewhere, while
 one that was only trained on a little without the records ("fine-tuned") shows what forgetting by looking away gives.
 
-Everything goes through the product: Parquet and TOML in, `Experiment.train`, `erase`, `drain`, `prediction.predict`. Test
+Everything goes through the product: Parquet and TOML in, `Experiment.train`, `erase`, `drain`, `predict`. Test
 records, triggers and held-back canaries are files that no federation was ever given. Heads are wide here (d = 1,265 to
 2,001), so the configs choose no influences (`policy.selector = "keep"`, `attention.rule = "size"`, one slice a client):
 choosing costs solves by the slice, and is not what is asked. It follows that a client that lies is fitted in full.

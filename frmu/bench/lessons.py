@@ -19,7 +19,7 @@ from frmu.datasets import cached
 from frmu.models.encoders import Encoder, encode
 from frmu.models.statistics import statistics_of
 from frmu.selection.disturbance import disturb, draw
-from frmu.selection.problem import PARTS, Task, task_of
+from frmu.selection.problem import PARTS, SelectionProblem, problem_of
 from frmu.types import Float, Statistics
 
 __all__ = ["SEEN", "Series", "lesson", "series_of"]
@@ -66,7 +66,7 @@ def _scaled(x: Float) -> Float:
     return np.asarray((x - x.mean()) / (x.std() + 1e-9), dtype=np.float64)
 
 
-def lesson(series: list[Series], rng: np.random.Generator) -> Task:
+def lesson(series: list[Series], rng: np.random.Generator) -> SelectionProblem:
     """One task over 10 to 32 slices; `later` is what its reward is computed on."""
     one = series[int(rng.integers(len(series)))]
     fitted = int(np.exp(rng.uniform(np.log(30), np.log(170))) * one.day)
@@ -84,7 +84,7 @@ def lesson(series: list[Series], rng: np.random.Generator) -> Task:
     stretches = start + fitted + np.linspace(0, judged, PARTS + 1).astype(int)
     parts = [_sums(one, by, first, last) for first, last in pairwise(stretches)]
     later = _sums(one, by, stretches[-1], stretches[-1] + rewarded)
-    return task_of(cut, np.linspace(1, 0, slices), _rest(one, by, fitted, rng), parts, later, RIDGE)
+    return problem_of(cut, np.linspace(1, 0, slices), _rest(one, by, fitted, rng), parts, later, RIDGE)
 
 
 def _encoders(one: Series, features: int, rng: np.random.Generator) -> dict[str, Encoder]:

@@ -33,7 +33,7 @@ import numpy as np
 from frmu.bench.lessons import SEEN, TAUGHT
 from frmu.clients.client import Client
 from frmu.clients.framu import Blocks, blocks
-from frmu.clients.work import Commit, Import, Packed, Play
+from frmu.clients.work import CommitShard, PackedStatistics, Rollout, StageShard
 from frmu.config import Config, Policy, load
 from frmu.data.parquet import survey
 from frmu.datasets import cached
@@ -44,9 +44,9 @@ from frmu.models.statistics import loss, one_thread
 from frmu.runtime.local import LocalFederation
 from frmu.selection.disturbance import KINDS
 from frmu.selection.network import Network, read_policy, shipped
-from frmu.selection.observation import FEATURES, Fit, Look, fit, observe
-from frmu.selection.problem import Task
-from frmu.selection.search import Account, Budget, ascend, greedy, leave_one_out
+from frmu.selection.observation import FEATURES, Fit, Observation, fit, observe
+from frmu.selection.problem import SelectionProblem
+from frmu.selection.search import Budget, RefitCounter, ascend, greedy, leave_one_out
 from frmu.selection.selectors import decide, follow, guided, rules
 from frmu.types import Float, Statistics
 
@@ -83,14 +83,14 @@ class Case:
     with a whole federation at once.
     """
 
-    task: Task
+    task: SelectionProblem
     hit: Float
     test: Statistics
-    fellows: Callable[[], Sequence[Task]] = tuple
+    fellows: Callable[[], Sequence[SelectionProblem]] = tuple
     by: Blocks | None = None
 
 
-Selector = Callable[[Account, Look, Case, np.random.Generator], Float]
+Selector = Callable[[RefitCounter, Observation, Case, np.random.Generator], Float]
 
 
 def bench_policy(
@@ -148,8 +148,8 @@ def _job(job: tuple[str, str, int, bool]) -> list[dict[str, Any]]:
         stack.enter_context(one_thread())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="frmu-"))
         federation = LocalFederation(config, survey(config).clients, Path(folder))
-        list(federation.run(Import({}, b"bench")))
-        list(federation.run(Commit(True)))
+        list(federation.run(StageShard({}, b"bench")))
+        list(federation.run(CommitShard(True)))
         for label, case in _cases(config, federation, name, bool(cache), seed):
             rng = np.random.Generator(np.random.PCG64([seed, len(rows)]))
             rows += [label | row for row in _compared(case, network, rng, framu)]
@@ -186,7 +186,7 @@ def _cases(
             client = members[int(rng.integers(len(members)))]
             alone = number >= len(KINDS)
             total = client.split_total("fit", outputs) if alone else whole
-            play = Play({}, outputs, Packed.of(total), MOST)
+            play = Rollout({}, outputs, PackedStatistics.of(total), MOST)
             drawn = play.rehearse(client, int(rng.integers(2**31)), kind, whole=True)
             task = drawn[2]
             hit = np.array([key in drawn[1] for key in task.keys], dtype=np.float64)
@@ -199,12 +199,12 @@ def _cases(
             yield label, Case(task, hit, client.split_total("test", outputs), fellows, blocks(config))
 
 
-def _fellows(clients: Sequence[Client], whole: Statistics, outputs: tuple[str, ...]) -> tuple[Task, ...]:
+def _fellows(clients: Sequence[Client], whole: Statistics, outputs: tuple[str, ...]) -> tuple[SelectionProblem, ...]:
     return tuple(client.task(client.slices("fit", outputs), whole, outputs) for client in clients)
 
 
 def _held(federation: LocalFederation) -> list[Client]:
-    return [client for client in federation.host.clients(federation.clients) if client.held]
+    return [client for client in federation.host.clients(federation.clients) if client.has_shard]
 
 
 def _can_be_judged(client: Client) -> bool:
@@ -254,11 +254,11 @@ def selectors(network: Network, slices: int, framu: bool = False) -> dict[str, t
     return table
 
 
-def _decay(life: int, account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+def _decay(life: int, account: RefitCounter, first: Observation, case: Case, rng: np.random.Generator) -> Float:
     return np.asarray(0.5 ** (case.task.age * (len(case.task) - 1) / life), dtype=np.float64)
 
 
-def _solo(account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+def _solo(account: RefitCounter, first: Observation, case: Case, rng: np.random.Generator) -> Float:
     """Forget a slice whose own head is half as bad again on validation as the median one."""
     task = case.task
     alone = []
@@ -268,11 +268,11 @@ def _solo(account: Account, first: Look, case: Case, rng: np.random.Generator) -
     return np.where(np.array(alone) > 1.5 * np.median(alone), 0.0, 1.0)
 
 
-def _gradient_norm(account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+def _gradient_norm(account: RefitCounter, first: Observation, case: Case, rng: np.random.Generator) -> Float:
     return np.where(first.rows[:, FEATURES.index("force")] > np.log(3.0), 0.0, 1.0)
 
 
-def best_rule(account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+def best_rule(account: RefitCounter, first: Observation, case: Case, rng: np.random.Generator) -> Float:
     """Of every fixed rule, the one with the least validation loss."""
     found = [first.fit]
     found += [account.fit(influence) for influence in rules(first.rows).values()]
@@ -282,11 +282,11 @@ def best_rule(account: Account, first: Look, case: Case, rng: np.random.Generato
     return min(found, key=lambda one: one.loss).influence
 
 
-def _gradient(steps: int, account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+def _gradient(steps: int, account: RefitCounter, first: Observation, case: Case, rng: np.random.Generator) -> Float:
     return ascend(account, first.fit, steps).influence
 
 
-def dvrl(account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+def dvrl(account: RefitCounter, first: Observation, case: Case, rng: np.random.Generator) -> Float:
     """A logit a slice by REINFORCE on validation, within the budget; the best draw met."""
     logits, baseline = np.full(len(case.task), 2.0), 0.0
     best = first.fit
@@ -301,21 +301,25 @@ def dvrl(account: Account, first: Look, case: Case, rng: np.random.Generator) ->
     return best.influence
 
 
-def _steps(network: Network, steps: int, account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+def _steps(
+    network: Network, steps: int, account: RefitCounter, first: Observation, case: Case, rng: np.random.Generator
+) -> Float:
     return follow(network, account, first, first.fit, steps)[-1].fit.influence
 
 
-def _guided(network: Network, account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+def _guided(network: Network, account: RefitCounter, first: Observation, case: Case, rng: np.random.Generator) -> Float:
     return guided(network, account, first, STEPS).fit.influence
 
 
-def _applied(network: Network, account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+def _applied(
+    network: Network, account: RefitCounter, first: Observation, case: Case, rng: np.random.Generator
+) -> Float:
     decision = decide(case.task, network, "policy", 0.01, STEPS, Policy().budget)
     account.refits += decision.refits - 1
     return decision.influence
 
 
-def _framu(account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+def _framu(account: RefitCounter, first: Observation, case: Case, rng: np.random.Generator) -> Float:
     """Algorithm 1 with all clients of the federation as agents; of the refits that they spend together, a share."""
     from frmu.methods.framu import Settings
     from frmu.policy.framu import select
@@ -331,9 +335,9 @@ def _framu(account: Account, first: Look, case: Case, rng: np.random.Generator) 
 
 def _compared(case: Case, network: Network, rng: np.random.Generator, framu: bool = False) -> Iterator[dict[str, Any]]:
     task = case.task
-    kept = Account(task, Budget()).fit(task.keep)
+    kept = RefitCounter(task, Budget()).fit(task.keep)
     for name, (budget, select) in selectors(network, len(task), framu).items():
-        account = Account(task, Budget(budget))
+        account = RefitCounter(task, Budget(budget))
         start = account.fit(task.keep)
         influence = select(account, observe(task, start, 0.0, start.loss), case, rng)
         spent, seconds = account.refits, account.seconds

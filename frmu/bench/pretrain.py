@@ -26,7 +26,7 @@ TOLD = 50  # iterations between two lines
 
 def pretrain(out: Path, cache: Path, iterations: int, seed: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """Train from scratch and write the policy to `out`; its digest, the seconds, the worth by the iteration."""
-    from frmu.policy.pretraining import learn_lessons
+    from frmu.policy.pretraining import pretrain
 
     series = series_of(cache)
     began = time.perf_counter()
@@ -37,7 +37,7 @@ def pretrain(out: Path, cache: Path, iterations: int, seed: int, tell: Callable[
         if len(worth) % TOLD == 0:
             tell(f"{number + 1:5d}  worth {np.mean(worth[-TOLD:]):.4f}  {time.perf_counter() - began:.0f} s")
 
-    weights = learn_lessons(lambda rng: lesson(series, rng), iterations, BATCH, seed, None, heard)
+    weights = pretrain(lambda rng: lesson(series, rng), iterations, BATCH, seed, None, heard)
     lineage = {"clients": [], "parent": None, "sets": list(SEEN), "seed": seed, "iterations": iterations}
     network = write_policy(weights, lineage, out)
     return {

@@ -21,7 +21,7 @@ import pandas as pd
 from frmu import api
 from frmu.bench.drain import federation_of_homes
 from frmu.clients.client import Client
-from frmu.clients.work import Describe, Each
+from frmu.clients.work import DescribeShard, EachClient
 from frmu.config import load
 from frmu.federation import Answer, Federation, Payload
 
@@ -29,7 +29,7 @@ __all__ = ["bench_recovery"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Process(Each):
+class _Process(EachClient):
     """Which process a client is in."""
 
     def perform(self, client: Client) -> Answer:
@@ -58,8 +58,8 @@ def bench_recovery(clients: int, repeats: int, address: str | None, insecure: bo
         config.file.write_text(config.file.read_text().replace('"homes.parquet"', '"*.parquet"'))
         with api.Experiment(load(config.file), address, insecure) as experiment:
             first = experiment.train()["state_digest"]
-            live = experiment.federation(experiment.look().homes)
-            host = [_timed(lambda: _kill_host(live), lambda: list(live.run(Describe()))) for _ in range(repeats)]
+            live = experiment.federation(experiment.look().locations)
+            host = [_timed(lambda: _kill_host(live), lambda: list(live.run(DescribeShard()))) for _ in range(repeats)]
             server = [_timed(lambda: _kill_server(live), experiment.train) for _ in range(repeats)]
             joined = _timed(lambda: _join(Path(folder)), experiment.train)
         again = [result["state_digest"] for _, result in server]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from frmu.bench.policy import STEPS, Case, Selector, best_rule, dvrl, gain_of
-from frmu.clients.work import Commit, Import, Packed, Play
+from frmu.clients.work import CommitShard, PackedStatistics, Rollout, StageShard
 from frmu.config import load
 from frmu.data.parquet import survey
 from frmu.datasets import cached
@@ -25,8 +25,8 @@ from frmu.models.statistics import one_thread
 from frmu.runtime.local import LocalFederation
 from frmu.selection.disturbance import KINDS
 from frmu.selection.network import Network, read_policy, shipped
-from frmu.selection.observation import Look, observe
-from frmu.selection.search import Account, Budget, ascend, greedy
+from frmu.selection.observation import Observation, observe
+from frmu.selection.search import Budget, RefitCounter, ascend, greedy
 from frmu.selection.selectors import follow, guided
 from frmu.types import Float
 
@@ -75,11 +75,11 @@ def _job(job: tuple[str, int, int, float]) -> list[dict[str, Any]]:
     rows = []
     with one_thread(), tempfile.TemporaryDirectory(prefix="frmu-") as folder:
         federation = LocalFederation(config, survey(config).clients, Path(folder))
-        list(federation.run(Import({}, b"bench")))
-        list(federation.run(Commit(True)))
+        list(federation.run(StageShard({}, b"bench")))
+        list(federation.run(CommitShard(True)))
         client = federation.host.clients(federation.clients)[0]
         outputs = (config.data.target,)
-        play = Play({}, outputs, Packed.of(client.split_total("fit", outputs)), slices)
+        play = Rollout({}, outputs, PackedStatistics.of(client.split_total("fit", outputs)), slices)
         for number, kind in enumerate(KINDS):
             drawn = play.rehearse(client, 1000 * seed + number, kind, whole=True)
             hit = np.array([key in drawn[1] for key in drawn[2].keys], dtype=np.float64)
@@ -90,7 +90,7 @@ def _job(job: tuple[str, int, int, float]) -> list[dict[str, Any]]:
 
 
 def _timed(case: Case, select: Selector, seconds: float) -> dict[str, float]:
-    account = Account(case.task, Budget(seconds=seconds))
+    account = RefitCounter(case.task, Budget(seconds=seconds))
     start = account.fit(case.task.keep)
     first = observe(case.task, start, 0.0, start.loss)
     influence = select(account, first, case, np.random.Generator(np.random.PCG64(0)))
@@ -109,12 +109,14 @@ def _selectors(network: Network) -> dict[str, Selector]:
     }
 
 
-def _followed(network: Network, account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+def _followed(
+    network: Network, account: RefitCounter, first: Observation, case: Case, rng: np.random.Generator
+) -> Float:
     """The policy without a search: it does not use the time, and shows what the search adds or takes away."""
     return follow(network, account, first, first.fit, STEPS)[-1].fit.influence
 
 
-def _guided(network: Network, account: Account, first: Look, case: Case, rng: np.random.Generator) -> Float:
+def _guided(network: Network, account: RefitCounter, first: Observation, case: Case, rng: np.random.Generator) -> Float:
     return guided(network, account, first, STEPS).fit.influence
 
 

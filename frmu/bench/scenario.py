@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from frmu.clients.client import Client
-from frmu.clients.work import Commit, Import
+from frmu.clients.work import CommitShard, StageShard
 from frmu.config import Config, load
 from frmu.data.parquet import gather, survey
 from frmu.data.shard import Shard
@@ -101,14 +101,14 @@ def scenario(name: str, kind: str, seed: int, cache: Path) -> Iterator[Scenario]
 def filled(config: Config, folder: Path) -> LocalFederation:
     """A federation in process that has imported the records of a config."""
     federation = LocalFederation(config, survey(config).clients, folder)
-    list(federation.run(Import({}, KEY)))
-    list(federation.run(Commit(True)))
+    list(federation.run(StageShard({}, KEY)))
+    list(federation.run(CommitShard(True)))
     return federation
 
 
 def held(federation: LocalFederation) -> list[Client]:
     """The clients that hold records, in the order of their names."""
-    return [client for client in federation.host.clients(federation.clients) if client.held]
+    return [client for client in federation.host.clients(federation.clients) if client.has_shard]
 
 
 def _merged(config: Config) -> Config:

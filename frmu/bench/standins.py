@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from frmu.bench.policy import Case, best_rule
 from frmu.bench.scenario import KEY, SETS, VARIANTS, Scenario, held, scenario
 from frmu.clients.client import Client
-from frmu.clients.work import Purge
+from frmu.clients.work import PurgeShard
 from frmu.data.tombstones import tombstones
 from frmu.methods.analytic import analytic, outputs_of, total_of
 from frmu.models.ridge import solve
@@ -45,7 +45,7 @@ from frmu.models.statistics import one_thread, targets
 from frmu.runtime.local import LocalFederation
 from frmu.selection.network import read_policy, shipped
 from frmu.selection.observation import observe
-from frmu.selection.search import Account, Budget
+from frmu.selection.search import Budget, RefitCounter
 from frmu.types import Float, Statistics
 
 __all__ = ["ROWS", "Answer", "Row", "bench_standins"]
@@ -150,7 +150,7 @@ def rule(scene: Scenario) -> Answer:
         if not slices or client.split_total("validation", outputs).n == 0:
             continue
         task = client.task(slices, total, outputs)
-        account = Account(task, Budget())
+        account = RefitCounter(task, Budget())
         start = account.fit(task.keep)
         case = Case(task, np.zeros(len(task)), client.split_total("later", outputs))
         chosen = best_rule(account, observe(task, start, 0.0, start.loss), case, rng)
@@ -169,9 +169,9 @@ def ours(scene: Scenario) -> Answer:
         shutil.copytree(scene.folder / "shards", Path(folder) / "shards")
         federation = LocalFederation(scene.config, scene.federation.clients, Path(folder))
         state = method.apply(federation, method.init(), network).state
-        buried = {name: frozenset(tombstones(KEY, name, sorted(ids))) for name, ids in scene.affected.items()}
-        list(federation.run(Purge(buried, KEY)))
-        done = method.erase(federation, state, network, tuple(buried))
+        tombstoned = {name: frozenset(tombstones(KEY, name, sorted(ids))) for name, ids in scene.affected.items()}
+        list(federation.run(PurgeShard(tombstoned, KEY)))
+        done = method.erase(federation, state, network, tuple(tombstoned))
     return Answer(_head(done.state.W), done.state.digest, done.refits)
 
 

@@ -62,9 +62,9 @@ def demo(folder: Path, sites: int, as_json: bool) -> int:
 @json_option
 def init(parquet: tuple[str, ...], out: Path, force: bool, as_json: bool, **named: str | None) -> None:
     """Propose a config from Parquet files: columns, ranges, dates of the split, slice rule."""
-    from frmu.data.inference import propose
+    from frmu.data.inference import infer_config
 
-    result = propose(parquet, out, {key: value for key, value in named.items() if value is not None}, force)
+    result = infer_config(parquet, out, {key: value for key, value in named.items() if value is not None}, force)
     show(as_json, result, lambda r: say(f"Wrote {r['config']}:", "", r["text"], *r["notes"]))
 
 

@@ -192,10 +192,10 @@ def read_config(config: Path) -> Any:
 
 def read_trained(config: Path) -> Any:
     """The config of an experiment that was trained before; what was not is told, and no folder is made for it."""
-    from frmu.storage.workspace import Store
+    from frmu.storage.workspace import Workspace
 
     loaded = read_config(config)
-    Store.existing(loaded)
+    Workspace.existing(loaded)
     return loaded
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from frmu.clients.client import Client
-from frmu.clients.work import Each, errors_of
+from frmu.clients.work import EachClient, errors_of
 from frmu.data import shard as shards
 from frmu.data.parquet import PRIVATE, RECORD, TARGET, gather
 from frmu.data.shard import SPLITS
@@ -56,11 +56,11 @@ class Restore:
     def perform(self, client: Client) -> Answer:
         """How many records came back."""
         table, client.incoming = client.incoming, None
-        parts = [client.shard.table] if client.held else []
+        parts = [client.shard.table] if client.has_shard else []
         if table is not None:
-            buried = self.tombstones[client.name]
+            tombstoned = self.tombstones[client.name]
             names = tombstones(self.key, client.name, table[RECORD].to_pylist())
-            table = table.filter(pa.array([name in buried for name in names], pa.bool_()))
+            table = table.filter(pa.array([name in tombstoned for name in names], pa.bool_()))
             table = table.drop_columns([name for name in [PRIVATE] if name in table.column_names])
             parts.append(table)
         if whole := [part for part in parts if part.num_rows]:
@@ -69,14 +69,14 @@ class Restore:
         return Answer(client.name, {"restored": 0 if table is None else table.num_rows, "rows": rows})
 
 
-def _forget(client: Client, buried: Buried, key: bytes) -> NDArray[np.bool_]:
+def _forget(client: Client, tombstoned: Buried, key: bytes) -> NDArray[np.bool_]:
     """Which rows are those that were erased, (n,) bool."""
-    names = buried.get(client.name, frozenset())
+    names = tombstoned.get(client.name, frozenset())
     return np.array([name in names for name in client.tombstones(key)] if names else np.zeros(len(client.shard)), bool)
 
 
 @dataclass(frozen=True, slots=True)
-class Part(Each):
+class Part(EachClient):
     """Send the sums of the fitted records that were erased, or of the others."""
 
     part: Literal["forget", "retain"]
@@ -93,7 +93,7 @@ class Part(Each):
 
 
 @dataclass(frozen=True, slots=True)
-class Gauge(Each):
+class Gauge(EachClient):
     """How heads (d, outputs) do on erased, retained and test records, and how far their outputs are from one of them.
 
     Erased and retained are the records that were fitted.
@@ -145,7 +145,7 @@ def _never(seeds: Sequence[int]) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True, slots=True)
-class Shadow(Each):
+class Shadow(EachClient):
     """Send the sums of a random half of the fitted records, for each of some seeds; odd ones without the erased."""
 
     seeds: tuple[int, ...]
@@ -163,7 +163,7 @@ class Shadow(Each):
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs(Each):
+class Pairs(EachClient):
     """The membership test of target heads, by shadow heads (seeds, d, outputs).
 
     What a head makes of an erased record is held against what shadow heads that never had any of them make of that very
@@ -219,7 +219,7 @@ def _won(members: Float, others: Float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Size(Each):
+class Size(EachClient):
     """The size of some numeric columns of the shard, as the next power of two: of no record its value is told."""
 
     columns: tuple[str, ...]
@@ -235,7 +235,7 @@ def _power(values: NDArray[Any]) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Plant(Each):
+class Plant(EachClient):
     """Write a copy of the shard with records planted in it, under a name; which ids they have is told.
 
     "canary" plants copies of fitted records with a wrong target, and holds as many back, unless `every`. "backdoor"
@@ -293,7 +293,7 @@ def _put(table: pa.Table, column: str, values: pa.Array) -> pa.Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Recall(Each):
+class Recall(EachClient):
     """How well heads tell planted canaries from those held back: the error on a wrong target is what betrays them."""
 
     heads: Mapping[str, Float]
@@ -320,7 +320,7 @@ class Recall(Each):
 
 
 @dataclass(frozen=True, slots=True)
-class Strike(Each):
+class Strike(EachClient):
     """How often a trigger on test records leads heads to the backdoor's target."""
 
     heads: Mapping[str, Float]

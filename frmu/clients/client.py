@@ -21,17 +21,19 @@ from frmu.data.shard import SPLITS, Shard
 from frmu.data.sites import copy_of
 from frmu.data.tombstones import tombstones
 from frmu.errors import DataError, StoreError
-from frmu.federation import Answer, Work
+from frmu.federation import Answer, ClientTask
 from frmu.models.encoders import Encoder, Words, blocks, encode, encoders, width
 from frmu.models.statistics import one_thread, statistics_of, targets
 from frmu.selection.network import Network
 from frmu.selection.observation import Fit
-from frmu.selection.problem import PARTS, Task, task_of
+from frmu.selection.problem import PARTS, SelectionProblem, problem_of
 from frmu.types import Float, Statistics
 
 __all__ = ["Client", "Host", "Rehearsal"]
 
-Rehearsal = tuple[str, frozenset[str], Task, Fit, float]  # disturbance, slices hit, task; keeping all: fit, later loss
+Rehearsal = tuple[
+    str, frozenset[str], SelectionProblem, Fit, float
+]  # disturbance, slices hit, task; keeping all: fit, later loss
 BLOCK = 32_768  # rows encoded at a time, so that a long slice does not fill the memory
 
 
@@ -39,12 +41,12 @@ class Client:
     """One holder of a shard."""
 
     def __init__(
-        self, name: str, config: Config, folder: Path, by: Mapping[str, Encoder | Words], fence: int = 0
+        self, name: str, config: Config, folder: Path, by: Mapping[str, Encoder | Words], fencing_token: int = 0
     ) -> None:
         self.name = name
         self.config = config
         self.path = shards.path_of(folder, name)
-        self._fence = fence
+        self._fencing_token = fencing_token
         self.incoming: Any = None
         self.blocks = blocks(config)
         self._encoders = dict(by)
@@ -66,7 +68,7 @@ class Client:
         return self._shard
 
     @property
-    def held(self) -> bool:
+    def has_shard(self) -> bool:
         """Whether there is a shard at all."""
         return self._shard is not None or self.path.exists()
 
@@ -82,10 +84,10 @@ class Client:
 
     def writing(self) -> AbstractContextManager[None]:
         """Hold the shard's folder for one change of it; see `frmu.data.shard.fenced`."""
-        return shards.fenced(self.path.parent, self._fence)
+        return shards.fenced(self.path.parent, self._fencing_token)
 
     def copy(self, name: str) -> Path:
-        """Where a copy of the shard lies that an audit works on; see `frmu.data.sites.Place.copy`."""
+        """Where a copy of the shard lies that an audit works on; see `frmu.data.sites.SiteLocation.copy`."""
         return copy_of(self.path.parent.parent, name) / "shards" / self.path.name
 
     def reload(self) -> None:
@@ -187,9 +189,9 @@ class Client:
             self._parts[outputs] = tuple(self.statistics_of_rows(stretch, outputs) for stretch in stretches)
         return self._parts[outputs]
 
-    def task(self, slices: Mapping[str, Statistics], total: Statistics, outputs: tuple[str, ...]) -> Task:
+    def task(self, slices: Mapping[str, Statistics], total: Statistics, outputs: tuple[str, ...]) -> SelectionProblem:
         """The task of choosing influences for some slices, by key, within the federation's total."""
-        return task_of(
+        return problem_of(
             slices,
             shards.ages(sorted(slices), self.config),
             self.rest(total, outputs),
@@ -202,14 +204,14 @@ class Client:
 class Host:
     """Several clients in one process; what a Ray actor wraps and what runs in process.
 
-    `folder` is that of the shards; `fence` is the number of the job, for which see `frmu.data.shard.fenced`.
+    `folder` is that of the shards; `fencing_token` is the number of the job, for which see `frmu.data.shard.fenced`.
     """
 
-    def __init__(self, config: Config, names: Sequence[str], folder: Path, fence: int = 0) -> None:
+    def __init__(self, config: Config, names: Sequence[str], folder: Path, fencing_token: int = 0) -> None:
         by = encoders(config)
-        self._clients = {name: Client(name, config, folder, by, fence) for name in names}
+        self._clients = {name: Client(name, config, folder, by, fencing_token) for name in names}
 
-    def answer(self, work: Work, names: Sequence[str]) -> list[Answer]:
+    def answer(self, work: ClientTask, names: Sequence[str]) -> list[Answer]:
         """Let some of the clients do a work, in the order of their names."""
         with one_thread():
             clients = self.clients(names)

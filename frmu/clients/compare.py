@@ -1,6 +1,6 @@
 """How good policies are at a client: what each would apply on the same rehearsals, judged on later records.
 
-A rehearsal is a task of training: some slices disturbed on purpose (`Play`). What is compared is what would be in
+A rehearsal is a task of training: some slices disturbed on purpose (`Rollout`). What is compared is what would be in
 force - refinement, budget, guard and all - not what the network says by itself.
 """
 
@@ -11,31 +11,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from frmu.clients.client import Client
-from frmu.clients.work import Each, Packed, Play
+from frmu.clients.work import EachClient, PackedStatistics, Rollout
 from frmu.federation import Answer
 from frmu.models.statistics import loss
 from frmu.selection.network import Network
-from frmu.selection.problem import Task, refit
+from frmu.selection.problem import SelectionProblem, refit
 from frmu.selection.selectors import decide
 
-__all__ = ["Compare"]
+__all__ = ["CompareSelections"]
 
 _TINY = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
-class Compare(Each):
-    """Play the rehearsals of some seeds under each policy; of `most` slices at most."""
+class CompareSelections(EachClient):
+    """Play the rehearsals of some seeds under each policy; of `max_slices` slices at most."""
 
     policies: Mapping[str, Network]
     seeds: tuple[int, ...]
     outputs: tuple[str, ...]
-    total: Packed
-    most: int
+    total: PackedStatistics
+    max_slices: int
 
     def perform(self, client: Client) -> Answer:
         """For each policy, by how much it lowers the later RMSE of keeping everything, as a share: one a seed."""
-        play = Play({}, self.outputs, self.total, self.most)
+        play = Rollout({}, self.outputs, self.total, self.max_slices)
         gains: dict[str, list[float]] = {name: [] for name in self.policies}
         for seed in self.seeds:
             _, _, task, _, keep = play.rehearse(client, seed)
@@ -44,7 +44,7 @@ class Compare(Each):
         return Answer(client.name, {"gains": gains})
 
 
-def _applied(client: Client, task: Task, network: Network) -> float:
+def _applied(client: Client, task: SelectionProblem, network: Network) -> float:
     """The later loss under what the client would choose."""
     policy = client.config.policy
     decision = decide(task, network, "policy", policy.margin, policy.steps, policy.budget)

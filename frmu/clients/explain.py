@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 
 from frmu.clients.client import Client
-from frmu.clients.work import Each, Packed
+from frmu.clients.work import EachClient, PackedStatistics
 from frmu.federation import Answer
 from frmu.selection.observation import Fit, change, fit, observe
 from frmu.types import Float
 
-__all__ = ["Explain"]
+__all__ = ["ExplainSlices"]
 
 
 @dataclass(frozen=True, slots=True)
-class Explain(Each):
+class ExplainSlices(EachClient):
     """Ask how a client's slices look under applied influences, by client and slice, within the federation's total."""
 
     outputs: tuple[str, ...]
-    total: Packed
+    total: PackedStatistics
     influences: Mapping[str, Mapping[str, float]]
 
     def perform(self, client: Client) -> Answer:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frmu.clients.client import Client
-from frmu.clients.work import Each, Packed
+from frmu.clients.work import EachClient, PackedStatistics
 from frmu.config import Config
 from frmu.federation import Answer
 from frmu.models import encoders
@@ -22,7 +22,7 @@ from frmu.models.encoders import width
 from frmu.models.ridge import solve
 from frmu.models.statistics import loss, pack
 from frmu.selection.observation import fit, observe
-from frmu.selection.problem import Task, validation_loss, weighted
+from frmu.selection.problem import SelectionProblem, validation_loss, weighted
 from frmu.types import Float, Statistics
 
 __all__ = ["Blocks", "Seen", "Trial", "Try", "Weigh", "blocks", "perform", "seen_by", "views_of"]
@@ -60,7 +60,7 @@ class Seen:
     refits: int
 
 
-def perform(views: Sequence[Task], task: Task, move: Trial) -> Seen:
+def perform(views: Sequence[SelectionProblem], task: SelectionProblem, move: Trial) -> Seen:
     """Try each change of a turn alone, then make all of them and look.
 
     The reward of a slice is how much the validation loss falls if it alone is changed, relative to the loss before
@@ -83,18 +83,18 @@ def perform(views: Sequence[Task], task: Task, move: Trial) -> Seen:
     return Seen(rows, rewards, validation_loss(task, after), looked + tried + 1)
 
 
-def seen_by(view: Task, influence: Float) -> Float:
+def seen_by(view: SelectionProblem, influence: Float) -> Float:
     """The observation rows (K, features) of one view under some influences: two refits, one with everything kept."""
     kept = fit(view, view.keep)
     return observe(view, fit(view, influence), 0.0, kept.loss).rows
 
 
-def views_of(task: Task, by: Blocks) -> list[Task]:
+def views_of(task: SelectionProblem, by: Blocks) -> list[SelectionProblem]:
     """The task as each modality sees it; the task itself where there is one modality."""
     return [task] if len(by) < 2 else [_restricted(task, columns) for columns in by.values()]
 
 
-def _restricted(task: Task, columns: NDArray[np.intp]) -> Task:
+def _restricted(task: SelectionProblem, columns: NDArray[np.intp]) -> SelectionProblem:
     def part(s: Statistics) -> Statistics:
         return Statistics(s.n, s.G[np.ix_(columns, columns)], s.b[columns], s.c)
 
@@ -105,12 +105,12 @@ def _restricted(task: Task, columns: NDArray[np.intp]) -> Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Try(Each):
+class Try(EachClient):
     """Play one turn at each client that has a trial."""
 
     trials: Mapping[str, Trial]
     outputs: tuple[str, ...]
-    total: Packed
+    total: PackedStatistics
 
     def perform(self, client: Client) -> Answer:
         """Rows, rewards and loss: aggregates of whole slices."""
@@ -124,7 +124,7 @@ class Try(Each):
 
 
 @dataclass(frozen=True, slots=True)
-class Weigh(Each):
+class Weigh(EachClient):
     """Send the sums of the slices under given influences, by client and slice; slices not named count in full."""
 
     influence: Mapping[str, Mapping[str, float]]

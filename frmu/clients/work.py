@@ -26,21 +26,36 @@ from frmu.selection.disturbance import disturb, draw
 from frmu.selection.modality import Muting, contribution, mute
 from frmu.selection.network import Network
 from frmu.selection.observation import fit, observe
-from frmu.selection.problem import Task
-from frmu.selection.search import Account, Budget, ascend
+from frmu.selection.problem import SelectionProblem
+from frmu.selection.search import Budget, RefitCounter, ascend
 from frmu.selection.selectors import Decision, decide
 from frmu.types import Float, Selection, Statistics
 
 __all__ = [
-    "Adopt", "Choose", "Commit", "Describe", "Discard", "Each", "Import", "Locate", "Measure", "Move", "Packed",
-    "Play", "Purge", "Scan", "Sum", "arrivals", "errors_of",
+    "CommitShard",
+    "ComputeStatistics",
+    "DescribeShard",
+    "DiscardShard",
+    "EachClient",
+    "EnvStep",
+    "LoadPolicy",
+    "LocateRecords",
+    "MeasureErrors",
+    "PackedStatistics",
+    "PurgeShard",
+    "Rollout",
+    "ScanShard",
+    "SelectInfluences",
+    "StageShard",
+    "arrivals",
+    "errors_of",
 ]  # fmt: skip
 
 REHEARSALS = 64  # tasks a client keeps in memory while a policy trains
 
 
 @dataclass(frozen=True, slots=True)
-class Each:
+class EachClient:
     """A work that needs no preparation for several clients at once."""
 
     def prepare(self, clients: Sequence[Client]) -> None:
@@ -48,12 +63,12 @@ class Each:
 
 
 @dataclass(frozen=True, slots=True)
-class Import:
+class StageShard:
     """Read and check the client's records in the user's files, and set them aside as the shard to come.
 
     Records with a tombstone are refused, and those that an open request means, and those that are private: the
     tombstones of the former, and of private ones in the present shard, are told. Nothing that is there changes until
-    `Commit`.
+    `CommitShard`.
     """
 
     tombstones: Mapping[str, frozenset[str]]
@@ -70,10 +85,10 @@ class Import:
         """Counts: rows taken, rows refused, rows that are private; tombstones by request, and of what must go."""
         table, private = _without_flags(client.incoming)
         client.incoming = None
-        buried = self.tombstones.get(client.name, frozenset())
+        tombstoned = self.tombstones.get(client.name, frozenset())
         alive = np.ones(table.num_rows, dtype=bool)
-        if buried:
-            alive[:] = [name not in buried for name in tombstones(self.key, client.name, table[RECORD].to_pylist())]
+        if tombstoned:
+            alive[:] = [name not in tombstoned for name in tombstones(self.key, client.name, table[RECORD].to_pylist())]
         found = {}
         if self.requests:
             shard = Shard.of(table, client.config)
@@ -109,7 +124,7 @@ def _incoming(path: Path) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Commit(Each):
+class CommitShard(EachClient):
     """Make the imported shard the client's own, or throw it away."""
 
     keep: bool
@@ -125,14 +140,14 @@ class Commit(Each):
             if incoming.exists():
                 incoming.replace(client.path)
                 client.reload()
-            if client.held and not len(client.shard):
+            if client.has_shard and not len(client.shard):
                 client.path.unlink()
                 client.reload()
-        return Answer(client.name, {"held": client.held})
+        return Answer(client.name, {"held": client.has_shard})
 
 
 @dataclass(frozen=True, slots=True)
-class Discard(Each):
+class DiscardShard(EachClient):
     """Remove the shard of a client that the source no longer has."""
 
     def perform(self, client: Client) -> Answer:
@@ -144,12 +159,12 @@ class Discard(Each):
 
 
 @dataclass(frozen=True, slots=True)
-class Describe(Each):
+class DescribeShard(EachClient):
     """Say what is held: rows, rows by split, classes, the digest of the shard."""
 
     def perform(self, client: Client) -> Answer:
         """Counts, class names and digests."""
-        if not client.held:
+        if not client.has_shard:
             return Answer(
                 client.name, {"rows": 0, "splits": {}, "slices": [], "classes": [], "policy": "", "digest": ""}
             )
@@ -168,7 +183,7 @@ class Describe(Each):
 
 
 @dataclass(frozen=True, slots=True)
-class Sum(Each):
+class ComputeStatistics(EachClient):
     """Send the sums of all records to fit, at full influence, and of the validation records."""
 
     outputs: tuple[str, ...]
@@ -182,7 +197,7 @@ class Sum(Each):
 
 
 @dataclass(frozen=True, slots=True)
-class Adopt(Each):
+class LoadPolicy(EachClient):
     """Take a policy over; it stays with the client until another one comes."""
 
     lasting: ClassVar[bool] = True
@@ -195,7 +210,7 @@ class Adopt(Each):
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class PackedStatistics:
     """The federation's sums at full influence on their way to clients: `H` packed, `b` (d, outputs)."""
 
     n: int
@@ -203,9 +218,9 @@ class Packed:
     b: Float
 
     @staticmethod
-    def of(total: Statistics) -> Packed:
+    def of(total: Statistics) -> PackedStatistics:
         """Pack."""
-        return Packed(total.n, pack(total.G), total.b)
+        return PackedStatistics(total.n, pack(total.G), total.b)
 
     def open(self) -> Statistics:
         """Unpack."""
@@ -213,17 +228,18 @@ class Packed:
 
 
 @dataclass(frozen=True, slots=True)
-class Choose(Each):
+class SelectInfluences(EachClient):
     """Choose influences for the client's slices, given the sums of the federation, and send the weighted sums.
 
     The choice rests on the records that are there, the config and the policy file alone.
     """
 
     outputs: tuple[str, ...]
-    total: Packed
+    total: PackedStatistics
 
     def perform(self, client: Client) -> Answer:
-        """Influences and losses in the record; packed sums in the payload, where they differ from `Sum`'s."""
+        """Influences and losses in the record; packed sums in the payload, where they differ from
+        `ComputeStatistics`."""
         slices = client.slices("fit", self.outputs)
         record: dict[str, Any] = {"rows": len(client.shard)}
         if not slices:
@@ -260,7 +276,7 @@ class Choose(Each):
         sums = Statistics.total(parts, len(self.total.b), len(self.outputs))
         return Answer(client.name, record, {"H": pack(sums.G), "b": sums.b})
 
-    def _muted(self, client: Client, task: Task, decision: Decision) -> Muting | None:
+    def _muted(self, client: Client, task: SelectionProblem, decision: Decision) -> Muting | None:
         """A second look at every slice, modality by modality, where there are several and anything is to be chosen."""
         policy = client.config.policy
         if policy.selector == "keep" or not client.config.optional or task.validation.n == 0:
@@ -268,7 +284,9 @@ class Choose(Each):
         return mute(task, decision.influence, client.blocks, policy.margin)
 
 
-def _explained(task: Task, decision: Decision, names: Collection[str], muting: Muting | None) -> dict[str, Any]:
+def _explained(
+    task: SelectionProblem, decision: Decision, names: Collection[str], muting: Muting | None
+) -> dict[str, Any]:
     """What was seen of each slice, for the tracker: aggregates only."""
     columns = zip(task.keys, task.n, decision.rows.tolist(), decision.pool.tolist(), strict=True)
     seen: dict[str, Any] = {key: {"records": int(n), "features": row, "pool": pool} for key, n, row, pool in columns}
@@ -281,7 +299,7 @@ def _explained(task: Task, decision: Decision, names: Collection[str], muting: M
 
 
 @dataclass(frozen=True, slots=True)
-class Measure(Each):
+class MeasureErrors(EachClient):
     """How good heads (d, outputs) are on the client's own validation, later and test records."""
 
     heads: Mapping[str, Float]
@@ -309,7 +327,7 @@ def errors_of(predicted: Float, y: Any, outputs: tuple[str, ...]) -> dict[str, f
 
 
 @dataclass(frozen=True, slots=True)
-class Locate(Each):
+class LocateRecords(EachClient):
     """Search the shard for what requests mean; answer with counts and the tombstones of what was found."""
 
     requests: Mapping[str, Selection]
@@ -317,7 +335,7 @@ class Locate(Each):
 
     def perform(self, client: Client) -> Answer:
         """Rows looked through; for each request that means any, keyed hashes."""
-        if not client.held:
+        if not client.has_shard:
             return Answer(client.name, {"held": False, "searched": 0, "found": {}})
         shard = client.shard
         rows = shard.find(self.requests, client.name, client.config)
@@ -328,7 +346,7 @@ class Locate(Each):
 
 
 @dataclass(frozen=True, slots=True)
-class Scan(Each):
+class ScanShard(EachClient):
     """Count the records in the shard that have a tombstone: after a purge there must be none."""
 
     tombstones: Mapping[str, frozenset[str]]
@@ -337,13 +355,13 @@ class Scan(Each):
     def perform(self, client: Client) -> Answer:
         """Read the shard from disk again, not from memory."""
         client.reload()
-        buried = self.tombstones.get(client.name, frozenset())
-        left = int(np.sum(_buried(client, self.key, buried))) if client.held and buried else 0
-        return Answer(client.name, {"rows": len(client.shard) if client.held else 0, "left": left})
+        tombstoned = self.tombstones.get(client.name, frozenset())
+        left = int(np.sum(_tombstoned(client, self.key, tombstoned))) if client.has_shard and tombstoned else 0
+        return Answer(client.name, {"rows": len(client.shard) if client.has_shard else 0, "left": left})
 
 
 @dataclass(frozen=True, slots=True)
-class Purge(Each):
+class PurgeShard(EachClient):
     """Rewrite the shard without the records that have a tombstone; doing it twice is doing it once."""
 
     tombstones: Mapping[str, frozenset[str]]
@@ -351,21 +369,21 @@ class Purge(Each):
 
     def perform(self, client: Client) -> Answer:
         """Counts: rows dropped, rows left."""
-        buried = self.tombstones.get(client.name, frozenset())
-        if not client.held or not buried:
-            return Answer(client.name, {"dropped": 0, "rows": len(client.shard) if client.held else 0})
-        rows = _buried(client, self.key, buried)
+        tombstoned = self.tombstones.get(client.name, frozenset())
+        if not client.has_shard or not tombstoned:
+            return Answer(client.name, {"dropped": 0, "rows": len(client.shard) if client.has_shard else 0})
+        rows = _tombstoned(client, self.key, tombstoned)
         if rows.any():
             client.drop(rows)
-        return Answer(client.name, {"dropped": int(rows.sum()), "rows": len(client.shard) if client.held else 0})
+        return Answer(client.name, {"dropped": int(rows.sum()), "rows": len(client.shard) if client.has_shard else 0})
 
 
-def _buried(client: Client, key: bytes, buried: frozenset[str]) -> Any:
-    return np.array([name in buried for name in client.tombstones(key)], dtype=bool)
+def _tombstoned(client: Client, key: bytes, tombstoned: frozenset[str]) -> Any:
+    return np.array([name in tombstoned for name in client.tombstones(key)], dtype=bool)
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class EnvStep:
     """One step of an episode at one client.
 
     `seed` names the task, `influence` what to refit with (None: keep all), `step` the share of steps taken, `look`
@@ -384,7 +402,7 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
-class Play(Each):
+class Rollout(EachClient):
     """Steps of RL episodes: the client disturbs some of its slices by the seed, refits, and tells what it sees.
 
     The answer holds an observation (aggregates), the influences, the loss on the later records under them and under
@@ -395,10 +413,10 @@ class Play(Each):
     round by the validation and the later records. (Prequential: Dawid, "The prequential approach", JRSS A, 1984.)
     """
 
-    moves: Mapping[str, tuple[Move, ...]]
+    moves: Mapping[str, tuple[EnvStep, ...]]
     outputs: tuple[str, ...]
-    total: Packed
-    most: int
+    total: PackedStatistics
+    max_slices: int
     rounds: int = 1
 
     def perform(self, client: Client) -> Answer:
@@ -406,8 +424,8 @@ class Play(Each):
         moves = self.moves.get(client.name, ())
         return Answer(client.name, {"steps": [self._step(client, move) for move in moves]})
 
-    def _step(self, client: Client, move: Move) -> dict[str, Any]:
-        name = (move.seed, self.most, self.rounds)
+    def _step(self, client: Client, move: EnvStep) -> dict[str, Any]:
+        name = (move.seed, self.max_slices, self.rounds)
         rounds = client.rehearsals.get(name)
         if rounds is None:
             while len(client.rehearsals) >= max(1, REHEARSALS // self.rounds):
@@ -416,7 +434,7 @@ class Play(Each):
         kind, hit, task, kept, keep = rounds[move.round]
         here = kept if move.influence is None else fit(task, np.array(move.influence))
         if move.search:
-            here = ascend(Account(task, Budget()), here, move.search)
+            here = ascend(RefitCounter(task, Budget()), here, move.search)
         reached = loss(here.W, task.later)
         first = None
         if move.enter:
@@ -450,7 +468,7 @@ class Play(Each):
         """
         rng = np.random.Generator(np.random.PCG64(seed))
         slices = client.slices("fit", self.outputs)
-        keys = sorted(slices)[-self.most :]
+        keys = sorted(slices)[-self.max_slices :]
         if not whole:
             keys = keys[-int(rng.integers(min(4, len(keys)), len(keys) + 1)) :]
         kind, hit = draw(keys, rng, kind)

@@ -23,7 +23,7 @@ from frmu.config import load
 from frmu.data.parquet import read_parquet
 from frmu.errors import ConfigError, DataError, near_miss
 
-__all__ = ["propose"]
+__all__ = ["infer_config"]
 
 _NAMES = {
     "client": (
@@ -47,7 +47,7 @@ _NAMES = {
 }
 
 
-def propose(parquet: Sequence[str], out: Path, named: Mapping[str, str], force: bool = False) -> dict[str, Any]:
+def infer_config(parquet: Sequence[str], out: Path, named: Mapping[str, str], force: bool = False) -> dict[str, Any]:
     """Write a config for Parquet files and read it back; `named` fixes the columns that the user knows.
 
     Raises `ConfigError` where the config is there already and `DataError` where a needed column is neither named

@@ -28,7 +28,7 @@ from frmu.errors import RequestError, near_miss
 if TYPE_CHECKING:
     from sqlglot import Token, exp
 
-__all__ = ["Where", "parse_where"]
+__all__ = ["Where", "parse_row_filter"]
 
 LONGEST = 10_000  # characters of a filter
 DEEPEST = 16  # parentheses and nots inside each other; sqlglot takes some 20 frames of the stack for each
@@ -89,7 +89,7 @@ _Condition = _Test | _Not | _Joined
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """A filter on declared columns, checked against a config; `parse_where` makes one."""
+    """A filter on declared columns, checked against a config; `parse_row_filter` makes one."""
 
     text: str
     _condition: _Condition = field(repr=False, compare=False)
@@ -105,7 +105,7 @@ class Where:
         return np.asarray(held.to_numpy(zero_copy_only=False), dtype=bool)
 
 
-def parse_where(text: str, config: Config) -> Where:
+def parse_row_filter(text: str, config: Config) -> Where:
     """Read a filter, or raise `RequestError` that names the part at fault.
 
     Columns are named as in the user's file: data.client, record, subject, time and target, the feature columns, what
@@ -119,11 +119,11 @@ def parse_where(text: str, config: Config) -> Where:
     >>> from frmu.config import parse
     >>> data = {"path": "a.parquet", "client": "home", "record": "id", "target": "load", "task": "regression"}
     >>> config = parse({"data": data | {"modalities": {"weather": ["temperature"]}}}, Path("a.toml"))
-    >>> where = parse_where("temperature > 30 and id not in (7, 8)", config)
+    >>> where = parse_row_filter("temperature > 30 and id not in (7, 8)", config)
     >>> table = pa.table({RECORD: ["7", "9"], TARGET: [0.0, 1.0], "temperature": [31.0, 32.0]})
     >>> where.mask(table, "home 1").tolist()
     [False, True]
-    >>> parse_where("temprature > 30", config)
+    >>> parse_row_filter("temprature > 30", config)
     Traceback (most recent call last):
     frmu.errors.RequestError: where: no column "temprature" is declared in the config; did you mean "temperature"?
     """

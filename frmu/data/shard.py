@@ -25,13 +25,24 @@ from numpy.typing import NDArray
 
 from frmu.config import CALENDAR, Config, parse_duration
 from frmu.data.parquet import RECORD, SLICE, SUBJECT, TARGET, TIME, columns_of, read_parquet
-from frmu.data.row_filter import parse_where
+from frmu.data.row_filter import parse_row_filter
 from frmu.errors import RequestError, StoreError
 from frmu.types import Float, Selection
 
 __all__ = [
-    "FENCE", "SPLITS", "Shard", "ages", "clients_in", "digest_of_file", "features", "fenced", "path_of", "span",
-    "strays", "sweep", "write",
+    "FENCE",
+    "SPLITS",
+    "Shard",
+    "ages",
+    "clients_in",
+    "digest_of_file",
+    "features",
+    "fenced",
+    "path_of",
+    "span",
+    "sweep",
+    "unexpected_files",
+    "write",
 ]  # fmt: skip
 
 SPLITS = ("fit", "validation", "later", "test")
@@ -59,7 +70,7 @@ def sweep(folder: Path) -> None:
             file.unlink()
 
 
-def strays(folder: Path) -> list[str]:
+def unexpected_files(folder: Path) -> list[str]:
     """Files among the shards that are none, or not under their own name: nobody looks after what is in them."""
     return sorted(file.name for file in folder.iterdir() if file != path_of(folder, unquote(file.stem)))
 
@@ -86,7 +97,7 @@ def digest_of_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def fenced(folder: Path, fence: int) -> Iterator[None]:
+def fenced(folder: Path, fencing_token: int) -> Iterator[None]:
     """Hold the shards in a folder for one write; raises `StoreError` where a later job has written there.
 
     A job that was killed may leave hosts at work on other nodes, for a while. The number of a job is higher than that
@@ -98,11 +109,11 @@ def fenced(folder: Path, fence: int) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         last = int(file.read() or 0)
-        if last > fence:
+        if last > fencing_token:
             raise StoreError(f"{folder}: a later job has taken these shards over; this one writes no more")
-        if last < fence:
+        if last < fencing_token:
             file.truncate(0)
-            file.write(str(fence))
+            file.write(str(fencing_token))
             file.flush()
         yield
 
@@ -186,7 +197,7 @@ class Shard:
         if selection.kind == "slice":
             return np.asarray(self.slices == selection.slice, dtype=bool)
         if selection.kind == "where" and selection.where is not None:
-            return parse_where(selection.where, config).mask(self.table, client)
+            return parse_row_filter(selection.where, config).mask(self.table, client)
         return np.ones(len(self), dtype=bool)
 
     def without(self, rows: NDArray[np.bool_]) -> pa.Table:

@@ -14,15 +14,27 @@ from typing import Any, Protocol
 
 from frmu.config import Config
 from frmu.data.parquet import files_of, survey
-from frmu.data.shard import clients_in, strays, sweep
+from frmu.data.shard import clients_in, sweep, unexpected_files
 from frmu.data.tombstones import purge_files
 from frmu.errors import ConfigError, DataError
 
-__all__ = ["Changes", "Clear", "Errand", "Holdings", "Look", "Place", "Rewrite", "Tidy", "copy_of", "homes", "places"]
+__all__ = [
+    "ClearCopies",
+    "Holdings",
+    "ListFiles",
+    "RewriteFiles",
+    "SiteLocation",
+    "SiteTask",
+    "SweepSite",
+    "TakeInventory",
+    "client_locations",
+    "copy_of",
+    "site_locations",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SiteLocation:
     """A folder of shards and the files that they are imported from; `site` is empty where there are no sites.
 
     `clients` are those that may be here, None for any. `label` is what the nodes that see the place are labelled
@@ -45,7 +57,7 @@ class Place:
         """The folder of what lasts no longer than a job."""
         return self.folder / "scratch"
 
-    def copy(self, name: str) -> Place:
+    def copy(self, name: str) -> SiteLocation:
         """The place of a copy of these shards, which an audit changes; it lasts no longer than the job."""
         return replace(self, folder=copy_of(self.folder, name))
 
@@ -55,19 +67,19 @@ def copy_of(folder: Path, name: str) -> Path:
     return folder / "scratch" / name
 
 
-def places(config: Config, folder: Path | None = None) -> tuple[Place, ...]:
+def site_locations(config: Config, folder: Path | None = None) -> tuple[SiteLocation, ...]:
     """The places of a config, in the order of their names; `folder` stands for the working folder.
 
     >>> from frmu.config import parse
     >>> data = {"path": "x", "client": "c", "record": "r", "target": "y", "task": "regression"}
     >>> raw = {"data": data | {"modalities": {"m": ["a"]}}, "sites": {"lyon": {"path": "/data/lyon"}}}
     >>> config = parse(raw, Path("a.toml"))
-    >>> [(place.site, place.label, place.config.source) for place in places(config)]
+    >>> [(place.site, place.label, place.config.source) for place in site_locations(config)]
     [('lyon', 'lyon', '/data/lyon')]
     """
     working = (folder or config.folder).absolute()
     if not config.sites:
-        return (Place("", config, working),)
+        return (SiteLocation("", config, working),)
     found = []
     for name, site in sorted(config.sites.items()):
         # A folder of a site may serve several experiments: each has one of its own in it.
@@ -76,7 +88,7 @@ def places(config: Config, folder: Path | None = None) -> tuple[Place, ...]:
         store = config.store.model_copy(update={"folder": str(at)})
         own = config.model_copy(update={"data": data, "store": store})
         clients = tuple(sorted(site.clients)) if site.clients is not None else None
-        found.append(Place(name, own, at.absolute(), clients, site.label or name))
+        found.append(SiteLocation(name, own, at.absolute(), clients, site.label or name))
     return tuple(found)
 
 
@@ -86,26 +98,26 @@ class Holdings:
 
     rows: Mapping[str, int] = field(default_factory=dict)
     held: tuple[str, ...] = ()
-    strays: tuple[str, ...] = ()
+    unexpected_files: tuple[str, ...] = ()
 
 
-class Errand(Protocol):
+class SiteTask(Protocol):
     """Something to be done at a place, where its disk is; frozen, and doing it twice is doing it once."""
 
-    def perform(self, place: Place) -> Any:
+    def perform(self, place: SiteLocation) -> Any:
         """The result that goes back: names of clients, counts."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class TakeInventory:
     """What there is at a place; with `source` the user's files are looked at as well."""
 
     source: bool
 
-    def perform(self, place: Place) -> Holdings:
+    def perform(self, place: SiteLocation) -> Holdings:
         """Raises `DataError` as `survey`, and where a client that the site must have is not in its files."""
         held = tuple(name for name in clients_in(place.shards) if _mine(place, name))
-        stray = tuple(strays(place.shards)) if place.shards.is_dir() else ()
+        stray = tuple(unexpected_files(place.shards)) if place.shards.is_dir() else ()
         if not self.source:
             return Holdings({}, held, stray)
         try:
@@ -119,30 +131,30 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
+class ListFiles:
     """What tells one state of the user's files from another, without opening one: names, times, sizes."""
 
-    def perform(self, place: Place) -> list[tuple[str, int, int, int]]:
+    def perform(self, place: SiteLocation) -> list[tuple[str, int, int, int]]:
         """One entry a file."""
         stats = [(file, Path(file).stat()) for file in files_of(place.config)]
         return [(file, stat.st_mtime_ns, stat.st_size, stat.st_ino) for file, stat in stats]
 
 
-def _mine(place: Place, client: str) -> bool:
+def _mine(place: SiteLocation, client: str) -> bool:
     return place.clients is None or client in place.clients
 
 
-def _seen_from(place: Place) -> str:
+def _seen_from(place: SiteLocation) -> str:
     if not place.site:
         return ""
     return f'; looked for on the node of site "{place.site}" (label site={place.label}): check sites.{place.site}.path'
 
 
 @dataclass(frozen=True, slots=True)
-class Tidy:
+class SweepSite:
     """Remove what a job that was killed left half-done; for the holder of the lock."""
 
-    def perform(self, place: Place) -> None:
+    def perform(self, place: SiteLocation) -> None:
         """Half-written shards, and copies that an audit made."""
         place.shards.mkdir(parents=True, exist_ok=True, mode=0o700)
         sweep(place.shards)
@@ -151,32 +163,32 @@ class Tidy:
 
 
 @dataclass(frozen=True, slots=True)
-class Clear:
+class ClearCopies:
     """Remove the copies of an audit whose names begin with some text."""
 
     name: str
 
-    def perform(self, place: Place) -> None:
+    def perform(self, place: SiteLocation) -> None:
         """They hold erased records, for as long as the audit takes."""
         for copy in place.scratch.glob(f"{self.name}*"):
             shutil.rmtree(copy, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Rewrite:
+class RewriteFiles:
     """Rewrite the user's files without the records that have a tombstone; the files that changed."""
 
     tombstones: Mapping[str, frozenset[str]]
     key: bytes = field(repr=False)
 
-    def perform(self, place: Place) -> list[str]:
+    def perform(self, place: SiteLocation) -> list[str]:
         """See `purge_files`."""
         return purge_files(place.config, dict(self.tombstones), self.key)
 
 
-def homes(found: Mapping[str, Holdings], at: Iterable[Place]) -> dict[str, Place]:
+def client_locations(found: Mapping[str, Holdings], at: Iterable[SiteLocation]) -> dict[str, SiteLocation]:
     """The place of every client; raises `ConfigError` where a client is at two."""
-    by: dict[str, Place] = {}
+    by: dict[str, SiteLocation] = {}
     for place in at:
         holdings = found.get(place.site, Holdings())
         for client in sorted({*holdings.rows, *holdings.held}):

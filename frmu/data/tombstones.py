@@ -42,17 +42,17 @@ def tombstones(key: bytes, client: str, records: Iterable[str]) -> Iterator[str]
         yield one.hexdigest()
 
 
-def purge_files(config: Config, buried: Tombstones, key: bytes) -> list[str]:
+def purge_files(config: Config, tombstoned: Tombstones, key: bytes) -> list[str]:
     """Rewrite the user's own files without the records that have a tombstone; the files that were rewritten.
 
     Every column stays as it is. A file is replaced atomically, and one without a row left is removed.
     """
-    return [file for file in files_of(config) if _purge_file(Path(file), config, buried, key)]
+    return [file for file in files_of(config) if _purge_file(Path(file), config, tombstoned, key)]
 
 
-def _purge_file(file: Path, config: Config, buried: Tombstones, key: bytes) -> bool:
+def _purge_file(file: Path, config: Config, tombstoned: Tombstones, key: bytes) -> bool:
     clients, records = names_in(file, config)
-    gone = _gone(clients, records, buried, key)
+    gone = _gone(clients, records, tombstoned, key)
     if not gone.any():
         return False
     if gone.all():
@@ -74,9 +74,9 @@ def _purge_file(file: Path, config: Config, buried: Tombstones, key: bytes) -> b
     return True
 
 
-def _gone(clients: NDArray[Any], records: NDArray[Any], buried: Tombstones, key: bytes) -> NDArray[np.bool_]:
+def _gone(clients: NDArray[Any], records: NDArray[Any], tombstoned: Tombstones, key: bytes) -> NDArray[np.bool_]:
     gone = np.zeros(len(clients), dtype=bool)
-    for client, names in buried.items():
+    for client, names in tombstoned.items():
         rows = np.flatnonzero(clients == client)
         gone[rows] = [name in names for name in tombstones(key, client, records[rows].tolist())]
     return gone

@@ -120,10 +120,10 @@ class Ledger:
             file, meaning = new_key(), new_key()
             self._keep(writer, request, _FILE, file, about)
             self._keep(writer, request, _MEANING, meaning)
-            self._bury(writer, {request: found or {}})
+            self._add_tombstones(writer, {request: found or {}})
             body = {
                 "kind": selection.kind,
-                "tombstones": self._tombstone_digest(self._buried(writer.connection, request)),
+                "tombstones": self._tombstone_digest(self._tombstoned(writer.connection, request)),
                 "due": due.isoformat(timespec="seconds"),
                 "file": seal(file, {"reason": reason, "requester": requester}, f"{request} {_FILE}"),
                 "meaning": seal(meaning, selection.to_json(), f"{request} {_MEANING}"),
@@ -151,7 +151,7 @@ class Ledger:
             self._forget_meaning(writer, [request])
         self._scrub()
 
-    def bury(self, found: Found) -> None:
+    def add_tombstones(self, found: Found) -> None:
         """Write tombstones, by request and client: before the records are purged, so that none can come back.
 
         A request that was planned already, and means more now, is planned anew; one that is over is passed over, unless
@@ -168,13 +168,13 @@ class Ledger:
             for request, body in before.items():
                 if body["tombstones"] != told[request].body["tombstones"]:
                     raise LedgerError(_TOMBSTONES.format(request, told[request].number))
-            self._bury(writer, mine)
+            self._add_tombstones(writer, mine)
             for request in mine:
                 if (body := self._planned(writer, request)) != before[request]:
                     late = stages[request] in ("received", "closed")
                     writer.append("buried" if late else "planned", request, body)
 
-    def _bury(self, writer: Writer, found: Found) -> None:
+    def _add_tombstones(self, writer: Writer, found: Found) -> None:
         owners = {client: self.owner(client) for clients in found.values() for client in clients}
         rows = [
             {"owner": owners[client], "hash": name, "request": request}
@@ -216,9 +216,9 @@ class Ledger:
         return {line.request: line for line in self._chain.lines(connection, ["received", "buried", "planned"])}
 
     def _planned(self, writer: Writer, request: str) -> dict[str, Any]:
-        buried = self._buried(writer.connection, request)
-        counts = {owner: len(names) for owner, names in buried.items()}
-        return {"records": counts, "tombstones": self._tombstone_digest(buried)}
+        tombstoned = self._tombstoned(writer.connection, request)
+        counts = {owner: len(names) for owner, names in tombstoned.items()}
+        return {"records": counts, "tombstones": self._tombstone_digest(tombstoned)}
 
     def advance(self, requests: Iterable[str], stage: Stage, body: Mapping[str, Any]) -> None:
         """Write that some requests reached a stage; before the work of that stage's successor begins."""
@@ -429,9 +429,9 @@ class Ledger:
         with self._chain.reading() as connection:
             stages = self._chain.stages(connection, STAGES) if begun else {}
             waiting = {name for name, stage in stages.items() if stage == "received"}
-            buried = self._buried(connection, request, waiting)
+            tombstoned = self._tombstoned(connection, request, waiting)
         owners = {client: self.owner(client) for client in clients}
-        return {client: frozenset(buried[owner]) for client, owner in owners.items() if owner in buried}
+        return {client: frozenset(tombstoned[owner]) for client, owner in owners.items() if owner in tombstoned}
 
     def holding(self, requests: Collection[str]) -> set[str]:
         """Those of some requests that have tombstones: somebody holds, or held, what they mean."""
@@ -445,7 +445,7 @@ class Ledger:
         with self._chain.reading() as connection:
             return {name: number for name, number in connection.execute(count) if name in set(requests)}
 
-    def buried_anything(self) -> bool:
+    def has_tombstones(self) -> bool:
         """Whether there is any tombstone."""
         with self._chain.reading() as connection:
             return connection.execute(sql.select(_tombstone.c.owner).limit(1)).one_or_none() is not None
@@ -509,18 +509,18 @@ class Ledger:
             raise LedgerError(f"there are tombstones of {strange[0]}, which has none: they were put into the database")
         return number
 
-    def _buried(
+    def _tombstoned(
         self, connection: Connection, request: str | None = None, without: Collection[str] = ()
     ) -> dict[str, list[str]]:
         """Tombstones by owner, all or of one request, without those of some."""
         query = sql.select(_tombstone.c.owner, _tombstone.c.hash, _tombstone.c.request)
         if request is not None:
             query = query.where(_tombstone.c.request == request)
-        buried: dict[str, list[str]] = {}
+        tombstoned: dict[str, list[str]] = {}
         for owner, name, of in connection.execute(query):
             if of not in without:
-                buried.setdefault(owner, []).append(name)
-        return buried
+                tombstoned.setdefault(owner, []).append(name)
+        return tombstoned
 
     def _names(self, connection: Connection) -> dict[str, str]:
         """Clients by owner code."""
@@ -534,8 +534,8 @@ class Ledger:
         rows = [row for row in connection.execute(query) if row.request in requests]
         return {row.request: bytes.fromhex(self._keys.unwrap(row.wrapped, f"{row.request} {purpose}")) for row in rows}
 
-    def _tombstone_digest(self, buried: Mapping[str, Iterable[str]]) -> str:
-        pairs = sorted(f"{owner} {name}" for owner, names in buried.items() for name in names)
+    def _tombstone_digest(self, tombstoned: Mapping[str, Iterable[str]]) -> str:
+        pairs = sorted(f"{owner} {name}" for owner, names in tombstoned.items() for name in names)
         return self._keys.keyed("\n".join(pairs))
 
 

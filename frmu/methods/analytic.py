@@ -16,14 +16,14 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from frmu.clients.work import Adopt, Choose, Describe, Packed, Sum
+from frmu.clients.work import ComputeStatistics, DescribeShard, LoadPolicy, PackedStatistics, SelectInfluences
 from frmu.config import Config
 from frmu.errors import RoundLostError
 from frmu.federation import Federation, Reply, in_order
 from frmu.methods.method import Method, Round
 from frmu.models.encoders import width
 from frmu.selection.network import Network
-from frmu.server.server import Aggregate, Drop, Folded, Held, Total
+from frmu.server.server import AggregateByAttention, Aggregated, DropClients, HeldClients, SumStatistics
 from frmu.types import State, Statistics
 
 __all__ = ["analytic", "digests_of", "outputs_of", "total_of"]
@@ -42,7 +42,7 @@ def analytic(config: Config) -> Method:
         return _round(config, fingerprint, federation, network)
 
     def erase(federation: Federation, state: State, network: Network | None, clients: tuple[str, ...]) -> Round:
-        federation.serve(Drop(clients))
+        federation.serve(DropClients(clients))
         return _round(config, fingerprint, federation, network)
 
     return Method("analytic", True, init, apply, erase)
@@ -68,23 +68,23 @@ def _round(config: Config, fingerprint: str, federation: Federation, network: Ne
 def _attempt(config: Config, fingerprint: str, federation: Federation, network: Network | None) -> Round:
     used = network if config.policy.selector == "policy" else None
     policy = used.digest if used is not None else ""
-    held = [reply for reply in in_order(federation.run(Describe())) if reply.record["rows"]]
+    held = [reply for reply in in_order(federation.run(DescribeShard())) if reply.record["rows"]]
     names = tuple(reply.client for reply in held)
     outputs = outputs_of(config, {label for reply in held for label in reply.record["classes"]})
     if used is not None:
         new = [reply.client for reply in held if reply.record["policy"] != policy]
-        list(federation.run(Adopt(used), on=new))
+        list(federation.run(LoadPolicy(used), on=new))
     total, missing = total_of(config, fingerprint, federation, names, outputs, digests_of(held))
-    replies = in_order(federation.run(Choose(outputs, Packed.of(total)), on=names))
+    replies = in_order(federation.run(SelectInfluences(outputs, PackedStatistics.of(total)), on=names))
     records = {reply.client: reply.record for reply in replies}
     changed = [reply for reply in replies if reply.payload is not None]
-    folded: Folded = federation.serve(Aggregate(records, config, policy, outputs), changed)
+    folded: Aggregated = federation.serve(AggregateByAttention(records, config, policy, outputs), changed)
     refits = sum(record["refits"] for record in records.values())
     return Round(folded.state, folded.keep, folded.scores, records, missing, refits)
 
 
 def digests_of(described: Iterable[Reply]) -> dict[str, str]:
-    """The digests of shards, by client, from answers to `Describe`."""
+    """The digests of shards, by client, from answers to `DescribeShard`."""
     return {reply.client: reply.record["digest"] for reply in described}
 
 
@@ -102,7 +102,7 @@ def total_of(
     without them all are, as in a federation that began with this call.
     """
     spec = hashlib.sha256("\n".join([fingerprint, *outputs]).encode()).hexdigest()
-    there = set(federation.serve(Held(spec, digests)))
+    there = set(federation.serve(HeldClients(spec, digests)))
     missing = tuple(name for name in names if name not in there)
-    sums = in_order(federation.run(Sum(outputs), on=missing))
-    return federation.serve(Total(names, width(config), len(outputs), digests), sums), missing
+    sums = in_order(federation.run(ComputeStatistics(outputs), on=missing))
+    return federation.serve(SumStatistics(names, width(config), len(outputs), digests), sums), missing

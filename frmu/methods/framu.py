@@ -52,7 +52,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frmu.clients.framu import Blocks, Seen, Trial, Try, Weigh, perform, views_of
-from frmu.clients.work import Describe, Packed
+from frmu.clients.work import DescribeShard, PackedStatistics
 from frmu.config import Config
 from frmu.errors import FrmuError
 from frmu.federation import Federation, Payload, in_order
@@ -62,8 +62,8 @@ from frmu.models.encoders import width
 from frmu.models.ridge import solve
 from frmu.models.statistics import unpack
 from frmu.selection.network import Network
-from frmu.selection.problem import Task
-from frmu.server.server import Drop, Server
+from frmu.selection.problem import SelectionProblem
+from frmu.server.server import DropClients, Server
 from frmu.types import ClientState, Float, State, Statistics
 
 __all__ = [
@@ -188,8 +188,8 @@ class World:
 class _Tasks:
     """Turns over tasks in this process."""
 
-    tasks: Mapping[str, Task]
-    views: Mapping[str, Sequence[Task]]
+    tasks: Mapping[str, SelectionProblem]
+    views: Mapping[str, Sequence[SelectionProblem]]
 
     def __call__(self, trials: Mapping[str, Trial]) -> dict[str, Seen]:
         return {name: perform(self.views[name], self.tasks[name], trial) for name, trial in trials.items()}
@@ -201,7 +201,7 @@ class _Clients:
 
     federation: Federation
     outputs: tuple[str, ...]
-    total: Packed
+    total: PackedStatistics
 
     def __call__(self, trials: Mapping[str, Trial]) -> dict[str, Seen]:
         work = Try(trials, self.outputs, self.total)
@@ -213,7 +213,7 @@ def _seen(record: Mapping[str, object]) -> Seen:
     return Seen(rows, np.array(record["rewards"]), record["loss"], record["refits"])  # type: ignore[arg-type]
 
 
-def world_of_tasks(tasks: Sequence[Task], by: Blocks | None = None) -> World:
+def world_of_tasks(tasks: Sequence[SelectionProblem], by: Blocks | None = None) -> World:
     """Tasks as agents, in the order given. `by` splits features by modality.
 
     Raises `FrmuError` where there is no task, or one without validation records.
@@ -229,7 +229,7 @@ def world_of_tasks(tasks: Sequence[Task], by: Blocks | None = None) -> World:
 
 def world_of(config: Config, federation: Federation) -> World | None:
     """The clients of a federation that hold slices to fit and validation records to judge by; None: there is none."""
-    held = [reply for reply in in_order(federation.run(Describe())) if reply.record["rows"]]
+    held = [reply for reply in in_order(federation.run(DescribeShard())) if reply.record["rows"]]
     outputs = outputs_of(config, {label for reply in held for label in reply.record["classes"]})
     names = tuple(reply.client for reply in held)
     total, _ = total_of(config, config.fingerprint(), federation, names, outputs, digests_of(held))
@@ -241,7 +241,7 @@ def world_of(config: Config, federation: Federation) -> World | None:
         keys=tuple(tuple(sorted(reply.record["slices"])) for reply in able),
         n=tuple(float(reply.record["splits"]["fit"]) for reply in able),
         modalities=len(config.data.modalities),
-        ask=_Clients(federation, outputs, Packed.of(total)),
+        ask=_Clients(federation, outputs, PackedStatistics.of(total)),
     )
 
 
@@ -356,14 +356,14 @@ def framu(config: Config, agents_of: AgentsOf, settings: Settings | None = None)
         return _round(config, federation, agents_of, chosen)
 
     def erase(federation: Federation, state: State, network: Network | None, clients: tuple[str, ...]) -> Round:
-        federation.serve(Drop(clients))
+        federation.serve(DropClients(clients))
         return _round(config, federation, agents_of, chosen)
 
     return Method("framu", False, init, apply, erase)
 
 
 def _round(config: Config, federation: Federation, agents_of: AgentsOf, settings: Settings) -> Round:
-    held = [reply for reply in in_order(federation.run(Describe())) if reply.record["rows"]]
+    held = [reply for reply in in_order(federation.run(DescribeShard())) if reply.record["rows"]]
     world = world_of(config, federation)
     outcome = run(world, settings, agents_of) if world is not None else None
     influence = _by_key(world, outcome) if world is not None and outcome is not None else {}

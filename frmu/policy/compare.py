@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from frmu.clients.compare import Compare
+from frmu.clients.compare import CompareSelections
 from frmu.federation import in_order
-from frmu.policy.env import Board
+from frmu.policy.env import EnvContext
 from frmu.selection.network import Network
 from frmu.types import Float
 
@@ -41,11 +41,11 @@ class Comparison:
         return self.difference > self.error
 
 
-def compare(board: Board, in_force: Network, trained: Network, most: int) -> Comparison:
+def compare(board: EnvContext, in_force: Network, trained: Network, max_slices: int) -> Comparison:
     """Play the same rehearsals under both."""
     each = math.ceil(REHEARSALS / len(board.clients))
     seeds = tuple(HELD_OUT + number for number in range(each))
-    work = Compare({"in force": in_force, "trained": trained}, seeds, board.outputs, board.total, most)
+    work = CompareSelections({"in force": in_force, "trained": trained}, seeds, board.outputs, board.total, max_slices)
     replies = in_order(board.federation.run(work, on=board.clients))
     before, after = (_all([reply.record["gains"][name] for reply in replies]) for name in ("in force", "trained"))
     change = after - before

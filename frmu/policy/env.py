@@ -8,7 +8,7 @@ environment play the same task side by side, and a reward counts against the cop
 tasks teach alike.
 
 A task may have several rounds: it begins with the older slices, and in each round newer ones enter, older ones age,
-and influences may be changed; the reward of a round is on the stretch that follows it (`Play`).
+and influences may be changed; the reward of a round is on the stretch that follows it (`Rollout`).
 
 The environment knows the seam only: its clients may be in process or actors on a cluster. One that does not answer
 ends the episode under way, and the next tasks are drawn from the others until it is asked again.
@@ -27,36 +27,36 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from frmu.clients.work import Move, Packed, Play
-from frmu.errors import ClientsAwayError
+from frmu.clients.work import EnvStep, PackedStatistics, Rollout
+from frmu.errors import ClientsUnavailableError
 from frmu.federation import Federation
 from frmu.selection.network import LIMIT, influence_of
 from frmu.selection.observation import FEATURES
 from frmu.selection.selectors import SEARCH
 
-__all__ = ["Board", "SliceEnv", "spaces"]
+__all__ = ["EnvContext", "SliceEnv", "spaces"]
 
 PAUSE = 30.0  # seconds before a client that did not answer is asked again
 GROUP = 12  # copies that play the same task
-CHAIN = 10  # tasks in one episode
+TASKS_PER_EPISODE = 10  # tasks in one episode
 MASK = 2 * len(FEATURES)
 
 
-def spaces(most: int) -> tuple[gym.spaces.Box, gym.spaces.Box]:
-    """Observation and action space for at most `most` slices.
+def spaces(max_slices: int) -> tuple[gym.spaces.Box, gym.spaces.Box]:
+    """Observation and action space for at most `max_slices` slices.
 
     An observation is (most + 1, 2 features + 1 + 2 most) float32, a row a slice: its features with everything kept, its
     features now, 1 where the row holds a slice, its relations to all slices with everything kept, and now. The last
     row has the client's number and 1 if nothing was disturbed; only the learner's account of attention scores
     reads it, never the network. An action is a logit a slice, (most,) float32; see `influence.network.influence_of`.
     """
-    observation = gym.spaces.Box(-1e6, 1e6, (most + 1, MASK + 1 + 2 * most), np.float32)
-    return observation, gym.spaces.Box(-LIMIT, LIMIT, (most,), np.float32)
+    observation = gym.spaces.Box(-1e6, 1e6, (max_slices + 1, MASK + 1 + 2 * max_slices), np.float32)
+    return observation, gym.spaces.Box(-LIMIT, LIMIT, (max_slices,), np.float32)
 
 
 @dataclass(frozen=True, slots=True)
-class Board:
-    """A federation to learn on: the clients to draw from, and what `Play` needs.
+class EnvContext:
+    """A federation to learn on: the clients to draw from, and what `Rollout` needs.
 
     `shares` are what the policies of the clients weigh when they are averaged: a_k n_k. `left_out` says, by client, how
     many older slices take no part.
@@ -65,13 +65,13 @@ class Board:
     federation: Federation
     clients: tuple[str, ...]
     outputs: tuple[str, ...]
-    total: Packed
+    total: PackedStatistics
     shares: tuple[float, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
-class _Game:
+class _Episode:
     """A task under way: whose (a number over all boards), its seed, round and step; what was seen with everything
     kept in this round; per copy influences and last loss. `rounds` is how many there will be.
     """
@@ -90,36 +90,36 @@ class _Game:
 class SliceEnv(VectorEnv[Any, Any, Any]):
     """`num_envs` copies, in groups that share a task; all end their episodes together.
 
-    Tasks are drawn from the clients of all `boards`, with at most `most` slices. `steps` are the refinements of a
-    round and `rounds` those of a task, `price` is what forgetting everything would cost, in the unit of the reward. An
-    episode is as long as `chain` tasks. A reward counts against the mean of the group of copies; a copy that is alone
-    earns it as it is.
+    Tasks are drawn from the clients of all `boards`, with at most `max_slices` slices. `steps` are the refinements of a
+    round and `rounds` those of a task, `forget_penalty` is what forgetting everything would cost, in the unit of the
+    reward. An episode is as long as `tasks_per_episode` tasks. A reward counts against the mean of the group of
+    copies; a copy that is alone earns it as it is.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 - gymnasium's own declaration
 
     def __init__(
         self,
-        boards: Sequence[Board],
-        most: int,
+        boards: Sequence[EnvContext],
+        max_slices: int,
         num_envs: int,
         steps: int = 1,
         rounds: int = 1,
-        price: float = 0.02,
+        forget_penalty: float = 0.02,
         seed: int | Sequence[int] = 0,
-        chain: int = CHAIN,
+        tasks_per_episode: int = TASKS_PER_EPISODE,
     ) -> None:
         self.num_envs = num_envs
-        self.single_observation_space, self.single_action_space = spaces(most)
+        self.single_observation_space, self.single_action_space = spaces(max_slices)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.boards = tuple(boards)
         self._clients = [(number, name) for number, board in enumerate(self.boards) for name in board.clients]
         self._site: int | None = None
-        self.most, self.steps, self.rounds, self.price = most, steps, rounds, price
-        self.chain = chain
+        self.max_slices, self.steps, self.rounds, self.forget_penalty = max_slices, steps, rounds, forget_penalty
+        self.tasks_per_episode = tasks_per_episode
         self._rng = np.random.Generator(np.random.PCG64(seed))
-        self._games: list[_Game] = []
+        self._games: list[_Episode] = []
         self._looks: list[Any] = []
         self._taken = 0
         self._over = False
@@ -137,7 +137,7 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Draw a task for each group; raises `ClientsAwayError` where no client answers."""
+        """Draw a task for each group; raises `ClientsUnavailableError` where no client answers."""
         if seed is not None:
             self._rng = np.random.Generator(np.random.PCG64(seed))
         self._taken, self._over = 0, False
@@ -145,7 +145,7 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
             self._games, self._looks = [], []
             try:
                 self._deal()
-            except ClientsAwayError:
+            except ClientsUnavailableError:
                 if not self._there():
                     raise
             else:
@@ -162,7 +162,7 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         before = self._observation()
         try:
             return self._step(actions)
-        except ClientsAwayError:  # the tasks of all copies go with it: they end here, and others begin
+        except ClientsUnavailableError:  # the tasks of all copies go with it: they end here, and others begin
             self._over = True
             return before, np.zeros(self.num_envs), np.full(self.num_envs, True), never, {}
 
@@ -173,8 +173,8 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         rewards, gains = self._play(actions)
         self._taken += 1
         # A client with few slices has fewer rounds: one task is over with its own last round.
-        ended = self.chain == 1 and all(game.over for game in self._games)
-        self._over = ended or self._taken >= self.chain * self.steps * self.rounds
+        ended = self.tasks_per_episode == 1 and all(game.over for game in self._games)
+        self._over = ended or self._taken >= self.tasks_per_episode * self.steps * self.rounds
         if not self._over:
             self._deal()
         # Rewards are relative to the group; what was truly gained goes into the infos, for the learning curve.
@@ -192,7 +192,7 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         free = [at for at in range(len(groups)) if not self._games or self._games[at].over]
         drawn = [(self._draw(), int(self._rng.integers(2**31))) for _ in free]
         searched = self._rng.random(len(drawn)) < 0.5
-        firsts = self._ask([(client, Move(seed, None, 0.0, True)) for client, seed in drawn])
+        firsts = self._ask([(client, EnvStep(seed, None, 0.0, True)) for client, seed in drawn])
         starts = list(firsts)
         where = [at for at, search in enumerate(searched) if search]
         for at, found in zip(where, self._ask([self._search(*drawn[at]) for at in where]), strict=True):
@@ -201,14 +201,14 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         for at, (client, seed), first, start in zip(free, drawn, firsts, starts, strict=True):
             size = len(groups[at])
             influence, losses = [start["influence"]] * size, [start["loss"]] * size
-            games[at] = _Game(client, seed, first, influence, losses, first["rounds"])
+            games[at] = _Episode(client, seed, first, influence, losses, first["rounds"])
             looks |= dict.fromkeys(groups[at], start)
         self._games = [games[at] for at in range(len(groups))]
         self._looks = [looks[env] for env in range(self.num_envs)]
 
     def _draw(self) -> int:
         if not (there := self._there()):
-            raise ClientsAwayError.of({self._clients[client][1]: why for client, (_, why) in self._away.items()})
+            raise ClientsUnavailableError.of({self._clients[client][1]: why for client, (_, why) in self._away.items()})
         return there[int(self._rng.integers(len(there)))] if self._site is None else self._site
 
     def _there(self) -> list[int]:
@@ -219,8 +219,8 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         return [client for client in among if client not in self._away]
 
     @staticmethod
-    def _search(client: int, seed: int) -> tuple[int, Move]:
-        return client, Move(seed, None, 0.0, True, SEARCH)
+    def _search(client: int, seed: int) -> tuple[int, EnvStep]:
+        return client, EnvStep(seed, None, 0.0, True, SEARCH)
 
     def _play(self, actions: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """One step of every copy: rewards, and relative gains on later records."""
@@ -243,16 +243,16 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         self._looks = [before if now["rows"] is None else now for before, now in pairs]
         return rewards, gains
 
-    def _move(self, game: _Game, copy: int) -> Move:
+    def _move(self, game: _Episode, copy: int) -> EnvStep:
         """What a client is asked to do for one copy; where the task goes on, it looks at once."""
         ends = game.step >= self.steps
         enter = ends and game.round + 1 < game.rounds
         # Where a task ends nobody learns from what is seen, but a copy that is alone shows it.
         look = enter or not ends or self.num_envs == 1
         share = 0.0 if enter else game.step / (self.steps + 1)
-        return Move(game.seed, tuple(game.influence[copy]), share, look, round=game.round, enter=enter)
+        return EnvStep(game.seed, tuple(game.influence[copy]), share, look, round=game.round, enter=enter)
 
-    def _turn(self, game: _Game, answers: Sequence[dict[str, Any]]) -> None:
+    def _turn(self, game: _Episode, answers: Sequence[dict[str, Any]]) -> None:
         """Begin the next round, or end the task, where its steps are done.
 
         The first step of a round is rewarded against keeping everything: copies come to it with influences of their
@@ -269,13 +269,13 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         game.influence = [answer["influence"] for answer in answers]
         game.loss = [game.first["keep"]] * len(answers)
 
-    def _reward(self, game: _Game, copy: int, loss: float) -> float:
+    def _reward(self, game: _Episode, copy: int, loss: float) -> float:
         """What the step gained on later records, in percent of keeping everything, squashed; less the price."""
         gain = np.arcsinh(100.0 * (game.loss[copy] - loss) / (game.first["keep"] + 1e-12))
         game.loss[copy] = loss
-        return float(gain - self.price * np.mean(1.0 - game.influence[copy]))
+        return float(gain - self.forget_penalty * np.mean(1.0 - game.influence[copy]))
 
-    def _ask(self, moves: Sequence[tuple[int, Move]]) -> list[dict[str, Any]]:
+    def _ask(self, moves: Sequence[tuple[int, EnvStep]]) -> list[dict[str, Any]]:
         """One trip to the clients that are concerned; answers in the order of the moves."""
         where: dict[int, dict[str, list[int]]] = {}
         for at, (client, _) in enumerate(moves):
@@ -285,12 +285,12 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         for number, by_client in where.items():
             board = self.boards[number]
             asked = {name: tuple(moves[at][1] for at in places) for name, places in by_client.items()}
-            play = Play(asked, board.outputs, board.total, self.most, self.rounds)
+            play = Rollout(asked, board.outputs, board.total, self.max_slices, self.rounds)
             try:
                 for reply in board.federation.run(play, on=sorted(by_client)):
                     for at, answer in zip(by_client[reply.client], reply.record["steps"], strict=True):
                         answers[at] = answer
-            except ClientsAwayError as gone:
+            except ClientsUnavailableError as gone:
                 until = time.monotonic() + PAUSE
                 self._away |= {self._clients.index((number, name)): (until, why) for name, why in gone.reasons.items()}
                 raise
@@ -298,7 +298,7 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
 
     def _observation(self) -> NDArray[np.float32]:
         out = np.zeros((self.num_envs, *self.single_observation_space.shape), dtype=np.float32)
-        features, most = len(FEATURES), self.most
+        features, max_slices = len(FEATURES), self.max_slices
         for game, group in zip(self._games, self._groups(), strict=True):
             for env in group:
                 first, now, slices = game.first, self._looks[env], len(game.first["keys"])
@@ -306,6 +306,6 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
                 out[env, :slices, features:MASK] = now["rows"]
                 out[env, :slices, MASK] = 1.0
                 out[env, :slices, MASK + 1 : MASK + 1 + slices] = first["relation"]
-                out[env, :slices, MASK + 1 + most : MASK + 1 + most + slices] = now["relation"]
+                out[env, :slices, MASK + 1 + max_slices : MASK + 1 + max_slices + slices] = now["relation"]
                 out[env, -1, :2] = game.client, first["kind"] == "none"
         return out

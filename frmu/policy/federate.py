@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frmu.aggregation.average import Average
-from frmu.clients.work import Describe
-from frmu.errors import ClientsAwayError
-from frmu.policy.env import GROUP, Board
+from frmu.clients.work import DescribeShard
+from frmu.errors import ClientsUnavailableError
+from frmu.policy.env import GROUP, EnvContext
 from frmu.policy.trainer import GROUPS, Trainer
 
 __all__ = ["Sites", "batch_of"]
@@ -45,7 +45,7 @@ def batch_of(samples: int, sites: int) -> int:
 class Sites:
     """The sites of some boards and, with beta < 1, the copies that they keep."""
 
-    def __init__(self, boards: Sequence[Board], beta: float) -> None:
+    def __init__(self, boards: Sequence[EnvContext], beta: float) -> None:
         # Two boards may have clients of one name, so a site has a number before its name.
         names = [name for board in boards for name in board.clients]
         shares = [share for board in boards for share in board.shares]
@@ -76,14 +76,17 @@ class Sites:
         return means | {key: found[-1][key] for key in ("env_steps", "env_runners")}
 
     def _away(self) -> set[str]:
-        """The sites that do not answer now: a round goes on without them; raises `ClientsAwayError` where none does."""
+        """Return the sites that do not answer now: a round goes on without them.
+
+        Raises `ClientsUnavailableError` where none answers.
+        """
         gone: set[str] = set()
         number = 0
         for board in self._boards:
             reasons: dict[str, str] = {}
             try:
-                list(board.federation.run(Describe(), on=board.clients))
-            except ClientsAwayError as error:
+                list(board.federation.run(DescribeShard(), on=board.clients))
+            except ClientsUnavailableError as error:
                 reasons = error.reasons
                 if set(board.clients) <= set(reasons) and len(self._boards) == 1:
                     raise

@@ -44,7 +44,7 @@ from frmu.errors import PolicyError
 from frmu.methods.framu import LEVELS, Agents, Outcome, Settings, Weights, World, rows_of, run, world_of_tasks
 from frmu.policy.trainer import quiet
 from frmu.selection.observation import FEATURES
-from frmu.selection.problem import Task
+from frmu.selection.problem import SelectionProblem
 from frmu.types import Float
 
 __all__ = ["QModule", "SlicesEnv", "dqn", "select"]
@@ -315,7 +315,7 @@ def _config(world: World, settings: Settings) -> DQNConfig:
     )  # fmt: skip
 
 
-def select(tasks: Sequence[Task], settings: Settings | None = None, by: Blocks | None = None) -> Outcome:
+def select(tasks: Sequence[SelectionProblem], settings: Settings | None = None, by: Blocks | None = None) -> Outcome:
     """`framu` as a selector: tasks are the agents of one federation, in the order given; one influence a slice.
 
     The more agents there are, the smaller is the mean of line 13, so tasks are given by federation: those of its

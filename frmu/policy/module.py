@@ -73,9 +73,9 @@ class SliceNetwork(nn.Module):
 
 def seen(observation: Tensor) -> Seen:
     """The parts of observations (batch, most + 1, ...) as `SliceEnv` lays them out."""
-    features, most = 2 * len(FEATURES), observation.shape[1] - 1
+    features, max_slices = 2 * len(FEATURES), observation.shape[1] - 1
     table = observation[:, :-1]
-    first, now = table[..., features + 1 : features + 1 + most], table[..., features + 1 + most :]
+    first, now = table[..., features + 1 : features + 1 + max_slices], table[..., features + 1 + max_slices :]
     return table[..., :features], torch.stack([first, now], dim=1), table[..., features] > 0.5
 
 

@@ -24,12 +24,12 @@ from torch import Tensor
 from frmu.models.statistics import loss, one_thread
 from frmu.policy.module import SliceNetwork
 from frmu.selection.network import LIMIT, Network
-from frmu.selection.observation import FEATURES, Fit, Look, fit, observe, slopes
-from frmu.selection.problem import Task
-from frmu.selection.search import Account, Budget, ascend
+from frmu.selection.observation import FEATURES, Fit, Observation, fit, observe, slopes
+from frmu.selection.problem import SelectionProblem
+from frmu.selection.search import Budget, RefitCounter, ascend
 from frmu.types import Float
 
-__all__ = ["Weights", "learn_lessons"]
+__all__ = ["Weights", "pretrain"]
 
 Weights = dict[str, NDArray[np.float32]]
 STEPS = 3
@@ -37,15 +37,15 @@ SCALE = 8.0  # a gain of 1 / SCALE is where the reward begins to bend
 
 
 @dataclass(slots=True)
-class _Pupil:
+class _Rollout:
     """A task under way: what was seen with everything kept, where it stands, and the later loss of keeping all."""
 
-    task: Task
-    first: Look
+    task: SelectionProblem
+    first: Observation
     here: Fit
     keep: float
 
-    def look(self, step: int) -> Look:
+    def look(self, step: int) -> Observation:
         """What is seen from where it stands."""
         if self.here is self.first.fit:
             return self.first
@@ -65,8 +65,8 @@ class _Pupil:
         return float(0.5 * np.log((loss(self.here.W, self.task.later) + 1e-12) / self.keep))
 
 
-def learn_lessons(
-    make: Callable[[np.random.Generator], Task],
+def pretrain(
+    make: Callable[[np.random.Generator], SelectionProblem],
     iterations: int,
     batch: int,
     seed: int,
@@ -99,17 +99,17 @@ def learn_lessons(
     return {name: weight.detach().numpy().astype(np.float32) for name, weight in network.state_dict().items()}
 
 
-def _begin(asked: tuple[Callable[[np.random.Generator], Task], int]) -> _Pupil:
+def _begin(asked: tuple[Callable[[np.random.Generator], SelectionProblem], int]) -> _Rollout:
     """A new task; every second one begins where a short search on validation ended."""
     make, seed = asked
     rng = np.random.Generator(np.random.PCG64(seed))
     task = make(rng)
     kept = fit(task, task.keep)
-    here = kept if rng.random() < 0.5 else ascend(Account(task, Budget()), kept, int(rng.choice([6, 12, 20])))
-    return _Pupil(task, observe(task, kept, 0.0, kept.loss), here, loss(kept.W, task.later) + 1e-12)
+    here = kept if rng.random() < 0.5 else ascend(RefitCounter(task, Budget()), kept, int(rng.choice([6, 12, 20])))
+    return _Rollout(task, observe(task, kept, 0.0, kept.loss), here, loss(kept.W, task.later) + 1e-12)
 
 
-def _step(network: SliceNetwork, pupils: Sequence[_Pupil], step: int, pool: ThreadPoolExecutor) -> Tensor:
+def _step(network: SliceNetwork, pupils: Sequence[_Rollout], step: int, pool: ThreadPoolExecutor) -> Tensor:
     """Look, act, refit; the loss whose gradient is that of the rewards, and the value's error before the action."""
     looks = list(pool.map(lambda pupil: pupil.look(step), pupils))
     worth = torch.tensor([pupil.worth() for pupil in pupils])
@@ -118,7 +118,7 @@ def _step(network: SliceNetwork, pupils: Sequence[_Pupil], step: int, pool: Thre
     influence = _influence(logits, mask, torch.tensor([pupil.task.by_itself for pupil in pupils]))
     given = influence.detach().double().numpy()
 
-    def move(asked: tuple[_Pupil, Float]) -> Float:
+    def move(asked: tuple[_Rollout, Float]) -> Float:
         pupil, row = asked
         pupil.here = fit(pupil.task, row[: len(pupil.task)])
         return pupil.slope()
@@ -136,11 +136,11 @@ def _influence(logits: Tensor, mask: Tensor, by_itself: Tensor) -> Tensor:
     return torch.where(by_itself[:, None], influence / influence.amax(dim=1, keepdim=True), influence)
 
 
-def _padded(pupils: Sequence[_Pupil], looks: Sequence[Look]) -> tuple[Tensor, Tensor, Tensor]:
-    most = max(len(pupil.task) for pupil in pupils)
-    rows = torch.zeros(len(pupils), most, 2 * len(FEATURES))
-    relations = torch.zeros(len(pupils), 2, most, most)
-    mask = torch.zeros(len(pupils), most, dtype=torch.bool)
+def _padded(pupils: Sequence[_Rollout], looks: Sequence[Observation]) -> tuple[Tensor, Tensor, Tensor]:
+    max_slices = max(len(pupil.task) for pupil in pupils)
+    rows = torch.zeros(len(pupils), max_slices, 2 * len(FEATURES))
+    relations = torch.zeros(len(pupils), 2, max_slices, max_slices)
+    mask = torch.zeros(len(pupils), max_slices, dtype=torch.bool)
     for at, (pupil, look) in enumerate(zip(pupils, looks, strict=True)):
         slices = len(pupil.task)
         rows[at, :slices] = torch.from_numpy(np.concatenate([pupil.first.rows, look.rows], axis=1)).float()

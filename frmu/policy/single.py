@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from frmu.config import load
 from frmu.data.shard import clients_in
-from frmu.policy.env import Board, SliceEnv
-from frmu.policy.training import MOST, board_of
+from frmu.policy.env import EnvContext, SliceEnv
+from frmu.policy.training import MOST, context_of
 from frmu.runtime.local import LocalFederation
 from frmu.selection.network import LIMIT
-from frmu.storage.workspace import Store
+from frmu.storage.workspace import Workspace
 
 __all__ = ["SliceTask", "slice_task"]
 
@@ -38,16 +38,16 @@ class SliceTask(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     def __init__(
         self,
-        boards: Sequence[Board],
-        most: int = MOST,
+        boards: Sequence[EnvContext],
+        max_slices: int = MOST,
         steps: int = 1,
         rounds: int = 1,
-        price: float = 0.02,
+        forget_penalty: float = 0.02,
         seed: int = 0,
     ) -> None:
-        self._game = SliceEnv(boards, most, 1, steps, rounds, price, seed, chain=1)
+        self._game = SliceEnv(boards, max_slices, 1, steps, rounds, forget_penalty, seed, tasks_per_episode=1)
         self.observation_space = self._game.single_observation_space
-        self.action_space = gym.spaces.Box(-1.0, 1.0, (most,), np.float32)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (max_slices,), np.float32)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -67,14 +67,16 @@ class SliceTask(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 def slice_task(config: str | Path, **options: Any) -> SliceTask:
     """The game over the shards of a config that was trained before, in this process; options as of `SliceTask`.
 
-    `steps`, `rounds` and `price` are the config's where they are not given. Raises `StoreError` where nothing was
-    trained, `PolicyError` where no client can teach.
+    `steps`, `rounds` and `forget_penalty` are the config's where they are not given. Raises `StoreError` where nothing
+    was trained, `PolicyError` where no client can teach.
     """
     loaded = load(config)
-    store = Store.existing(loaded)
-    board, _ = board_of(loaded, LocalFederation(loaded, clients_in(store.shards), store.folder))
+    store = Workspace.existing(loaded)
+    board, _ = context_of(loaded, LocalFederation(loaded, clients_in(store.shards), store.folder))
     policy = loaded.policy
-    return SliceTask([board], **{"steps": policy.steps, "rounds": policy.rounds, "price": policy.price} | options)
+    return SliceTask(
+        [board], **{"steps": policy.steps, "rounds": policy.rounds, "price": policy.forget_penalty} | options
+    )
 
 
 gym.register("frmu/Slices-v0", entry_point="frmu.policy.single:slice_task")

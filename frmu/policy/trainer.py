@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from frmu.config import Policy
 from frmu.errors import FederationError, PolicyError
-from frmu.policy.env import GROUP, Board, SliceEnv, spaces
+from frmu.policy.env import GROUP, EnvContext, SliceEnv, spaces
 from frmu.runtime.deadline import within
 from frmu.selection.scores import update
 
@@ -73,13 +73,13 @@ class Trainer:
     """
 
     def __init__(
-        self, policy: Policy, boards: Sequence[Board], most: int, runners: int, samples: int, seed: int,
+        self, policy: Policy, boards: Sequence[EnvContext], max_slices: int, runners: int, samples: int, seed: int,
         deadline: float = 300.0,
     ) -> None:  # fmt: skip
         self._deadline = deadline
         # Steps of the vector environment, of which each is a trip or two.
         self._longest = deadline * (2 + samples / (GROUPS * GROUP * max(1, runners)))
-        config = _ppo(policy, boards, most, runners, samples, seed, deadline)
+        config = _ppo(policy, boards, max_slices, runners, samples, seed, deadline)
         self._algorithm = self._wait(f"RLlib to start {runners} env runners", config.build_algo, deadline)
         self._away: tuple[str, ...] = ()
         self._site: int | None = None
@@ -225,7 +225,13 @@ def _set_moments(moments: Weights, learner: Any, *_: Any) -> None:
 
 
 def _ppo(
-    policy: Policy, boards: Sequence[Board], most: int, runners: int, samples: int, seed: int, deadline: float
+    policy: Policy,
+    boards: Sequence[EnvContext],
+    max_slices: int,
+    runners: int,
+    samples: int,
+    seed: int,
+    deadline: float,
 ) -> Any:
     from ray.rllib.algorithms.ppo import PPOConfig
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -234,14 +240,14 @@ def _ppo(
     from frmu.policy.learner import SliceLearner
     from frmu.policy.module import SliceModule
 
-    observation, action = spaces(most)
+    observation, action = spaces(max_slices)
     register_env("frmu-slices", _environment)
     settings = {
         "boards": boards,
-        "most": most,
+        "most": max_slices,
         "steps": policy.steps,
         "rounds": policy.rounds,
-        "price": policy.price,
+        "price": policy.forget_penalty,
         "seed": seed,
     }
     return (

@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frmu.clients.work import Describe, Packed
+from frmu.clients.work import DescribeShard, PackedStatistics
 from frmu.config import Config, Policy
 from frmu.errors import PolicyError
 from frmu.federation import Federation, in_order
 from frmu.methods.analytic import digests_of, outputs_of, total_of
 from frmu.policy.checkpoint import Progress
-from frmu.policy.env import Board
+from frmu.policy.env import EnvContext
 from frmu.selection.network import Network
 from frmu.selection.scores import normalise
 
 _log = logging.getLogger("frmu.progress")
 
-__all__ = ["MOST", "Learned", "board_of", "train_policy"]
+__all__ = ["MOST", "Learned", "context_of", "train_policy"]
 
 MOST = 64  # slices of one client that take part in training; the newest, where there are more
 Teachers = dict[str, list[str]]
@@ -45,12 +45,12 @@ class Learned:
     seconds: float
 
 
-def board_of(
+def context_of(
     config: Config, federation: Federation, attention: Mapping[str, float] | None = None
-) -> tuple[Board, Teachers]:
+) -> tuple[EnvContext, Teachers]:
     """The clients of a federation that can teach, and their slices: those with something to fit, to see, to be
     rewarded on. `attention` is a_k by client, 1 where it is not known. Raises `PolicyError` where nobody can."""
-    described = [reply for reply in in_order(federation.run(Describe())) if reply.record["rows"]]
+    described = [reply for reply in in_order(federation.run(DescribeShard())) if reply.record["rows"]]
     teaching = [
         reply
         for reply in described
@@ -64,11 +64,11 @@ def board_of(
     outputs = outputs_of(config, {label for reply in described for label in reply.record["classes"]})
     names = tuple(reply.client for reply in described)
     total, _ = total_of(config, config.fingerprint(), federation, names, outputs, digests_of(described))
-    board = Board(
+    board = EnvContext(
         federation,
         tuple(reply.client for reply in teaching),
         outputs,
-        Packed.of(total),
+        PackedStatistics.of(total),
         tuple((attention or {}).get(reply.client, 1.0) * reply.record["splits"]["fit"] for reply in teaching),
         {reply.client: over for reply in teaching if (over := len(reply.record["slices"]) - MOST) > 0},
     )
@@ -77,7 +77,7 @@ def board_of(
 
 def train_policy(
     policy: Policy,
-    boards: Sequence[tuple[Board, Teachers]],
+    boards: Sequence[tuple[EnvContext, Teachers]],
     parent: Network | None,
     iterations: int | None = None,
     on_iteration: Callable[[int, dict[str, float]], None] | None = None,
@@ -100,7 +100,7 @@ class _Training:
     def __init__(
         self,
         policy: Policy,
-        boards: Sequence[tuple[Board, Teachers]],
+        boards: Sequence[tuple[EnvContext, Teachers]],
         parent: Network | None,
         progress: Progress | None,
         iterations: int,
@@ -122,13 +122,13 @@ class _Training:
         from frmu.policy.trainer import Trainer, quiet
 
         policy, runners = self.policy, self._runners()
-        most = max(len(keys) for _, keys in self.teachers)
+        max_slices = max(len(keys) for _, keys in self.teachers)
         federated = policy.federated
         samples = batch_of(policy.samples, len(self.teachers)) if federated else policy.samples
         # What was drawn before the interruption is not drawn again.
         seed = (policy.seed + 1_000_003 * len(self.history)) % 2**31
         sites = Sites(self.boards, policy.beta)
-        with quiet(), Trainer(policy, self.boards, most, runners, samples, seed, self.deadline) as trainer:
+        with quiet(), Trainer(policy, self.boards, max_slices, runners, samples, seed, self.deadline) as trainer:
             self._start(trainer)
             for number in range(len(self.history), self.iterations):
                 metrics = sites.iterate(trainer, self.scores) if federated else trainer.iterate(self.scores)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from frmu.clients.work import Measure
+from frmu.clients.work import MeasureErrors
 from frmu.federation import Federation, in_order
 from frmu.methods.method import Round
 from frmu.selection.observation import FEATURES
@@ -24,7 +24,7 @@ def measure(federation: Federation, done: Round) -> dict[str, float]:
     heads = {"model": done.state.W, "keep": done.keep}
     names = [client.name for client in done.state.clients]
     sums: dict[tuple[str, str], dict[str, float]] = {}
-    for reply in in_order(federation.run(Measure(heads, done.state.outputs), on=names)):
+    for reply in in_order(federation.run(MeasureErrors(heads, done.state.outputs), on=names)):
         for head, splits in reply.record.items():
             for split, errors in splits.items():
                 total = sums.setdefault((head, split), dict.fromkeys(errors, 0.0))

@@ -14,19 +14,19 @@ from frmu.config import CALENDAR
 from frmu.data.shard import span
 from frmu.types import ClientState, State
 
-__all__ = ["draw_explanation", "draw_influence"]
+__all__ = ["plot_explanation", "plot_influence"]
 
 FORGOTTEN, ATTENUATED, KEPT = "#b2182b", "#fdb863", "#5b9bc9"  # told apart by the colour-blind, too
 _NAME = 28  # characters of a client's name
 _LABELS = 45  # names down the side before some are left out
 
 
-def draw_influence(state: State, by: str, path: Path) -> None:
+def plot_influence(state: State, by: str, path: Path) -> None:
     """Write a PNG of every slice's influence; `by` is what slices are cut by. What a client does not hold is white."""
-    draw_explanation(state.clients, by, path)
+    plot_explanation(state.clients, by, path)
 
 
-def draw_explanation(
+def plot_explanation(
     clients: Sequence[ClientState], by: str, path: Path, changes: Mapping[str, float] | None = None
 ) -> None:
     """Write a PNG of the influences of some clients, in the order given.

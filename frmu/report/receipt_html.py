@@ -24,7 +24,7 @@ from typing import Any
 from frmu.errors import LedgerError
 from frmu.ledger.receipt import FORMAT, check_receipt
 
-__all__ = ["page", "write_receipt"]
+__all__ = ["receipt_html", "write_receipt"]
 
 _KINDS = {
     "records": "a list of records",
@@ -65,10 +65,10 @@ def write_receipt(receipt: Mapping[str, Any], path: Path) -> None:
     if path.exists() and not path.is_file():
         raise LedgerError(f"{path}: is not a regular file; give another name")
     text = json.dumps(receipt, indent=2, ensure_ascii=False)
-    path.write_text(text if path.suffix == ".json" else page(receipt, receipt["public_key"]), encoding="utf-8")
+    path.write_text(text if path.suffix == ".json" else receipt_html(receipt, receipt["public_key"]), encoding="utf-8")
 
 
-def page(receipt: Mapping[str, Any], public_key: str) -> str:
+def receipt_html(receipt: Mapping[str, Any], public_key: str) -> str:
     """The receipt as an HTML document that needs nothing else; `public_key` is the one the federation is known by.
 
     Raises `LedgerError` where this is no receipt of this frmu. One that is whole but proves nothing gives a page that

@@ -20,7 +20,7 @@ from typing import Any
 
 from frmu.config import checked_address
 from frmu.errors import FederationError
-from frmu.runtime.preflight import TOKEN, knock
+from frmu.runtime.preflight import TOKEN, preflight
 
 __all__ = ["cluster"]
 
@@ -124,7 +124,7 @@ def _connect(named: str | None, folder: str | None, insecure: bool) -> None:
     }
     try:
         if named:
-            ray.init(address=knock(named, insecure), **quiet)
+            ray.init(address=preflight(named, insecure), **quiet)
         else:
             ray.init(address="local", include_dashboard=False, _temp_dir=folder, **quiet)
     except FederationError:

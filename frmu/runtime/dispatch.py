@@ -16,10 +16,10 @@ from typing import Any
 
 from frmu.config import Rules
 from frmu.errors import FrmuError
-from frmu.federation import Reply, Work
+from frmu.federation import ClientTask, Reply
 from frmu.runtime.rules import after_failure
 
-__all__ = ["Answered", "Lane", "Trip"]
+__all__ = ["ActorHandle", "Answered", "Dispatch"]
 
 _log = logging.getLogger(__name__)
 CALL_AGAIN = 0.3  # seconds between two calls to a host that is not back yet
@@ -30,41 +30,41 @@ LOOK_AGAIN = 1.0  # and between two looks at which nodes there are
 class Answered:
     """What a host says: which life it is in; replies, or None where it was asked in another life of its."""
 
-    born: str
+    incarnation: str
     replies: tuple[Reply, ...] | None = None
 
 
 @dataclass(slots=True)
-class Lane:
+class ActorHandle:
     """A host as the driver knows it: its clients, the actor, the life it was last seen in, what it must keep."""
 
     names: tuple[str, ...]
     actor: Any
     label: str | None = None
-    born: str | None = None
+    incarnation: str | None = None
     absent: str = ""  # why it cannot be placed, as was last seen
     kept: dict[type, tuple[Any, tuple[str, ...]]] = field(default_factory=dict)
 
-    def keep(self, work: Work, shared: Any, names: Sequence[str]) -> None:
+    def keep(self, work: ClientTask, shared: Any, names: Sequence[str]) -> None:
         """Remember a work whose effect stays with the host, to be told again to one that was born again."""
         if getattr(work, "lasting", False):
             _, before = self.kept.get(type(work), (None, ()))
             self.kept[type(work)] = (shared, tuple(sorted({*before, *names})))
 
-    def met(self, born: str) -> None:
+    def met(self, incarnation: str) -> None:
         """Note which life the host is in; one that lost what it was told is told again."""
-        if self.born not in (None, born):
+        if self.incarnation not in (None, incarnation):
             _log.info("The host of %s was born again", ", ".join(self.names))
             for shared, names in self.kept.values():
-                self.actor.answer.remote(shared, names, born)
-        self.born = born
+                self.actor.answer.remote(shared, names, incarnation)
+        self.incarnation = incarnation
 
 
 class _Turn:
     """One lane on one trip: batches of clients that are still to be asked, and what is under way."""
 
-    def __init__(self, lane: Lane, names: tuple[str, ...], deadline: float) -> None:
-        self.lane, self.deadline = lane, deadline
+    def __init__(self, handle: ActorHandle, names: tuple[str, ...], deadline: float) -> None:
+        self.handle, self.deadline = handle, deadline
         self.batches = deque([names])
         self.failures = 0
         self.calling = False  # after a failure: first see whether anybody is there
@@ -74,9 +74,11 @@ class _Turn:
 
     def send(self, shared: Any) -> Any:
         """Ask for the next batch, or call; the ref of what will come."""
-        actor = self.lane.actor
+        actor = self.handle.actor
         self.under_way = (
-            actor.hello.remote() if self.calling else actor.answer.remote(shared, self.batches[0], self.lane.born)
+            actor.hello.remote()
+            if self.calling
+            else actor.answer.remote(shared, self.batches[0], self.handle.incarnation)
         )
         return self.under_way
 
@@ -84,7 +86,7 @@ class _Turn:
         return bool(self.batches) and self.under_way is None
 
 
-class Trip:
+class Dispatch:
     """A work on its way to some lanes, each with the names to be asked for there.
 
     `absent` says why no node can take a lane of a label; one whose node is gone is waited for `patience` seconds, and
@@ -93,20 +95,20 @@ class Trip:
 
     def __init__(
         self,
-        work: Work,
+        work: ClientTask,
         shared: Any,
-        asked: Sequence[tuple[Lane, tuple[str, ...]]],
+        asked: Sequence[tuple[ActorHandle, tuple[str, ...]]],
         rules: Rules,
         patience: float,
         absent: Callable[[str | None], str],
     ) -> None:
         self._work, self._shared, self._rules, self._patience, self._absent = work, shared, rules, patience, absent
         self._began = time.monotonic()
-        self._turns = [_Turn(lane, names, self._began + rules.deadline) for lane, names in asked]
+        self._turns = [_Turn(handle, names, self._began + rules.deadline) for handle, names in asked]
         self.away: dict[str, str] = {}
         for turn in self._turns:
-            turn.lane.absent = absent(turn.lane.label)
-            if turn.lane.absent:
+            turn.handle.absent = absent(turn.handle.label)
+            if turn.handle.absent:
                 turn.deadline = self._began
 
     def replies(self) -> Iterator[Reply]:
@@ -136,20 +138,20 @@ class Trip:
         """When something is to be done, whatever arrives."""
         turns = [turn for turn in self._turns if turn.batches]
         moments = [turn.not_before if turn.waits() else turn.deadline for turn in turns]
-        moments += [now + LOOK_AGAIN for turn in turns if turn.calling and turn.lane.label]
+        moments += [now + LOOK_AGAIN for turn in turns if turn.calling and turn.handle.label]
         return min(moments, default=now)
 
     def _look_for(self, turn: _Turn, now: float) -> None:
         """Whether the node that a host must run on is there; the clock of patience starts where it is not."""
-        was, turn.lane.absent = turn.lane.absent, self._absent(turn.lane.label)
-        if turn.lane.absent and not was:
+        was, turn.handle.absent = turn.handle.absent, self._absent(turn.handle.label)
+        if turn.handle.absent and not was:
             turn.deadline = min(turn.deadline, now + self._patience)
             _log.warning(
                 "Waiting %.3g s for %s, which did not answer %s: %s",
                 max(0.0, turn.deadline - now), ", ".join(name for batch in turn.batches for name in batch),
-                type(self._work).__name__, turn.lane.absent,
+                type(self._work).__name__, turn.handle.absent,
             )  # fmt: skip
-        elif was and not turn.lane.absent:
+        elif was and not turn.handle.absent:
             turn.deadline = self._began + self._rules.deadline
 
     def _took(self, turn: _Turn, ref: Any) -> Sequence[Reply]:
@@ -166,12 +168,12 @@ class Trip:
         except ray.exceptions.RayError as error:
             self._failed(turn, error)
             return ()
-        turn.lane.met(answered.born)
+        turn.handle.met(answered.incarnation)
         turn.calling = False
         if answered.replies is None:
             return ()
         turn.failures = 0
-        turn.lane.keep(self._work, self._shared, turn.batches.popleft())
+        turn.handle.keep(self._work, self._shared, turn.batches.popleft())
         return answered.replies
 
     def _failed(self, turn: _Turn, error: Any) -> None:
@@ -202,15 +204,15 @@ class Trip:
         import ray
 
         waited = f"{turn.deadline - self._began:.3g} s"
-        if turn.lane.absent:
-            reason = turn.lane.absent
+        if turn.handle.absent:
+            reason = turn.handle.absent
         elif turn.calling:
             reason = f"{turn.trouble} and did not come back in {waited}"
-        elif turn.lane.born is None:
+        elif turn.handle.incarnation is None:
             reason = f"its host did not start in {waited}; see `ray status`"
         else:
             reason = f"no reply in {waited}"
-            ray.kill(turn.lane.actor, no_restart=False)
+            ray.kill(turn.handle.actor, no_restart=False)
         self.away |= {name: reason for batch in turn.batches for name in batch}
         turn.batches.clear()
         turn.under_way = None

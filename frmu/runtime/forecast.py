@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from frmu.config import Config
-from frmu.data.sites import Look, homes, places
+from frmu.data.sites import TakeInventory, client_locations, site_locations
 from frmu.errors import RequestError
 from frmu.runtime.connect import cluster
 from frmu.runtime.nodes import plan_on, visit
@@ -19,13 +19,13 @@ def forecast(config: Config, address: str | None = None, insecure: bool = False)
     named = address if address is not None else config.ray.address
     if named == "local":
         raise RequestError("in this process there are no hosts to plan; leave out --address local")
-    at = places(config.bare())
+    at = site_locations(config.bare())
     with cluster(named, insecure):
         if config.sites:
-            found, away = visit(Look(True), at, 0.0, config.rules.deadline)
+            found, away = visit(TakeInventory(True), at, 0.0, config.rules.deadline)
         else:
-            found, away = {"": Look(True).perform(at[0])}, {}
+            found, away = {"": TakeInventory(True).perform(at[0])}, {}
         rows = {client: number for holdings in found.values() for client, number in holdings.rows.items()}
-        by = {client: place for client, place in homes(found, at).items() if client in rows}
+        by = {client: place for client, place in client_locations(found, at).items() if client in rows}
         plan = plan_on(by, rows, config.placement, measured())
     return plan.to_json() | {"away": away}

@@ -8,8 +8,8 @@ from typing import Any
 
 from frmu.clients.client import Host
 from frmu.config import Config
-from frmu.data.sites import Place
-from frmu.federation import Reply, Task, Traffic, Work
+from frmu.data.sites import SiteLocation
+from frmu.federation import ClientTask, Reply, ServerTask, Traffic
 from frmu.server.server import Server
 
 __all__ = ["LocalFederation"]
@@ -18,32 +18,34 @@ __all__ = ["LocalFederation"]
 class LocalFederation:
     """All clients on one host a place, and the server beside them.
 
-    Clients are names, whose shards lie under `folder`, or places by name. A `fence` is the number of the job.
+    Clients are names, whose shards lie under `folder`, or places by name. A `fencing_token` is the number of the job.
     """
 
     def __init__(
-        self, config: Config, clients: Sequence[str] | Mapping[str, Place], folder: Path, fence: int = 0
+        self, config: Config, clients: Sequence[str] | Mapping[str, SiteLocation], folder: Path, fencing_token: int = 0
     ) -> None:
         self.traffic = Traffic()
         self.away: dict[str, str] = {}
-        self._fence = fence
+        self._fencing_token = fencing_token
         self._clients: dict[str, Host] = {}
         self._server = Server()
-        self.admit(clients if isinstance(clients, Mapping) else {n: Place("", config, folder) for n in clients}, {})
+        self.admit(
+            clients if isinstance(clients, Mapping) else {n: SiteLocation("", config, folder) for n in clients}, {}
+        )
 
     @property
     def clients(self) -> tuple[str, ...]:
         """Every client, in the order of their names."""
         return tuple(sorted(self._clients))
 
-    def admit(self, homes: Mapping[str, Place], rows: Mapping[str, int]) -> None:
+    def admit(self, locations: Mapping[str, SiteLocation], rows: Mapping[str, int]) -> None:
         """See `Federation.admit`."""
         new: dict[Path, list[str]] = {}
-        at = {place.shards: place for place in homes.values()}
-        for name in sorted(set(homes) - set(self._clients)):
-            new.setdefault(homes[name].shards, []).append(name)
+        at = {place.shards: place for place in locations.values()}
+        for name in sorted(set(locations) - set(self._clients)):
+            new.setdefault(locations[name].shards, []).append(name)
         for shards, names in new.items():
-            host = Host(at[shards].config, names, shards, self._fence)
+            host = Host(at[shards].config, names, shards, self._fencing_token)
             self._clients |= dict.fromkeys(names, host)
 
     @property
@@ -52,7 +54,7 @@ class LocalFederation:
         (host,) = set(self._clients.values())
         return host
 
-    def run(self, work: Work, on: Iterable[str] | None = None) -> Iterator[Reply]:
+    def run(self, work: ClientTask, on: Iterable[str] | None = None) -> Iterator[Reply]:
         """See `Federation.run`."""
         wanted = set(self.clients if on is None else on) & set(self.clients) - set(self.away)
         if not wanted:
@@ -65,7 +67,7 @@ class LocalFederation:
                 self.traffic.up += answer.nbytes
                 yield Reply(answer.client, answer.record, answer.payload, answer.nbytes)
 
-    def serve(self, task: Task, replies: Iterable[Reply] = ()) -> Any:
+    def serve(self, task: ServerTask, replies: Iterable[Reply] = ()) -> Any:
         """See `Federation.serve`."""
         return self._server.serve(task, {reply.client: reply.payload for reply in replies})
 

@@ -8,11 +8,11 @@ from contextlib import closing, suppress
 from typing import Any
 
 from frmu.config import Placement
-from frmu.data.sites import Errand, Place
+from frmu.data.sites import SiteLocation, SiteTask
 from frmu.errors import FrmuError
 from frmu.runtime.placement import LABEL, HostPlan, Node, Plan, plan_for
 
-__all__ = ["LIGHT", "Visitors", "absent", "await_labels", "plan_on", "request", "visit"]
+__all__ = ["LIGHT", "SiteWorkers", "absent", "await_labels", "plan_on", "request", "visit"]
 
 ATTEMPTS, AGAIN = 10, 1.0  # times that a process which is lost is asked, and seconds between them
 LIGHT: dict[str, Any] = {"num_cpus": 0.01}  # as many processes as memory allows may share a machine
@@ -29,7 +29,7 @@ def request(hosts: Sequence[HostPlan]) -> None:
 
 
 def plan_on(
-    homes: Mapping[str, Place], rows: Mapping[str, int], placement: Placement, process: int, taken: int = 0
+    locations: Mapping[str, SiteLocation], rows: Mapping[str, int], placement: Placement, process: int, taken: int = 0
 ) -> Plan:
     """The plan for clients on the nodes that are there, `taken` bytes of which are taken already."""
     import ray
@@ -41,7 +41,7 @@ def plan_on(
     ]
     whole = sum(node.memory for node in nodes) or 1
     left = [Node(node.label, max(0, node.memory - taken * node.memory // whole)) for node in nodes]
-    return plan_for(homes, rows, placement, process, left)
+    return plan_for(locations, rows, placement, process, left)
 
 
 def _labels() -> set[str]:
@@ -69,7 +69,7 @@ def absent(label: str | None) -> str:
     )
 
 
-class Visitors:
+class SiteWorkers:
     """One process at each site that does errands on its disk: started for the first errand, ended by `close`.
 
     A process that waits for the next errand answers at once; one that is started for each takes seconds.
@@ -79,7 +79,7 @@ class Visitors:
         self._patience, self._deadline = patience, deadline
         self._actors: dict[str, Any] = {}
 
-    def visit(self, errand: Errand, at: Iterable[Place]) -> tuple[dict[str, Any], dict[str, str]]:
+    def visit(self, errand: SiteTask, at: Iterable[SiteLocation]) -> tuple[dict[str, Any], dict[str, str]]:
         """Do an errand at each place, on a node that sees it: results by site, and why a site is away.
 
         An error of ours that a place raised is raised as it was.
@@ -97,16 +97,18 @@ class Visitors:
                 self._dismiss(site)
         return done, away
 
-    def _actor(self, place: Place) -> Any:
+    def _actor(self, place: SiteLocation) -> Any:
         import ray
 
         if place.site not in self._actors:
             where = {"label_selector": {LABEL: place.label}} if place.label else {}
             options = LIGHT | {"max_restarts": -1, "max_task_retries": 3} | where
-            self._actors[place.site] = ray.remote(_Visitor).options(**options).remote()
+            self._actors[place.site] = ray.remote(_SiteWorker).options(**options).remote()
         return self._actors[place.site]
 
-    def _await(self, errand: Errand, refs: dict[Any, Place], done: dict[str, Any], away: dict[str, str]) -> None:
+    def _await(
+        self, errand: SiteTask, refs: dict[Any, SiteLocation], done: dict[str, Any], away: dict[str, str]
+    ) -> None:
         """Take what comes; a process that was lost is asked again while its node may only seem to be there."""
         import ray
 
@@ -149,19 +151,19 @@ class Visitors:
             self._dismiss(site)
 
 
-class _Visitor:
+class _SiteWorker:
     """A process at a site."""
 
-    def do(self, errand: Errand, place: Place) -> Any:
+    def do(self, errand: SiteTask, place: SiteLocation) -> Any:
         return errand.perform(place)
 
 
 def visit(
-    errand: Errand, at: Iterable[Place], patience: float, deadline: float
+    errand: SiteTask, at: Iterable[SiteLocation], patience: float, deadline: float
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """One errand by itself; see `Visitors.visit`."""
-    with closing(Visitors(patience, deadline)) as visitors:
-        return visitors.visit(errand, at)
+    """One errand by itself; see `SiteWorkers.visit`."""
+    with closing(SiteWorkers(patience, deadline)) as workers:
+        return workers.visit(errand, at)
 
 
 def _took(ref: Any, site: str, done: dict[str, Any]) -> str:

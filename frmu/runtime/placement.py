@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from frmu.clients.client import BLOCK
 from frmu.config import CALENDAR, Config, Placement
-from frmu.data.sites import Place
+from frmu.data.sites import SiteLocation
 from frmu.errors import FederationError
 from frmu.models.encoders import width
 
@@ -38,7 +38,7 @@ class HostPlan:
     """A host to be started: its clients, the place of all of them, bytes of memory."""
 
     names: tuple[str, ...]
-    place: Place
+    place: SiteLocation
     memory: int
 
 
@@ -92,7 +92,7 @@ def need_of(config: Config, rows: int) -> int:
 
 
 def plan_for(
-    homes: Mapping[str, Place],
+    locations: Mapping[str, SiteLocation],
     rows: Mapping[str, int],
     placement: Placement,
     process: int,
@@ -106,9 +106,9 @@ def plan_for(
     offers = list(nodes)
     by: dict[str, list[str]] = {}
     place_of = {}
-    for name in sorted(homes):
-        by.setdefault(homes[name].site, []).append(name)
-        place_of[homes[name].site] = homes[name]
+    for name in sorted(locations):
+        by.setdefault(locations[name].site, []).append(name)
+        place_of[locations[name].site] = locations[name]
     hosts: list[HostPlan] = []
     for site, names in sorted(by.items()):
         place = place_of[site]
@@ -120,7 +120,7 @@ def plan_for(
 
 
 def _at(
-    place: Place, names: list[str], rows: Mapping[str, int], per_actor: int | Literal["auto"], process: int,
+    place: SiteLocation, names: list[str], rows: Mapping[str, int], per_actor: int | Literal["auto"], process: int,
     offered: int | None,
 ) -> list[HostPlan]:  # fmt: skip
     """The hosts of one place; where no node is there yet, nothing is refused."""
@@ -137,7 +137,7 @@ def _at(
 
 
 def _too_much(
-    place: Place, clients: int, number: int, block: int, needs: int, offered: int, fewest: int
+    place: SiteLocation, clients: int, number: int, block: int, needs: int, offered: int, fewest: int
 ) -> FederationError:
     where = f'the nodes of site "{place.site}"' if place.site else "the cluster"
     hosts = math.ceil(clients / number)

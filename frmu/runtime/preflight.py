@@ -15,14 +15,14 @@ from typing import Any
 
 from frmu.errors import FederationError
 
-__all__ = ["TOKEN", "authorization", "closed", "knock", "uses_tls"]
+__all__ = ["TOKEN", "authorization", "closed", "preflight", "uses_tls"]
 
 TOKEN = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
 _SECONDS = 10.0
 _TLS = ("RAY_TLS_CA_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_SERVER_CERT")
 
 
-def knock(named: str, insecure: bool = False) -> str:
+def preflight(named: str, insecure: bool = False) -> str:
     """The address by which Ray is to enter the cluster at auto, HOST:PORT or ray://HOST:PORT.
 
     Raises `FederationError` where nobody should enter: where nothing answers, or by TLS alone; where everybody is let

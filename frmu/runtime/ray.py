@@ -19,10 +19,10 @@ from typing import Any
 
 from frmu.clients.client import Host
 from frmu.config import Config
-from frmu.data.sites import Place
-from frmu.errors import ClientsAwayError, FederationError, FrmuError, RoundLostError
-from frmu.federation import Payload, Reply, Task, Traffic, Work
-from frmu.runtime.dispatch import Answered, Lane, Trip
+from frmu.data.sites import SiteLocation
+from frmu.errors import ClientsUnavailableError, FederationError, FrmuError, RoundLostError
+from frmu.federation import ClientTask, Payload, Reply, ServerTask, Traffic
+from frmu.runtime.dispatch import ActorHandle, Answered, Dispatch
 from frmu.runtime.nodes import LIGHT, absent, await_labels, plan_on, request
 from frmu.runtime.placement import LABEL, HostPlan, Plan
 from frmu.server.server import Server
@@ -38,20 +38,20 @@ PROCESS = 160 * 2**20  # bytes of a host's process where nobody measured
 class _HostActor:
     """A host in its own process; each life of it has a name of its own."""
 
-    def __init__(self, config: Config, names: Sequence[str], shards: Path, fence: int) -> None:
-        self._host = Host(config, names, shards, fence)
-        self._born = secrets.token_hex(8)
+    def __init__(self, config: Config, names: Sequence[str], shards: Path, fencing_token: int) -> None:
+        self._host = Host(config, names, shards, fencing_token)
+        self._incarnation = secrets.token_hex(8)
 
     def hello(self) -> Answered:
         """Say which life this is."""
-        return Answered(self._born)
+        return Answered(self._incarnation)
 
-    def answer(self, work: Work, names: Sequence[str], born: str | None) -> Answered:
+    def answer(self, work: ClientTask, names: Sequence[str], incarnation: str | None) -> Answered:
         """Do the work, unless asked in another life; keep arrays in the object store and return their refs."""
         import ray
 
-        if born not in (None, self._born):
-            return Answered(self._born)
+        if incarnation not in (None, self._incarnation):
+            return Answered(self._incarnation)
         replies = (
             Reply(
                 answer.client,
@@ -61,14 +61,14 @@ class _HostActor:
             )
             for answer in self._host.answer(work, names)
         )
-        return Answered(self._born, tuple(replies))
+        return Answered(self._incarnation, tuple(replies))
 
 
 @dataclass(frozen=True, slots=True)
 class _Served:
     """What the server says: which life it is in, whether the task was done, what came of it."""
 
-    born: str
+    incarnation: str
     done: bool
     value: Any = None
 
@@ -78,56 +78,56 @@ class _ServerActor:
 
     def __init__(self) -> None:
         self._server = Server()
-        self._born = secrets.token_hex(8)
+        self._incarnation = secrets.token_hex(8)
 
-    def serve(self, task: Task, refs: Mapping[str, Any], born: str | None, timeout: float) -> _Served:
+    def serve(self, task: ServerTask, refs: Mapping[str, Any], incarnation: str | None, timeout: float) -> _Served:
         """Fetch the arrays from the hosts that hold them and do the task, unless it needs what another life held."""
         import ray
 
-        if born not in (None, self._born) and not getattr(task, "afresh", False):
-            return _Served(self._born, False)
+        if incarnation not in (None, self._incarnation) and not getattr(task, "afresh", False):
+            return _Served(self._incarnation, False)
         payloads: dict[str, Payload] = dict(zip(refs, ray.get(list(refs.values()), timeout=timeout), strict=True))
-        return _Served(self._born, True, self._server.serve(task, payloads))
+        return _Served(self._incarnation, True, self._server.serve(task, payloads))
 
 
 class RayFederation:
     """Clients on host actors, one or many an actor, and the server on an actor of its own.
 
-    `homes` says where each client's shard lies, `rows` how many records it has, as far as is known. With a `name` the
-    server outlives a driver that was killed, on a cluster that does: the next federation of that name takes it over.
-    `outlives` is the address of such a cluster, else empty. A `fence` keeps hosts of an earlier job from writing
-    shards. Handles pickle, so a remote env runner can drive the same clients.
+    `locations` says where each client's shard lies, `rows` how many records it has, as far as is known. With a `name`
+    the server outlives a driver that was killed, on a cluster that does: the next federation of that name takes it
+    over. `outlives` is the address of such a cluster, else empty. A `fencing_token` keeps hosts of an earlier job from
+    writing shards. Handles pickle, so a remote env runner can drive the same clients.
     """
 
     def __init__(
         self,
         config: Config,
-        homes: Mapping[str, Place],
+        locations: Mapping[str, SiteLocation],
         rows: Mapping[str, int] | None = None,
         name: str | None = None,
-        fence: int = 0,
+        fencing_token: int = 0,
     ) -> None:
         self.traffic = Traffic()
         self.away: dict[str, str] = {}
         self.plans: list[Plan] = []
-        self._rules, self._placement, self._fence = config.rules, config.placement, fence
-        self._lanes: list[Lane] = []
-        self._born: str | None = None
+        self._rules, self._placement, self._fencing_token = config.rules, config.placement, fencing_token
+        self._handles: list[ActorHandle] = []
+        self._incarnation: str | None = None
         self._server = _server_actor(name)
         self.outlives = "" if name is None or _ours() else _address()
-        self.admit(homes, rows or {})
+        self.admit(locations, rows or {})
 
     @property
     def clients(self) -> tuple[str, ...]:
         """Every client, in the order of their names."""
-        return tuple(sorted(name for lane in self._lanes for name in lane.names))
+        return tuple(sorted(name for handle in self._handles for name in handle.names))
 
-    def admit(self, homes: Mapping[str, Place], rows: Mapping[str, int]) -> None:
+    def admit(self, locations: Mapping[str, SiteLocation], rows: Mapping[str, int]) -> None:
         """Start hosts for clients that are new; raises `FederationError` where no memory is left for them.
 
         A host that does not start is told of when it is asked: the others can go on.
         """
-        new = {client: place for client, place in homes.items() if client not in set(self.clients)}
+        new = {client: place for client, place in locations.items() if client not in set(self.clients)}
         if not new:
             return
         process = _measure(self._server, self._placement.start) if len(new) > FEW else PROCESS
@@ -146,13 +146,13 @@ class RayFederation:
         wave = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
         await_labels({host.place.label for host in hosts if host.place.label}, self._placement.patience)
         for at in range(0, len(hosts), wave):
-            lanes = [self._lane(host) for host in hosts[at : at + wave]]
-            hellos = [lane.actor.hello.remote() for lane in lanes if not lane.absent]
+            handles = [self._handle(host) for host in hosts[at : at + wave]]
+            hellos = [handle.actor.hello.remote() for handle in handles if not handle.absent]
             if hellos:
                 ray.wait(hellos, num_returns=len(hellos), timeout=self._placement.start)
-            self._lanes += lanes
+            self._handles += handles
 
-    def _lane(self, host: HostPlan) -> Lane:
+    def _handle(self, host: HostPlan) -> ActorHandle:
         import ray
 
         options = LIGHT | {"max_restarts": -1, "memory": host.memory}
@@ -162,11 +162,13 @@ class RayFederation:
             options["scheduling_strategy"] = "SPREAD"
         actor = ray.remote(_HostActor).options(**options)
         place = host.place
-        lane = Lane(host.names, actor.remote(place.config, host.names, place.shards, self._fence), place.label)
-        lane.absent = absent(lane.label)
-        return lane
+        handle = ActorHandle(
+            host.names, actor.remote(place.config, host.names, place.shards, self._fencing_token), place.label
+        )
+        handle.absent = absent(handle.label)
+        return handle
 
-    def run(self, work: Work, on: Iterable[str] | None = None) -> Iterator[Reply]:
+    def run(self, work: ClientTask, on: Iterable[str] | None = None) -> Iterator[Reply]:
         """See `Federation.run`."""
         import ray
 
@@ -174,15 +176,15 @@ class RayFederation:
         if not wanted:
             return
         self.traffic.sent(work, len(wanted))
-        asked = [(lane, here) for lane in self._lanes if (here := tuple(n for n in lane.names if n in wanted))]
-        trip = Trip(work, ray.put(work), asked, self._rules, self._placement.patience, absent)
+        asked = [(handle, here) for handle in self._handles if (here := tuple(n for n in handle.names if n in wanted))]
+        trip = Dispatch(work, ray.put(work), asked, self._rules, self._placement.patience, absent)
         for reply in trip.replies():
             self.traffic.up += reply.nbytes
             yield reply
         if trip.away:
-            raise ClientsAwayError.of(trip.away)
+            raise ClientsUnavailableError.of(trip.away)
 
-    def serve(self, task: Task, replies: Iterable[Reply] = ()) -> Any:
+    def serve(self, task: ServerTask, replies: Iterable[Reply] = ()) -> Any:
         """See `Federation.serve`."""
         refs = {reply.client: reply.payload for reply in replies if reply.payload is not None}
         deadline = time.monotonic() + self._rules.deadline
@@ -192,18 +194,18 @@ class RayFederation:
                 time.sleep(0.3)  # Ray starts it again
                 continue
             lost = not served.done
-            self._born = served.born
+            self._incarnation = served.incarnation
             if lost:
                 raise RoundLostError("the server was lost, and with it the sums that it held; the same command goes on")
             return served.value
 
-    def _served(self, task: Task, refs: Mapping[str, Any], deadline: float) -> _Served | None:
+    def _served(self, task: ServerTask, refs: Mapping[str, Any], deadline: float) -> _Served | None:
         """What the server says; None where it is not there, and may be soon."""
         import ray
 
         limit = self._rules.deadline
         try:
-            return ray.get(self._server.serve.remote(task, refs, self._born, limit), timeout=limit)
+            return ray.get(self._server.serve.remote(task, refs, self._incarnation, limit), timeout=limit)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, FrmuError):
                 raise error.cause from None
@@ -226,7 +228,7 @@ class RayFederation:
         if self._placement.elastic:
             with suppress(Exception):
                 request([])
-        for actor in [*(lane.actor for lane in self._lanes), self._server]:
+        for actor in [*(handle.actor for handle in self._handles), self._server]:
             with suppress(Exception):  # a cluster that is gone has ended them
                 ray.kill(actor)
 

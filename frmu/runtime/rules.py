@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from frmu.config import Rules
-from frmu.errors import ClientsAwayError
+from frmu.errors import ClientsUnavailableError
 
 __all__ = ["Decision", "after_failure", "go_on_without", "unmet"]
 
@@ -55,7 +55,7 @@ def go_on_without(away: Mapping[str, str], clients: Collection[str], rules: Rule
     'Going on without client b: no reply in 30 s; quorum 0.75 still met (3 of 4)'
     """
     if why := unmet(away, clients, rules):
-        raise ClientsAwayError.of(away, why)
+        raise ClientsUnavailableError.of(away, why)
     there = len(set(clients) - set(away))
     told = "; ".join(f"client {name}: {reason}" for name, reason in sorted(away.items()))
     return f"Going on without {told}; quorum {rules.quorum:g} still met ({there} of {len(clients)})"

@@ -25,7 +25,7 @@ import numpy as np
 from frmu.models.modality import attenuated
 from frmu.models.ridge import Factor, factorise, regularised, solve
 from frmu.models.statistics import loss
-from frmu.selection.problem import Task, weighted
+from frmu.selection.problem import SelectionProblem, weighted
 from frmu.types import Float, Statistics
 
 __all__ = ["Muting", "contribution", "mute"]
@@ -52,7 +52,7 @@ class Muting:
     loss: float
     refits: int
 
-    def below(self, task: Task, blocks: Mapping[str, slice]) -> dict[str, dict[str, float]]:
+    def below(self, task: SelectionProblem, blocks: Mapping[str, slice]) -> dict[str, dict[str, float]]:
         """The influences below one of modalities in slices that count, by slice and modality."""
         found = {
             key: {name: float(q) for name, q in zip(blocks, row, strict=True) if q < 1.0}
@@ -62,7 +62,7 @@ class Muting:
         return {key: of for key, of in found.items() if of}
 
 
-def mute(task: Task, influence: Float, blocks: Mapping[str, slice], margin: float) -> Muting:
+def mute(task: SelectionProblem, influence: Float, blocks: Mapping[str, slice], margin: float) -> Muting:
     """Mute modalities of slices where it lowers the validation loss by the margin, given influences (K,).
 
     `blocks` are the columns of phi by modality. With fewer than two, or without a validation record, nothing is
@@ -95,7 +95,7 @@ def contribution(one: Statistics, influence: float, q: Mapping[str, float], bloc
 class _View:
     """The head under some influences, and the sums behind it."""
 
-    task: Task
+    task: SelectionProblem
     blocks: Mapping[str, slice]
     influence: Float
     q: Float
@@ -105,12 +105,14 @@ class _View:
     loss: float
 
     @staticmethod
-    def of(task: Task, influence: Float, q: Float, blocks: Mapping[str, slice]) -> _View:
+    def of(task: SelectionProblem, influence: Float, q: Float, blocks: Mapping[str, slice]) -> _View:
         """The view from full influence of all modalities."""
         return _View._solved(task, blocks, influence, q, *weighted(task, influence))
 
     @staticmethod
-    def _solved(task: Task, blocks: Mapping[str, slice], influence: Float, q: Float, H: Float, B: Float) -> _View:
+    def _solved(
+        task: SelectionProblem, blocks: Mapping[str, slice], influence: Float, q: Float, H: Float, B: Float
+    ) -> _View:
         W = solve(H, B, task.ridge)
         return _View(task, blocks, influence, q, H, B, W, loss(W, task.validation))
 

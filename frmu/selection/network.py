@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from frmu.errors import PolicyError
-from frmu.selection.observation import FEATURES, VERSION, Look
+from frmu.selection.observation import FEATURES, VERSION, Observation
 from frmu.types import Float
 
 __all__ = [
@@ -49,7 +49,7 @@ class Network:
     digest: str
     lineage: Mapping[str, Any]
 
-    def __call__(self, first: Look, now: Look) -> tuple[Float, float, Float]:
+    def __call__(self, first: Observation, now: Observation) -> tuple[Float, float, Float]:
         """Logits (K,), the value of the present influences, and the pooling attention (K,).
 
         `first` is what was seen with everything kept, `now` what is seen under the present influences.

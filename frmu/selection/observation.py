@@ -17,10 +17,10 @@ import numpy as np
 
 from frmu.models.ridge import Factor, factorise
 from frmu.models.statistics import loss
-from frmu.selection.problem import Task, weighted
+from frmu.selection.problem import SelectionProblem, weighted
 from frmu.types import Float, Statistics
 
-__all__ = ["FEATURES", "VERSION", "Fit", "Look", "change", "fit", "observe", "slopes"]
+__all__ = ["FEATURES", "VERSION", "Fit", "Observation", "change", "fit", "observe", "slopes"]
 
 VERSION = 2
 FEATURES = (
@@ -37,7 +37,7 @@ class Fit:
     """One refit: influences (K,), the sums H (d, d) and B (d, outputs) that they give, the factor of H, the head
     W (d, outputs), its validation loss."""
 
-    task: Task = field(repr=False)
+    task: SelectionProblem = field(repr=False)
     influence: Float
     H: Float = field(repr=False)
     B: Float = field(repr=False)
@@ -46,18 +46,18 @@ class Fit:
     loss: float
 
     @cached_property
-    def pulls(self) -> Float:
+    def slice_gradients(self) -> Float:
         """Half the gradients of the slices' losses by the head, G_s W - b_s, (K, d, outputs)."""
         return np.asarray(self.task.G @ self.W - self.task.b, dtype=np.float64)
 
     @cached_property
     def moves(self) -> Float:
         """What the slices' gradients do to the head, A^-1 (G_s W - b_s), (K, d, outputs)."""
-        return _answered(self.factor, self.pulls)
+        return _answered(self.factor, self.slice_gradients)
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Observation:
     """What is seen: rows (K, features), relation (K, K) with zeros on its diagonal, and the fit seen from."""
 
     rows: Float
@@ -65,7 +65,7 @@ class Look:
     fit: Fit
 
 
-def fit(task: Task, influence: Float) -> Fit:
+def fit(task: SelectionProblem, influence: Float) -> Fit:
     """Refit under influences (K,) and keep what counterfactuals need."""
     return _fit(task, influence, *weighted(task, influence))
 
@@ -78,7 +78,7 @@ def change(here: Fit, s: int, to: float) -> Fit:
     return _fit(here.task, influence, here.H + by * here.task.G[s], here.B + by * here.task.b[s])
 
 
-def _fit(task: Task, influence: Float, H: Float, B: Float) -> Fit:
+def _fit(task: SelectionProblem, influence: Float, H: Float, B: Float) -> Fit:
     factor = factorise(H, task.ridge)
     W = factor(B)
     return Fit(task, influence, H, B, factor, W, loss(W, task.validation) + _TINY)
@@ -91,14 +91,14 @@ def _answered(factor: Factor, stack: Float) -> Float:
     return np.ascontiguousarray(answers.transpose(1, 0, 2))
 
 
-def slopes(task: Task, at: Fit, judged: Statistics) -> Float:
+def slopes(task: SelectionProblem, at: Fit, judged: Statistics) -> Float:
     """The derivative of the log of a loss by each influence, (K,): below zero where more of a slice would help."""
     slope = at.factor(judged.G @ at.W - judged.b)
     now = (loss(at.W, judged) + _TINY) * judged.n
-    return np.asarray(-2.0 * np.einsum("kdo,do->k", at.pulls, slope) / now, dtype=np.float64)
+    return np.asarray(-2.0 * np.einsum("kdo,do->k", at.slice_gradients, slope) / now, dtype=np.float64)
 
 
-def observe(task: Task, at: Fit, step: float, keep: float) -> Look:
+def observe(task: SelectionProblem, at: Fit, step: float, keep: float) -> Observation:
     """Rows and relation under the influences of a fit; `keep` is the validation loss with everything kept.
 
     - age: 1 is the oldest slice, 0 the newest; size: log of the records against the mean slice;
@@ -139,10 +139,10 @@ def observe(task: Task, at: Fit, step: float, keep: float) -> Look:
         _all(task, 2.0 * counts / (counts + float(task.rest.G[-1, -1])) - 1.0),
         _all(task, np.log(float(influence @ task.n) / counts + 1e-3) / 2.0 + 1.0),
     ]
-    return Look(np.clip(np.stack(columns, axis=1), -3.0, 3.0), relation, at)
+    return Observation(np.clip(np.stack(columns, axis=1), -3.0, 3.0), relation, at)
 
 
-def _all(task: Task, value: float) -> Float:
+def _all(task: SelectionProblem, value: float) -> Float:
     return np.full(len(task), value)
 
 
@@ -151,7 +151,7 @@ def _median(x: Float) -> float:
     return float(np.sort(x)[(len(x) - 1) // 2])
 
 
-def _without(task: Task, at: Fit) -> Float:
+def _without(task: SelectionProblem, at: Fit) -> Float:
     """The heads without each slice (with it, where it counts less than half), (K, d, outputs), to second order.
 
     The series W + w U + w^2 A^-1 G U + ... is summed as if geometric, which keeps a slice of great leverage finite.
@@ -159,8 +159,8 @@ def _without(task: Task, at: Fit) -> Float:
     by = np.where(at.influence > 0.5, at.influence, at.influence - 1.0)[:, None, None]
     first = by * at.moves
     second = by * by * _answered(at.factor, task.G @ at.moves)
-    size = np.sum(first * at.pulls, axis=(1, 2))
-    ratio = np.sum(second * at.pulls, axis=(1, 2)) / (np.abs(size) + 1e-30) * np.sign(size)
+    size = np.sum(first * at.slice_gradients, axis=(1, 2))
+    ratio = np.sum(second * at.slice_gradients, axis=(1, 2)) / (np.abs(size) + 1e-30) * np.sign(size)
     return np.asarray(at.W + first / np.maximum(1.0 - ratio, 0.05)[:, None, None], dtype=np.float64)
 
 
@@ -178,7 +178,7 @@ def _judged(heads: Float, s: Statistics) -> Float:
     return np.asarray(np.maximum(total, _TINY) / max(s.n, 1), dtype=np.float64)
 
 
-def _steady(task: Task, at: Fit, without: Float, sign: Float) -> Float:
+def _steady(task: SelectionProblem, at: Fit, without: Float, sign: Float) -> Float:
     gains = np.stack(
         [sign * (_judged(without, part) - max(loss(at.W, part), _TINY / part.n)) / at.loss for part in task.parts]
     )
@@ -188,7 +188,7 @@ def _steady(task: Task, at: Fit, without: Float, sign: Float) -> Float:
     return np.asarray(gains.mean(axis=0) / error, dtype=np.float64)
 
 
-def _cosine(task: Task, at: Fit, power: Float) -> Float:
+def _cosine(task: SelectionProblem, at: Fit, power: Float) -> Float:
     slope = task.validation.G @ at.W - task.validation.b
     size = np.sum(slope * at.factor(slope))
     return np.asarray(
@@ -198,20 +198,20 @@ def _cosine(task: Task, at: Fit, power: Float) -> Float:
 
 def _relation(at: Fit) -> tuple[Float, Float]:
     """r_s^T A^-1 r_s, (K,), and the cosines r_s^T A^-1 r_t with a diagonal of zeros, (K, K)."""
-    K = len(at.pulls)
-    kernel = at.pulls.reshape(K, -1) @ at.moves.reshape(K, -1).T
+    K = len(at.slice_gradients)
+    kernel = at.slice_gradients.reshape(K, -1) @ at.moves.reshape(K, -1).T
     power = np.maximum(np.diagonal(kernel), 1e-20)
     relation = kernel / np.sqrt(power[:, None] * power[None, :])
     np.fill_diagonal(relation, 0.0)
     return power, relation
 
 
-def _recent(task: Task, at: Fit, sign: Float) -> Float:
+def _recent(task: SelectionProblem, at: Fit, sign: Float) -> Float:
     """What leaving a slice out does to the loss on all other slices, weighed by how new they are, to first order."""
     newer = np.exp(-4.0 * task.age) * at.influence
-    total = np.maximum(np.sum(at.W * (at.pulls - task.b), axis=(1, 2)) + task.c, _TINY)
+    total = np.maximum(np.sum(at.W * (at.slice_gradients - task.b), axis=(1, 2)) + task.c, _TINY)
     by = np.where(at.influence > 0.5, at.influence, at.influence - 1.0)
     K = len(newer)
-    flat = at.pulls.reshape(K, -1)
-    crossed = at.moves.reshape(K, -1) @ (newer @ flat) - newer * np.sum(at.moves * at.pulls, axis=(1, 2))
+    flat = at.slice_gradients.reshape(K, -1)
+    crossed = at.moves.reshape(K, -1) @ (newer @ flat) - newer * np.sum(at.moves * at.slice_gradients, axis=(1, 2))
     return np.asarray(2.0 * sign * by * crossed / (newer @ total + _TINY), dtype=np.float64)

@@ -20,13 +20,13 @@ from frmu.models.ridge import solve
 from frmu.models.statistics import loss
 from frmu.types import Float, Statistics
 
-__all__ = ["PARTS", "Task", "refit", "task_of", "validation_loss", "weighted"]
+__all__ = ["PARTS", "SelectionProblem", "problem_of", "refit", "validation_loss", "weighted"]
 
 PARTS = 4  # stretches of the validation records: what helps in one only, helps by chance
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class SelectionProblem:
     """K slices in the order of their keys; `G` (K, d, d), `b` (K, d, outputs), `n`, `c` and `age` (K,).
 
     `rest` holds the sums of all other clients. `validation` judges in production, and is there once more in
@@ -63,18 +63,18 @@ class Task:
         return bool(self.rest.G[-1, -1] == 0.0)
 
 
-def task_of(
+def problem_of(
     slices: Mapping[str, Statistics],
     age: Float,
     rest: Statistics,
     parts: Sequence[Statistics],
     later: Statistics,
     ridge: float,
-) -> Task:
+) -> SelectionProblem:
     """Stack the statistics of slices, in the order of their keys; there must be at least one."""
     keys = tuple(sorted(slices))
     stacked = [slices[key] for key in keys]
-    return Task(
+    return SelectionProblem(
         keys=keys,
         n=np.array([part.n for part in stacked], dtype=np.float64),
         G=np.stack([part.G for part in stacked]),
@@ -89,7 +89,7 @@ def task_of(
     )
 
 
-def weighted(task: Task, influence: Float) -> tuple[Float, Float]:
+def weighted(task: SelectionProblem, influence: Float) -> tuple[Float, Float]:
     """H = rest + sum i_s G_s, (d, d), and B = rest + sum i_s b_s, (d, outputs), added slice by slice."""
     H, B = task.rest.G.copy(), task.rest.b.copy()
     for weight, G, b in zip(influence, task.G, task.b, strict=True):
@@ -102,11 +102,11 @@ def weighted(task: Task, influence: Float) -> tuple[Float, Float]:
     return H, B
 
 
-def refit(task: Task, influence: Float) -> Float:
+def refit(task: SelectionProblem, influence: Float) -> Float:
     """The head (d, outputs) under influences (K,) in [0, 1]."""
     return solve(*weighted(task, influence), task.ridge)
 
 
-def validation_loss(task: Task, influence: Float) -> float:
+def validation_loss(task: SelectionProblem, influence: Float) -> float:
     """The validation loss of the head that these influences give."""
     return loss(refit(task, influence), task.validation)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from frmu.selection.observation import Fit, change, fit, slopes
-from frmu.selection.problem import Task
+from frmu.selection.problem import SelectionProblem
 from frmu.types import Float
 
-__all__ = ["Account", "Budget", "ascend", "greedy", "leave_one_out"]
+__all__ = ["Budget", "RefitCounter", "ascend", "greedy", "leave_one_out"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,10 @@ class Budget:
     seconds: float | None = None
 
 
-class Account:
+class RefitCounter:
     """The refits and seconds of one task, against its budget."""
 
-    def __init__(self, task: Task, budget: Budget, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, task: SelectionProblem, budget: Budget, clock: Callable[[], float] = time.perf_counter) -> None:
         self.task = task
         self.refits = 0
         self._budget = budget
@@ -63,7 +63,7 @@ class Account:
         return change(here, s, to)
 
 
-def ascend(account: Account, start: Fit, steps: int, rate: float | None = None) -> Fit:
+def ascend(account: RefitCounter, start: Fit, steps: int, rate: float | None = None) -> Fit:
     """Projected gradient steps on the log of the validation loss over influences in [0, 1]; the best fit met.
 
     Each costs one refit, whatever the number of slices. (Adam: Kingma and Ba, ICLR 2015.)
@@ -84,7 +84,7 @@ def ascend(account: Account, start: Fit, steps: int, rate: float | None = None) 
     return best
 
 
-def greedy(account: Account, start: Fit, rounds: int) -> Fit:
+def greedy(account: RefitCounter, start: Fit, rounds: int) -> Fit:
     """The best flip of one slice on validation, round by round, until none helps: K refits a round."""
     here = start
     for _ in range(rounds):
@@ -100,7 +100,7 @@ def greedy(account: Account, start: Fit, rounds: int) -> Fit:
     return here
 
 
-def leave_one_out(account: Account, start: Fit, margin: float = 0.0) -> Float:
+def leave_one_out(account: RefitCounter, start: Fit, margin: float = 0.0) -> Float:
     """Forget every slice without which the validation loss is lower, each on its own, (K,): K refits."""
     influence = start.influence.copy()
     for s in range(len(account.task)):

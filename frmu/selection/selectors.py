@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from frmu.selection.network import Network, influence_of
-from frmu.selection.observation import FEATURES, Fit, Look, observe
-from frmu.selection.problem import Task
-from frmu.selection.search import Account, Budget, ascend
+from frmu.selection.observation import FEATURES, Fit, Observation, observe
+from frmu.selection.problem import SelectionProblem
+from frmu.selection.search import Budget, RefitCounter, ascend
 from frmu.types import Float
 
 __all__ = ["Decision", "Guided", "decide", "follow", "guided", "rules"]
@@ -67,7 +67,7 @@ def rules(rows: Float) -> dict[str, Float]:
     }
 
 
-def follow(network: Network, account: Account, first: Look, start: Fit, steps: int) -> list[Guided]:
+def follow(network: Network, account: RefitCounter, first: Observation, start: Fit, steps: int) -> list[Guided]:
     """What a policy makes of a start in some steps: each fit met, the start first, with its value."""
     met = []
     here = start
@@ -81,7 +81,7 @@ def follow(network: Network, account: Account, first: Look, start: Fit, steps: i
     return met
 
 
-def guided(network: Network, account: Account, first: Look, steps: int) -> Guided:
+def guided(network: Network, account: RefitCounter, first: Observation, steps: int) -> Guided:
     """Policy-guided search: the policy from keeping everything, then from what ascents of validation found.
 
     As many ascents as the budget affords (it must have a limit), each from where the last refinement ended and half as
@@ -102,7 +102,9 @@ def _value(guided: Guided) -> float:
     return guided.value
 
 
-def decide(task: Task, network: Network | None, selector: str, margin: float, steps: int, budget: int) -> Decision:
+def decide(
+    task: SelectionProblem, network: Network | None, selector: str, margin: float, steps: int, budget: int
+) -> Decision:
     """Choose influences for a task, under the guard: by the policy, by the rules, or keep everything.
 
     `budget` is in refits. Without a validation record there is nothing to judge by, so everything is kept.
@@ -110,13 +112,13 @@ def decide(task: Task, network: Network | None, selector: str, margin: float, st
     if selector == "keep" or task.validation.n == 0:
         nothing = np.zeros((len(task), len(FEATURES)))
         return Decision(task.keep, "keep", {}, nothing, task.keep / len(task), 0)
-    account = Account(task, Budget(budget))
+    account = RefitCounter(task, Budget(budget))
     kept = account.fit(task.keep)
     first = observe(task, kept, 0.0, kept.loss)
     proposals = {"keep": kept}
     pool = task.keep / len(task)
     if network is not None and selector == "policy":
-        reserved = Account(
+        reserved = RefitCounter(
             task, Budget(max(0, budget - 5))
         )  # the rest is for keeping all, for what is settled, for rules
         found = guided(network, reserved, first, steps)
@@ -146,7 +148,7 @@ def _settled(influence: Float, by_itself: bool) -> Float:
     return np.maximum(whole, LEAST) if by_itself else np.where(whole <= NEARLY, 0.0, whole)
 
 
-def _fitted(account: Account, influence: Float, known: Sequence[Fit]) -> Fit:
+def _fitted(account: RefitCounter, influence: Float, known: Sequence[Fit]) -> Fit:
     """A fit under some influences; where nothing is wrong most rules keep everything, and that is fitted already."""
     for fit in known:
         if np.array_equal(fit.influence, influence):

@@ -14,11 +14,11 @@ from frmu.models.statistics import unpack
 from frmu.server.server import Server
 from frmu.types import Float, Statistics
 
-__all__ = ["AddUp", "SolveEach"]
+__all__ = ["SolveMany", "SumSubsets"]
 
 
 @dataclass(frozen=True, slots=True)
-class AddUp:
+class SumSubsets:
     """The sums of one part of the records over all clients."""
 
     afresh: ClassVar[bool] = True
@@ -37,7 +37,7 @@ class AddUp:
 
 
 @dataclass(frozen=True, slots=True)
-class SolveEach:
+class SolveMany:
     """The heads of shadow models, (seeds, d, outputs), from sums that hold one row a seed."""
 
     afresh: ClassVar[bool] = True

@@ -22,7 +22,7 @@ from frmu.models.ridge import solve
 from frmu.models.statistics import one_thread, unpack
 from frmu.types import ClientState, Float, State, Statistics
 
-__all__ = ["Aggregate", "Drop", "Folded", "Held", "Server", "Total"]
+__all__ = ["AggregateByAttention", "Aggregated", "DropClients", "HeldClients", "Server", "SumStatistics"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldClients:
     """Ask whose contributions are there for a spec; those of another spec are let go.
 
     With `digests` of shards, by client, also those that were made of another shard, or of a client not named there.
@@ -73,7 +73,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Drop:
+class DropClients:
     """Let the contributions of some clients go: their records changed."""
 
     afresh: ClassVar[bool] = True
@@ -86,7 +86,7 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
-class Total:
+class SumStatistics:
     """Take new contributions and give the federation's sums at full influence, folded by client name."""
 
     clients: tuple[str, ...]
@@ -110,7 +110,7 @@ class Total:
 
 
 @dataclass(frozen=True, slots=True)
-class Folded:
+class Aggregated:
     """What an aggregation gives: the state, the head if everything were kept, attention scores by client."""
 
     state: State
@@ -119,7 +119,7 @@ class Folded:
 
 
 @dataclass(frozen=True, slots=True)
-class Aggregate:
+class AggregateByAttention:
     """Weigh all clients by attention, with the sums that their influences give, and solve."""
 
     records: Mapping[str, Mapping[str, Any]]
@@ -127,7 +127,7 @@ class Aggregate:
     policy: str
     outputs: tuple[str, ...]
 
-    def perform(self, server: Server, payloads: Mapping[str, Payload]) -> Folded:
+    def perform(self, server: Server, payloads: Mapping[str, Payload]) -> Aggregated:
         """Fold in the order of client names; a client without a payload keeps everything."""
         names = sorted(self.records)
         parts = [server.contributions[name] for name in names]
@@ -154,7 +154,7 @@ class Aggregate:
             ),
             W=solve(total.G, total.b, ridge),
         )
-        return Folded(state, solve(keep.G, keep.b, ridge), dict(zip(names, scores.tolist(), strict=True)))
+        return Aggregated(state, solve(keep.G, keep.b, ridge), dict(zip(names, scores.tolist(), strict=True)))
 
     def _attention(self, fits: list[Statistics], validations: list[Statistics]) -> tuple[Float, Float]:
         attention = self.config.attention

@@ -18,12 +18,12 @@ from typing import Any
 
 from frmu import api
 from frmu.config import Config, load
-from frmu.data.sites import Changes, places
-from frmu.errors import ClientsAwayError, FrmuError
+from frmu.data.sites import ListFiles, site_locations
+from frmu.errors import ClientsUnavailableError, FrmuError
 from frmu.ledger.request import OPEN
 from frmu.services.requests import ledger_of
-from frmu.storage.workspace import Store
-from frmu.tracking.queue import Outbox
+from frmu.storage.workspace import Workspace
+from frmu.tracking.queue import Queue
 
 __all__ = ["Follow", "kept"]
 
@@ -79,28 +79,28 @@ class Follow:
         while not stopped() and (self.rounds is None or number < self.rounds):
             try:
                 config = load(self.file)
-                sight, gone = self._sight(config)
+                inventory, gone = self._sight(config)
                 waits = self._waits_for(config, gone)
                 if gone != away:
                     yield self._tell_away(config, number, gone, away, waits)
                     away = gone
-                if sight != seen and not (waits and number) and late.may_try(sight):
+                if inventory != seen and not (waits and number) and late.may_try(inventory):
                     result = self._train(config)
-                    seen, number, trouble, late = sight, number + 1, "", _Late()
+                    seen, number, trouble, late = inventory, number + 1, "", _Late()
                     yield {"kind": "train", "round": number, **result}
                 if self.drain and (waiting := self._waiting(config)) and waiting != tried:
                     result = self._drain(config)
                     tried = self._waiting(config)
                     yield {"kind": "drain", "round": number, **result}
-                if time.monotonic() - tried_at > _AGAIN and Outbox(config.folder / "outbox").count():
+                if time.monotonic() - tried_at > _AGAIN and Queue(config.folder / "outbox").count():
                     delivered, tried_at = self._deliver(config), time.monotonic()
                     if delivered["delivered"]:
                         yield {"kind": "deliver", "round": number, **delivered}
             except (FrmuError, OSError) as error:
                 if seen is None:
                     raise
-                if isinstance(error, ClientsAwayError):
-                    late.failed(sight)
+                if isinstance(error, ClientsUnavailableError):
+                    late.failed(inventory)
                 if str(error) != trouble:
                     trouble = str(error)
                     yield {"kind": "error", "round": number, "error": trouble}
@@ -123,14 +123,14 @@ class Follow:
     def _sight(self, config: Config) -> tuple[Sight, dict[str, dict[str, str]]]:
         """What tells one state of the source from another, without opening a file of records; and who is away."""
         day = (self.until or dt.datetime.now(dt.UTC).date()) if config.split.rolling else None
-        own = sorted(Store(config.folder, config.key_file).policies.glob("*.safetensors"))
+        own = sorted(Workspace(config.folder, config.key_file).policies.glob("*.safetensors"))
         policies = [config.policy_file] if config.policy_file is not None else []
         stats = [(file, file.stat()) for file in policies + own]
         sizes = [(str(file), stat.st_mtime_ns, stat.st_size, stat.st_ino) for file, stat in stats]
         entries, gone = self._records(config)
         sizes += entries
-        store = Store(config.folder, config.key_file)
-        noted = store.note_away(gone) if config.sites and store.state.exists() else {}
+        workspace = Workspace(config.folder, config.key_file)
+        noted = workspace.note_away(gone) if config.sites and workspace.state.exists() else {}
         declared = config if day is None else config.at(day)
         return (declared.fingerprint(), config.data.private, self._left(config), *sizes), noted
 
@@ -138,12 +138,12 @@ class Follow:
         """The users' files at every place, and why a site is away: another sight than one that is there."""
         named = self.address if self.address is not None else config.ray.address
         if not config.sites or named == "local":
-            return [entry for place in places(config) for entry in Changes().perform(place)], {}
+            return [entry for place in site_locations(config) for entry in ListFiles().perform(place)], {}
         from frmu.runtime.connect import cluster
         from frmu.runtime.nodes import visit
 
         with cluster(named, self.insecure):
-            found, away = visit(Changes(), places(config.bare()), 0.0, config.rules.deadline)
+            found, away = visit(ListFiles(), site_locations(config.bare()), 0.0, config.rules.deadline)
         entries = [(site, *entry) for site, listed in sorted(found.items()) for entry in listed]
         return [*entries, *sorted(away)], away
 
@@ -151,22 +151,22 @@ class Follow:
         """Which rule a round would break for want of the clients of sites that are away; empty where none."""
         if not gone:
             return ""
-        homes = Store(config.folder, config.key_file).homes()
+        locations = Workspace(config.folder, config.key_file).client_sites()
         with ledger_of(config) as ledger:
             left = ledger.left()
-            clients = [client for client in homes if ledger.owner(client) not in left]
+            clients = [client for client in locations if ledger.owner(client) not in left]
         from frmu.runtime.rules import unmet
 
-        return unmet([client for client in clients if homes[client] in gone], clients, config.rules)
+        return unmet([client for client in clients if locations[client] in gone], clients, config.rules)
 
     def _tell_away(
         self, config: Config, number: int, gone: Mapping[str, Mapping[str, str]],
         before: Mapping[str, Mapping[str, str]], waits: str,
     ) -> dict[str, Any]:  # fmt: skip
         """Say which sites are away since when, which are back, and whether rounds wait for them."""
-        homes = Store(config.folder, config.key_file).homes()
+        locations = Workspace(config.folder, config.key_file).client_sites()
         sites = {
-            site: {**told, "clients": sorted(client for client, at in homes.items() if at == site)}
+            site: {**told, "clients": sorted(client for client, at in locations.items() if at == site)}
             for site, told in gone.items()
         }
         back = sorted(set(before) - set(gone))
@@ -174,7 +174,7 @@ class Follow:
 
     def _left(self, config: Config) -> tuple[str, ...]:
         """Who has left: that changes who takes part, and no file of records."""
-        if not Store(config.folder, config.key_file).state.exists():
+        if not Workspace(config.folder, config.key_file).state.exists():
             return ()
         with ledger_of(config) as ledger:
             return tuple(sorted(ledger.left()))
@@ -197,11 +197,11 @@ class _Late:
         self._sight: Sight | None = None
         self._pause, self._again = _PAUSES[0], 0.0
 
-    def failed(self, sight: Sight) -> None:
+    def failed(self, inventory: Sight) -> None:
         """Note that a round ended for want of clients."""
-        self._again, self._sight = time.monotonic() + self._pause, sight
+        self._again, self._sight = time.monotonic() + self._pause, inventory
         self._pause = min(_PAUSES[1], 2 * self._pause)
 
-    def may_try(self, sight: Sight) -> bool:
+    def may_try(self, inventory: Sight) -> bool:
         """Return whether a round may be tried."""
-        return sight != self._sight or time.monotonic() >= self._again
+        return inventory != self._sight or time.monotonic() >= self._again

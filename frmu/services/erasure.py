@@ -12,9 +12,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from frmu.clients.work import Locate, Purge
-from frmu.data.sites import Rewrite
-from frmu.errors import ClientsAwayError, FederationError, near_miss
+from frmu.clients.work import LocateRecords, PurgeShard
+from frmu.data.sites import RewriteFiles
+from frmu.errors import ClientsUnavailableError, FederationError, near_miss
 from frmu.federation import Federation, in_order
 from frmu.ledger.receipt import Receipt
 from frmu.ledger.request import EraseRequest
@@ -22,14 +22,14 @@ from frmu.methods.method import Round
 from frmu.policy.checkpoint import lineage_of
 from frmu.report.figures import measure
 from frmu.selection.network import Network, read_policy
-from frmu.services.session import Workplace
+from frmu.services.session import Session
 from frmu.tracking.registry import Purged
 from frmu.tracking.sync import Taint, empty, left_in
 from frmu.tracking.tracker import Run
 from frmu.types import State
 from frmu.verification.exact import ExactVerdict, verify_exact
 
-__all__ = ["bury_pending", "drain", "everybody", "exact_verdict", "not_searched", "replay", "scoped"]
+__all__ = ["drain", "everybody", "exact_verdict", "locate_pending", "not_searched", "replay", "scoped"]
 
 _COVER = (
     "copies of the records outside frmu, backups of its folder and of the ledger's database among them",
@@ -64,57 +64,62 @@ class _Batch:
 # -- before anything is touched -------------------------------------------------------------------------------
 
 
-def drain(x: Workplace, now: bool = False) -> dict[str, Any]:
+def drain(session: Session, now: bool = False) -> dict[str, Any]:
     """Honour pending requests in one batch; receipts as plain JSON types.
 
     `now` overrules `erasure.min_batch`.
     """
     began = time.perf_counter()
-    state = x.state()
-    pending = x.ledger.pending()
+    state = session.state()
+    pending = session.ledger.pending()
     if not pending:
         return {"receipts": [], "state_digest": state.digest, "verified": None, "pending": 0, "waiting": 0}
-    x.tracker.need(_UNTOUCHED)
-    x.network()  # a policy that cannot be read is told before anything is purged
+    session.tracker.need(_UNTOUCHED)
+    session.network()  # a policy that cannot be read is told before anything is purged
     before = time.perf_counter()
-    federation = everybody(x, state)
+    federation = everybody(session, state)
     began += time.perf_counter() - before  # starting actors is not draining
     moved = federation.traffic.up + federation.traffic.down
-    standing = x.ledger.standing()
-    searched, found = bury_pending(x, federation, [*pending, *standing], state)
+    standing = session.ledger.standing()
+    searched, found = locate_pending(session, federation, [*pending, *standing], state)
     late = tuple(sorted({client for request in standing for client in found.get(request.id, ())}))
-    ready = _ready(x, pending, now)
+    ready = _ready(session, pending, now)
     if not ready:
-        return {"receipts": [], "state_digest": state.digest, "verified": None} | _waiting(x, pending)
-    removed = x.ledger.plan([request.id for request in ready])
+        return {"receipts": [], "state_digest": state.digest, "verified": None} | _waiting(session, pending)
+    removed = session.ledger.plan([request.id for request in ready])
     batch = _Batch(tuple(request for request in ready if request.id in removed), removed, searched, late)
     # Tagged before anything is logged, so that lineage misses nothing of a drain that is killed.
-    with x.run("erasure", x.holds(client.name for client in state.clients)) as run:
-        x.tracker.need(_UNTOUCHED)
-        return _Drain(x, run, federation, state, batch, began, moved).honour() | _waiting(x, pending, batch.ids)
+    with session.run("erasure", session.holds(client.name for client in state.clients)) as run:
+        session.tracker.need(_UNTOUCHED)
+        return _Drain(session, run, federation, state, batch, began, moved).honour() | _waiting(
+            session, pending, batch.ids
+        )
 
 
-def everybody(x: Workplace, state: State) -> Federation:
-    """The federation of all that hold a shard, and of the state's clients; raises `ClientsAwayError` where one is away.
+def everybody(session: Session, state: State) -> Federation:
+    """Return the federation of all that hold a shard, and of the state's clients.
 
-    Those who have left are not in it: they are in no state, and their shards go when they are there.
+    Raises `ClientsUnavailableError` where one is away. Those who have left are not in it: they are in no state, and
+    their shards go when they are there.
     """
-    sight = x.look()
-    held = set(sight.held) - x.left(sight.held)
-    if gone := {name: why for name, why in sight.away.items() if name not in x.left(sight.away)}:
-        raise ClientsAwayError.of(gone)
-    federation = x.federation(x.homes_of({*held, *(client.name for client in state.clients)}, sight))
-    x.dismiss(federation, sight, x.left(sight.held))
+    inventory = session.look()
+    held = set(inventory.held) - session.left(inventory.held)
+    if gone := {name: why for name, why in inventory.away.items() if name not in session.left(inventory.away)}:
+        raise ClientsUnavailableError.of(gone)
+    federation = session.federation(
+        session.locations_of({*held, *(client.name for client in state.clients)}, inventory)
+    )
+    session.dismiss(federation, inventory, session.left(inventory.held))
     return federation
 
 
-def _waiting(x: Workplace, pending: Sequence[EraseRequest], drained: Collection[str] = ()) -> dict[str, Any]:
+def _waiting(session: Session, pending: Sequence[EraseRequest], drained: Collection[str] = ()) -> dict[str, Any]:
     waiting = [request for request in pending if request.id not in drained]
-    return {"waiting": len(waiting), "pending": len(x.ledger.pending())}
+    return {"waiting": len(waiting), "pending": len(session.ledger.pending())}
 
 
-def bury_pending(
-    x: Workplace, federation: Federation, pending: Sequence[EraseRequest], state: State | None
+def locate_pending(
+    session: Session, federation: Federation, pending: Sequence[EraseRequest], state: State | None
 ) -> tuple[dict[str, int], dict[str, dict[str, list[str]]]]:
     """Search every client for what requests mean and write the tombstones.
 
@@ -123,43 +128,43 @@ def bury_pending(
     Raises `FederationError` where a client of the state cannot be searched: nothing has been touched then.
     """
     selections = {request.id: request.selection for request in pending if request.selection is not None}
-    replies = in_order(federation.run(Locate(selections, x.key)))
+    replies = in_order(federation.run(LocateRecords(selections, session.key)))
     found: dict[str, dict[str, list[str]]] = {}
     for reply in replies:
         for request, names in reply.record["found"].items():
             found.setdefault(request, {})[reply.client] = names
     if state is not None:
-        _all_there(x, state, {reply.client for reply in replies if reply.record["held"]}, list(selections))
-    x.ledger.bury(found)
+        _all_there(session, state, {reply.client for reply in replies if reply.record["held"]}, list(selections))
+    session.ledger.add_tombstones(found)
     return {reply.client: reply.record["searched"] for reply in replies if reply.record["held"]}, found
 
 
-def _all_there(x: Workplace, state: State, held: Collection[str], requests: Sequence[str]) -> None:
+def _all_there(session: Session, state: State, held: Collection[str], requests: Sequence[str]) -> None:
     """A client of the state without a shard is being erased whole, by a drain that was killed; or it is away."""
     away = [client for client in state.clients if client.records and client.name not in held]
     if not away:
         return
-    buried = [x.ledger.tombstones([client.name for client in away], request) for request in requests]
+    tombstoned = [session.ledger.tombstones([client.name for client in away], request) for request in requests]
     for client in away:
-        if len(frozenset().union(*(names.get(client.name, frozenset()) for names in buried))) < client.records:
+        if len(frozenset().union(*(names.get(client.name, frozenset()) for names in tombstoned))) < client.records:
             known = sorted(held)
             raise FederationError(
-                f'client "{client.name}" cannot be searched: its shard is not in {_shards_of(x, client.name)}'
+                f'client "{client.name}" cannot be searched: its shard is not in {_shards_of(session, client.name)}'
                 f"{near_miss(client.name, known)}. The requests stay open and nothing was touched; bring the shard "
                 "back, or run `frmu train`"
             )
 
 
-def _shards_of(x: Workplace, client: str) -> str:
-    place = x.homes_of([client], x.look())[client]
+def _shards_of(session: Session, client: str) -> str:
+    place = session.locations_of([client], session.look())[client]
     return f"{place.shards}{f' of site {place.site}' if place.site else ''}"
 
 
-def _ready(x: Workplace, pending: Sequence[EraseRequest], now: bool) -> list[EraseRequest]:
+def _ready(session: Session, pending: Sequence[EraseRequest], now: bool) -> list[EraseRequest]:
     """The requests to honour now: those that nobody holds anything of, and the others if they are enough."""
-    holding = x.ledger.holding([request.id for request in pending])
+    holding = session.ledger.holding([request.id for request in pending])
     some = [request for request in pending if request.id in holding]
-    rule, clock = x.config.erasure, x.ledger.now()
+    rule, clock = session.config.erasure, session.ledger.now()
     begun = any(request.stage != "received" for request in some)
     urgent = any(request.days_left(clock) <= rule.urgent for request in some)
     if now or begun or urgent or len(some) >= rule.min_batch:
@@ -174,31 +179,33 @@ class _Drain:
     """One batch on its way from plan to receipt."""
 
     def __init__(
-        self, x: Workplace, run: Run, federation: Federation, state: State, batch: _Batch, began: float, moved: int
+        self, session: Session, run: Run, federation: Federation, state: State, batch: _Batch, began: float, moved: int
     ) -> None:
-        self.x, self.run, self.federation, self.state, self.batch = x, run, federation, state, batch
+        self.session, self.run, self.federation, self.state, self.batch = session, run, federation, state, batch
         self._began, self._moved = began, moved
 
     def honour(self) -> dict[str, Any]:
-        x, batch = self.x, self.batch
+        session, batch = self.session, self.batch
         sources = self._purge()
-        retired = _retire(x, batch.ids, batch.touched)
+        retired = _retire(session, batch.ids, batch.touched)
         done = self._refit()
         state = self.state if done is None else done.state
         seconds = round(time.perf_counter() - self._began, 4)
         moved = self.federation.traffic.up + self.federation.traffic.down - self._moved
         removed = self._purge_runs()
-        learned_from = {"run": self.run.id, "clients": x.owners(client.name for client in state.clients)}
-        x.ledger.advance(batch.ids, "refitted", {"state": state.digest, "mlflow": removed, **learned_from})
+        learned_from = {"run": self.run.id, "clients": session.owners(client.name for client in state.clients)}
+        session.ledger.advance(batch.ids, "refitted", {"state": state.digest, "mlflow": removed, **learned_from})
         proving = time.perf_counter()
-        verdict = exact_verdict(x, state, x.ledger.tombstones(self.federation.clients, begun=True))
+        verdict = exact_verdict(session, state, session.ledger.tombstones(self.federation.clients, begun=True))
         proving = round(time.perf_counter() - proving, 4)
         passed = verdict.passed and removed["clean"]
-        unsearched = not_searched(x, self.state, batch.searched)
-        x.ledger.advance(batch.ids, "verified", {"passed": passed, "state": state.digest, "rebuilt": verdict.rebuilt})
+        unsearched = not_searched(session, self.state, batch.searched)
+        session.ledger.advance(
+            batch.ids, "verified", {"passed": passed, "state": state.digest, "rebuilt": verdict.rebuilt}
+        )
         shared = {
-            "experiment": x.config.experiment,
-            "store": x.ledger.store_id,
+            "experiment": session.config.experiment,
+            "store": session.ledger.store_id,
             "searched": batch.searched,
             "level": scoped(verdict.level, unsearched) if removed["clean"] else "L0",
             "not_searched": tuple(unsearched.values()),
@@ -209,8 +216,8 @@ class _Drain:
             "bytes": moved,
             "requests_in_batch": len(batch.ids),
             "evidence": verdict.evidence() | {"policies_retired": retired, "policy": state.policy},
-            "not_covered": (*_unsearched(unsearched.values()), *_not_covered(x, sources is not None)),
-            "closed": x.ledger.now().isoformat(timespec="seconds"),
+            "not_covered": (*_unsearched(unsearched.values()), *_not_covered(session, sources is not None)),
+            "closed": session.ledger.now().isoformat(timespec="seconds"),
         }
         receipts = [
             _receipt(request, batch.removed[request.id], shared, self._purged(request, sources, removed))
@@ -232,17 +239,19 @@ class _Drain:
 
     def _purge(self) -> list[str] | None:
         """The clients that hold what was planned rewrite their shards without it; files of the user's too, if told."""
-        x, batch = self.x, self.batch
-        buried = x.ledger.tombstones(batch.touched, begun=True)
-        replies = in_order(self.federation.run(Purge(buried, x.key), on=batch.touched))
-        sources = self._rewrite(buried) if x.config.store.purge_source else None
+        session, batch = self.session, self.batch
+        tombstoned = session.ledger.tombstones(batch.touched, begun=True)
+        replies = in_order(self.federation.run(PurgeShard(tombstoned, session.key), on=batch.touched))
+        sources = self._rewrite(tombstoned) if session.config.store.purge_source else None
         rows = sum(reply.record["dropped"] for reply in replies)
-        x.ledger.advance(batch.ids, "purged", {"records": batch.records, "rows": rows, "files": len(sources or ())})
+        session.ledger.advance(
+            batch.ids, "purged", {"records": batch.records, "rows": rows, "files": len(sources or ())}
+        )
         return sources
 
-    def _rewrite(self, buried: Mapping[str, frozenset[str]]) -> list[str]:
+    def _rewrite(self, tombstoned: Mapping[str, frozenset[str]]) -> list[str]:
         """Rewrite the user's files, where they lie; raises `FederationError` where a site is away."""
-        done, gone = self.x.visit(Rewrite(buried, self.x.key))
+        done, gone = self.session.visit(RewriteFiles(tombstoned, self.session.key))
         if gone:
             told = "; ".join(f'site "{site}" is away: {why}' for site, why in sorted(gone.items()))
             raise FederationError(f"{told}. Its files are still to be rewritten: drain again when it is back")
@@ -252,17 +261,17 @@ class _Drain:
         """One refit for the whole batch; none where nobody held anything."""
         if not self.batch.touched:
             return None
-        done = self.x.method.erase(self.federation, self.state, self.x.network(), self.batch.touched)
-        self.x.checkpoint(done.state)
+        done = self.session.method.erase(self.federation, self.state, self.session.network(), self.batch.touched)
+        self.session.checkpoint(done.state)
         return done
 
     def _purge_runs(self) -> dict[str, Any]:
         """What was removed from MLflow, by this drain or by one that was killed before, and what is left there."""
-        x, told = self.x, []
-        for line in x.ledger.lines(["refitted"]):
+        session, told = self.session, []
+        for line in session.ledger.lines(["refitted"]):
             if line.request in self.batch.ids:
                 told.append(line.body["mlflow"])
-        removed = _purge_runs(x, self.batch.touched, self.run.id, self.batch.ids).to_json()
+        removed = _purge_runs(session, self.batch.touched, self.run.id, self.batch.ids).to_json()
         for before in told:
             for name in ("runs", "versions"):
                 removed[name] = sorted({*removed[name], *before[name]})
@@ -280,8 +289,8 @@ class _Drain:
     def _close(self, receipts: Sequence[Receipt], state: State, unsearched: Collection[str]) -> list[dict[str, Any]]:
         """The clean version is the champion before a request is closed."""
         if state.clients:
-            self.x.register(self.run, state, self.batch.ids)
-        return self.x.ledger.close_requests(receipts, unsearched)
+            self.session.register(self.run, state, self.batch.ids)
+        return self.session.ledger.close_requests(receipts, unsearched)
 
     def _log(self, done: Round | None, state: State, summary: Mapping[str, Any]) -> None:
         self.run.tags({"frmu.verified": str(summary["verified"])})
@@ -290,23 +299,30 @@ class _Drain:
         self.run.metrics(summary["metrics"] | {key: summary[key] for key in keys})
         self.run.json([_open_part(receipt) for receipt in summary["receipts"]], "receipts.json")
         if done is not None:
-            self.x.log_round(self.run, done)
+            self.session.log_round(self.run, done)
 
 
-def not_searched(x: Workplace, state: State, searched: Collection[str]) -> dict[str, str]:
+def not_searched(session: Session, state: State, searched: Collection[str]) -> dict[str, str]:
     """Return the clients that took part once and were not searched, by the first 8 digits of their codes.
 
     Each by name where this folder still knows it; by code otherwise.
     """
-    sight = x.look()
-    names = {*x.store.homes(), *sight.held, *sight.away, *(client.name for client in state.clients)}
-    known = x.ledger.known() | {x.ledger.owner(name)[:8] for name in (*x.store.homes(), *sight.away)}
-    gone = {owner[:8] for owner in x.ledger.gone()}
-    out = known - gone - {x.ledger.owner(client)[:8] for client in searched}
+    inventory = session.look()
+    names = {
+        *session.workspace.client_sites(),
+        *inventory.held,
+        *inventory.away,
+        *(client.name for client in state.clients),
+    }
+    known = session.ledger.known() | {
+        session.ledger.owner(name)[:8] for name in (*session.workspace.client_sites(), *inventory.away)
+    }
+    gone = {owner[:8] for owner in session.ledger.gone()}
+    out = known - gone - {session.ledger.owner(client)[:8] for client in searched}
     if not out:
         return {}
-    names |= set(x.look(source=True).rows)  # who left has no shard here, and may have a file
-    by_code = {x.ledger.owner(name)[:8]: name for name in sorted(names)}
+    names |= set(session.look(source=True).rows)  # who left has no shard here, and may have a file
+    by_code = {session.ledger.owner(name)[:8]: name for name in sorted(names)}
     return {code: by_code.get(code, f"client {code}") for code in sorted(out)}
 
 
@@ -320,12 +336,17 @@ def _unsearched(clients: Collection[str]) -> tuple[str, ...]:
     return (f"the records of {told}: not searched, and searched before one is learned from again",) * bool(clients)
 
 
-def _not_covered(x: Workplace, rewritten: bool) -> tuple[str, ...]:
+def _not_covered(session: Session, rewritten: bool) -> tuple[str, ...]:
     """What the receipt does not speak of."""
-    orphan = f"sums in the memory of a server that a killed job left on the cluster at {x.orphan} (stop it there)"
+    orphan = f"sums in the memory of a server that a killed job left at {session.orphaned_server} (stop it there)"
     left = "the shards of clients that have left, at sites that are away (they are removed when these are back)"
-    away = bool(x.left(x.store.homes()) and x.left(x.look().away))
-    return (*((_SOURCE,) * (not rewritten)), *((orphan,) * bool(x.orphan)), *((left,) * away), *_COVER)
+    away = bool(session.left(session.workspace.client_sites()) and session.left(session.look().away))
+    return (
+        *((_SOURCE,) * (not rewritten)),
+        *((orphan,) * bool(session.orphaned_server)),
+        *((left,) * away),
+        *_COVER,
+    )
 
 
 def _open_part(receipt: Mapping[str, Any]) -> dict[str, Any]:
@@ -353,20 +374,20 @@ def _receipt(
     )
 
 
-def _retire(x: Workplace, ids: Sequence[str], touched: Collection[str]) -> list[str]:
+def _retire(session: Session, ids: Sequence[str], touched: Collection[str]) -> list[str]:
     """Rule out and delete every policy that learned at a client whose records are going, a half-trained one too."""
-    for file in sorted(x.store.policies.glob("*.safetensors")):
+    for file in sorted(session.workspace.policies.glob("*.safetensors")):
         if _tainted(network := read_policy(file), touched):
-            x.ledger.note("retired", {"policy": network.digest, "requests": ids})
+            session.ledger.note("retired", {"policy": network.digest, "requests": ids})
             file.unlink()
-    if x.store.training.exists():
-        digest, lineage = lineage_of(x.store.training)
+    if session.workspace.training.exists():
+        digest, lineage = lineage_of(session.workspace.training)
         if lineage is None or set(lineage.get("clients", [])) & set(touched):
-            x.ledger.note("retired", {"policy": digest, "requests": ids})
-            x.store.training.unlink()
-    while _tainted(network := x.network(), touched):  # one that policy.file names
-        x.ledger.note("retired", {"policy": network.digest, "requests": ids})
-    lines = [line for line in x.ledger.lines(["retired"]) if set(line.body["requests"]) & set(ids)]
+            session.ledger.note("retired", {"policy": digest, "requests": ids})
+            session.workspace.training.unlink()
+    while _tainted(network := session.network(), touched):  # one that policy.file names
+        session.ledger.note("retired", {"policy": network.digest, "requests": ids})
+    lines = [line for line in session.ledger.lines(["retired"]) if set(line.body["requests"]) & set(ids)]
     return sorted({line.body["policy"] for line in lines})
 
 
@@ -374,48 +395,54 @@ def _tainted(network: Network, touched: Collection[str]) -> bool:
     return bool(set(network.lineage.get("clients", [])) & set(touched))
 
 
-def _purge_runs(x: Workplace, touched: Sequence[str], keep: str, requests: Sequence[str] = ()) -> Purged:
+def _purge_runs(session: Session, touched: Sequence[str], keep: str, requests: Sequence[str] = ()) -> Purged:
     """Remove from MLflow what was learned from some clients: by lineage tags, and by what the ledger knows itself.
 
     From the outbox first: that is done, and noted, even where MLflow goes away now.
     """
-    owners = set(x.owners(touched))
-    whole, known = x.config.erasure.runs == "delete", x.ledger.runs(owners)
-    taint = Taint(owners, known, (keep,), x.ledger.clean_states())
-    gone = empty(x.outbox, taint, whole)
+    owners = set(session.owners(touched))
+    whole, known = session.config.erasure.runs == "delete", session.ledger.runs(owners)
+    taint = Taint(owners, known, (keep,), session.ledger.clean_states())
+    gone = empty(session.outbox, taint, whole)
     if gone.files or gone.runs:
-        x.ledger.note("emptied", {"requests": list(requests), "runs": list(gone.runs), "files": gone.files})
-    purged = x.registry.purge(owners, keep=(keep,), delete_runs=whole, known=known)
-    told = [line.body for line in x.ledger.lines(["emptied"]) if set(line.body["requests"]) & set(requests)]
+        session.ledger.note("emptied", {"requests": list(requests), "runs": list(gone.runs), "files": gone.files})
+    purged = session.registry.purge(owners, keep=(keep,), delete_runs=whole, known=known)
+    told = [line.body for line in session.ledger.lines(["emptied"]) if set(line.body["requests"]) & set(requests)]
     runs = {*purged.runs, *gone.runs, *(run for body in told for run in body["runs"])}
     files = sum(body["files"] for body in told) if requests else gone.files
-    left = replace(purged.left, carriers=(*purged.left.carriers, *left_in(x.outbox, taint)))
+    left = replace(purged.left, carriers=(*purged.left.carriers, *left_in(session.outbox, taint)))
     return replace(purged, runs=tuple(sorted(runs)), left=left, outbox=files)
 
 
-def exact_verdict(x: Workplace, state: State, tombstones: dict[str, frozenset[str]]) -> ExactVerdict:
+def exact_verdict(session: Session, state: State, tombstones: dict[str, frozenset[str]]) -> ExactVerdict:
     """Level 5 of a state: against a federation rebuilt from the shards, and the shards against tombstones."""
-    sight = x.look()
+    inventory = session.look()
     known = {client.name for client in state.clients}
-    away = x.ledger.away(state.digest)
-    left = x.left(sight.held)
-    strange = x.store.strays() + [name for name in sight.strays if x.config.sites]
+    away = session.ledger.away(state.digest)
+    left = session.left(inventory.held)
+    strange = session.workspace.unexpected_files() + [
+        name for name in inventory.unexpected_files if session.config.sites
+    ]
     strange += [
         f"the shard of {client}, which the state does not know"
-        for client in sight.held
-        if client not in known and client not in left and x.ledger.owner(client) not in away
+        for client in inventory.held
+        if client not in known and client not in left and session.ledger.owner(client) not in away
     ]
-    verdict = verify_exact(x.config, x.method, x.network(), x.afresh, state, tombstones, x.key, strange)
-    return replace(verdict, left=verdict.left + _meant(x))
+    verdict = verify_exact(
+        session.config, session.method, session.network(), session.afresh, state, tombstones, session.key, strange
+    )
+    return replace(verdict, left=verdict.left + _meant(session))
 
 
-def _meant(x: Workplace) -> int:
+def _meant(session: Session) -> int:
     """Count the records in the shards that standing requests mean: tombstones were made only where a drain looked."""
-    selections = {request.id: request.selection for request in x.ledger.standing() if request.selection is not None}
+    selections = {
+        request.id: request.selection for request in session.ledger.standing() if request.selection is not None
+    }
     if not selections:
         return 0
-    with x.afresh() as federation:
-        replies = list(federation.run(Locate(selections, x.key)))
+    with session.afresh() as federation:
+        replies = list(federation.run(LocateRecords(selections, session.key)))
     return len(
         {(reply.client, name) for reply in replies for names in reply.record["found"].values() for name in names}
     )
@@ -424,37 +451,37 @@ def _meant(x: Workplace) -> int:
 # -- after a backup came back ---------------------------------------------------------------------------------
 
 
-def replay(x: Workplace) -> dict[str, Any]:
+def replay(session: Session) -> dict[str, Any]:
     """Remove again whatever has a tombstone: for shards, checkpoints or runs that were restored from a backup."""
-    x.tracker.need(_UNTOUCHED)
-    sight = x.look()
-    if sight.away:
-        raise ClientsAwayError.of(sight.away)
-    clients = sorted(set(sight.held) - x.left(sight.held))
-    federation = x.federation(x.homes_of(clients, sight))
-    bury_pending(x, federation, x.ledger.standing(), None)
-    buried = x.ledger.tombstones(clients, begun=True)
+    session.tracker.need(_UNTOUCHED)
+    inventory = session.look()
+    if inventory.away:
+        raise ClientsUnavailableError.of(inventory.away)
+    clients = sorted(set(inventory.held) - session.left(inventory.held))
+    federation = session.federation(session.locations_of(clients, inventory))
+    locate_pending(session, federation, session.ledger.standing(), None)
+    tombstoned = session.ledger.tombstones(clients, begun=True)
     back = {
         reply.client: reply.record["dropped"]
-        for reply in in_order(federation.run(Purge(buried, x.key), on=sorted(buried)))
+        for reply in in_order(federation.run(PurgeShard(tombstoned, session.key), on=sorted(tombstoned)))
         if reply.record["dropped"]
     }
-    for file in sorted(x.store.policies.glob("*.safetensors")):
-        if read_policy(file).digest in x.ledger.retired():
+    for file in sorted(session.workspace.policies.glob("*.safetensors")):
+        if read_policy(file).digest in session.ledger.retired():
             file.unlink()
-    x.store.training.unlink(missing_ok=True)  # what it learned from may have come back with it
-    with x.run("replay", x.holds(clients)) as run:
-        done = x.method.erase(federation, x.method.init(), x.network(), federation.clients)
-        x.checkpoint(done.state)
-        removed = _purge_runs(x, list(back), run.id)
-        verdict = exact_verdict(x, done.state, x.ledger.tombstones(federation.clients, begun=True))
+    session.workspace.training.unlink(missing_ok=True)  # what it learned from may have come back with it
+    with session.run("replay", session.holds(clients)) as run:
+        done = session.method.erase(federation, session.method.init(), session.network(), federation.clients)
+        session.checkpoint(done.state)
+        removed = _purge_runs(session, list(back), run.id)
+        verdict = exact_verdict(session, done.state, session.ledger.tombstones(federation.clients, begun=True))
         passed = verdict.passed and removed.left.clean
-        learned_from = {"run": run.id, "clients": x.owners(client.name for client in done.state.clients)}
+        learned_from = {"run": run.id, "clients": session.owners(client.name for client in done.state.clients)}
         body = {"records": sum(back.values()), "state": done.state.digest, "passed": passed}
-        x.ledger.note("replayed", body | learned_from)
+        session.ledger.note("replayed", body | learned_from)
         if passed and done.state.clients:
-            x.register(run, done.state)
-        x.log_round(run, done)
+            session.register(run, done.state)
+        session.log_round(run, done)
         run.metrics(measure(federation, done) | {"records_that_had_come_back": sum(back.values())})
     return {
         "came_back": back,
@@ -462,6 +489,6 @@ def replay(x: Workplace) -> dict[str, Any]:
         "verified": passed,
         "level": verdict.level if removed.left.clean else "L0",
         "mlflow": removed.to_json(),
-        "pending": len(x.ledger.pending()),
+        "pending": len(session.ledger.pending()),
         "run_id": run.id,
     }

@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from frmu.clients.explain import Explain
-from frmu.clients.work import Packed
-from frmu.errors import AwayError, RequestError, StoreError, near_miss
+from frmu.clients.explain import ExplainSlices
+from frmu.clients.work import PackedStatistics
+from frmu.errors import RequestError, StoreError, TrackingUnavailableError, near_miss
 from frmu.federation import Federation, in_order
 from frmu.methods.analytic import total_of
 from frmu.methods.method import Round
-from frmu.report.plots import draw_explanation
+from frmu.report.plots import plot_explanation
 from frmu.selection.network import Network, read_policy, shipped
 from frmu.selection.observation import FEATURES
-from frmu.services.session import Workplace
+from frmu.services.session import Session
 from frmu.types import ClientState, State
 
 __all__ = ["explain"]
@@ -34,37 +34,37 @@ MOST = 30  # runs of each name that the history looks at
 
 
 def explain(
-    x: Workplace, client: str | None = None, slice_: str | None = None, picture: Path | None = None
+    session: Session, client: str | None = None, slice_: str | None = None, picture: Path | None = None
 ) -> dict[str, Any]:
     """The account of every slice, or of those of one client, or of one key; plain JSON types.
 
     `picture` is a PNG to write. Raises `RequestError` for a client or a slice that the state does not know, and
     `StoreError` where the shards do not give the state that is in force.
     """
-    state = x.state()
+    state = session.state()
     chosen = _chosen(state, client, slice_)
-    with _again(x, state) as (federation, done):
+    with _again(session, state) as (federation, done):
         influences = {one.name: one.influence for one in state.clients}
         names = tuple(sorted(influences))
-        total, _ = total_of(x.config, state.config, federation, names, state.outputs)
-        work = Explain(state.outputs, Packed.of(total), influences)
+        total, _ = total_of(session.config, state.config, federation, names, state.outputs)
+        work = ExplainSlices(state.outputs, PackedStatistics.of(total), influences)
         accounts = {reply.client: reply.record for reply in in_order(federation.run(work, on=list(chosen)))}
-    history = _history(x, chosen)
+    history = _history(session, chosen)
     told = {
         one.name: _client(one, done, accounts[one.name], chosen[one.name], history)
         for one in state.clients
         if one.name in chosen
     }
     if picture is not None:
-        _draw(state, x.config.slice_by, told, picture)
+        _draw(state, session.config.slice_by, told, picture)
     return {
         "state_digest": state.digest,
         "policy": state.policy,
         "features": list(FEATURES),
-        "slice_by": x.config.slice_by,
+        "slice_by": session.config.slice_by,
         "clients": told,
         "history_from": {"policies": len(history.scores), "rounds": len(history.rounds)},
-        "away": x.tracker.away or None,
+        "away": session.tracker.away or None,
         **({"picture": str(picture)} if picture is not None else {}),
     }
 
@@ -89,26 +89,26 @@ def _chosen(state: State, client: str | None, slice_: str | None) -> dict[str, l
 
 
 @contextmanager
-def _again(x: Workplace, state: State) -> Iterator[tuple[Federation, Round]]:
+def _again(session: Session, state: State) -> Iterator[tuple[Federation, Round]]:
     """The last round, run again beside the store, which stays as it is."""
-    with x.afresh() as federation:
-        done = x.method.apply(federation, x.method.init(), _network(x, state))
+    with session.afresh() as federation:
+        done = session.method.apply(federation, session.method.init(), _network(session, state))
         if done.state.digest != state.digest:
             raise StoreError(
-                f"{x.store.shards}: the records there give the state {done.state.digest[:16]}, and in force is "
-                f"{state.digest[:16]}: it was made of others, or on another kind of machine. Run `frmu train`, or "
+                f"{session.workspace.shards}: the records there give the state {done.state.digest[:16]}, and in force "
+                f"is {state.digest[:16]}: it was made of others, or on another kind of machine. Run `frmu train`, or "
                 "finish the drain"
             )
         yield federation, done
 
 
-def _network(x: Workplace, state: State) -> Network:
+def _network(session: Session, state: State) -> Network:
     """The policy that made the state, which need not be the newest."""
-    if not state.policy or x.network().digest == state.policy:
-        return x.network()
-    for file in [*sorted(x.store.policies.glob("*.safetensors")), shipped()]:
+    if not state.policy or session.network().digest == state.policy:
+        return session.network()
+    for file in [*sorted(session.workspace.policies.glob("*.safetensors")), shipped()]:
         network = read_policy(file)
-        if network.digest == state.policy and network.digest not in x.ledger.retired():
+        if network.digest == state.policy and network.digest not in session.ledger.retired():
             return network
     raise StoreError(f"the policy {state.policy[:16]} that made the state is not here any more; run `frmu train`")
 
@@ -200,20 +200,20 @@ class _History:
         return [[time, number] for time, number in found if number is not None]
 
 
-def _history(x: Workplace, chosen: Mapping[str, Sequence[str]]) -> _History:
+def _history(session: Session, chosen: Mapping[str, Sequence[str]]) -> _History:
     """From MLflow: runs that an erasure removed tell nothing any more, and while it is away none does."""
     try:
-        return _from_mlflow(x, chosen)
-    except AwayError as error:
-        x.tracker.leave(error)
+        return _from_mlflow(session, chosen)
+    except TrackingUnavailableError as error:
+        session.tracker.leave(error)
         return _History((), ())
 
 
-def _from_mlflow(x: Workplace, chosen: Mapping[str, Sequence[str]]) -> _History:
-    policies = x.tracker.documents(("policy",), "scores.json", MOST)
+def _from_mlflow(session: Session, chosen: Mapping[str, Sequence[str]]) -> _History:
+    policies = session.tracker.documents(("policy",), "scores.json", MOST)
     rounds = [
         (time, {name: {key: one["influence"] for key, one in said["slices"].items()} for name, said in by.items()})
-        for time, by in x.tracker.documents(ROUNDS, "slices.json", MOST)
+        for time, by in session.tracker.documents(ROUNDS, "slices.json", MOST)
     ]
     return _History([one for one in policies if set(one[1]) & set(chosen)], rounds)
 
@@ -235,4 +235,4 @@ def _draw(state: State, by: str, told: Mapping[str, Any], path: Path) -> None:
     if len(shown) == 1:
         slices = told[shown[0].name]["slices"]
         changes = {key: np.nan if (other := _otherwise(one)) is None else other for key, one in slices.items()}
-    draw_explanation(shown, by, path, changes)
+    plot_explanation(shown, by, path, changes)

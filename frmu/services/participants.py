@@ -20,21 +20,21 @@ from frmu.data.shard import clients_in
 from frmu.errors import ConfigError, DataError, RequestError, near_miss
 from frmu.services.requests import ledger_of
 from frmu.storage.checkpoint import load_state
-from frmu.storage.workspace import Store
+from frmu.storage.workspace import Workspace
 
 __all__ = ["add", "leave", "members", "rejoin"]
 
 
 def members(config: Config) -> list[dict[str, Any]]:
     """Every client of the last state, or that has left since: records, attention, site, whether it takes part."""
-    store = Store.existing(config)
-    state = load_state(store.state)
-    at, sites_away = store.homes(), store.away()
+    workspace = Workspace.existing(config)
+    state = load_state(workspace.state)
+    at, sites_away = workspace.client_sites(), workspace.away()
     known = {client.name: client for client in state.clients} if state is not None else {}
     with ledger_of(config) as ledger:
         left = ledger.left()
         away = ledger.away(state.digest) if state is not None else frozenset()
-        names = sorted({*known, *at, *clients_in(store.shards)})
+        names = sorted({*known, *at, *clients_in(workspace.shards)})
         owners = {name: ledger.owner(name) for name in names}
     return [
         {

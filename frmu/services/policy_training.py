@@ -11,16 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frmu.errors import ClientsAwayError, FederationError, PolicyError, RequestError
+from frmu.errors import ClientsUnavailableError, FederationError, PolicyError, RequestError
 from frmu.selection.network import Network, write_policy
 from frmu.selection.scores import below
-from frmu.services.session import Workplace
+from frmu.services.session import Session
 from frmu.tracking.tracker import Run
 
 if TYPE_CHECKING:
     from frmu.policy.checkpoint import Progress
     from frmu.policy.compare import Comparison
-    from frmu.policy.env import Board
+    from frmu.policy.env import EnvContext
     from frmu.policy.training import Learned
 
 __all__ = ["learn"]
@@ -29,7 +29,7 @@ _SETTINGS = {"steps", "rounds", "price", "samples", "federated", "beta", "seed"}
 
 
 def learn(
-    x: Workplace, iterations: int | None = None, start: str = "current", resume: bool | None = None,
+    session: Session, iterations: int | None = None, start: str = "current", resume: bool | None = None,
     adopt: str = "better",
 ) -> dict[str, Any]:  # fmt: skip
     """Train the slice policy with RLlib on this federation's clients, and put it in force here if it is better.
@@ -40,69 +40,71 @@ def learn(
     Where the trained policy is not ahead of the one in force on rehearsals (`frmu.policy.compare`) that one stays,
     and the trained one is let go; with `adopt` "always" it takes its place whatever comes out.
     """
-    from frmu.policy.training import board_of, train_policy
+    from frmu.policy.training import context_of, train_policy
 
-    if x.address == "local":
+    if session.address == "local":
         raise RequestError("a policy is trained by RLlib on Ray; leave out --address local")
-    state = x.state()
+    state = session.state()
     learners = [client.name for client in state.clients]
-    progress, lineage = _progress(x, start, resume, learners)
-    parent = x.network() if start == "current" and progress is None else None
+    progress, lineage = _progress(session, start, resume, learners)
+    parent = session.network() if start == "current" and progress is None else None
     if progress is None:
-        lineage = _lineage(x, start, parent, learners)
-    federation = x.federation(x.homes_of(learners, x.look()))
-    x.deliver()
-    with x.run("policy", x.holds(lineage["clients"])) as run:
-        x.ledger.note("learned", {"run": run.id, "clients": x.owners(lineage["clients"])})
+        lineage = _lineage(session, start, parent, learners)
+    federation = session.federation(session.locations_of(learners, session.look()))
+    session.deliver()
+    with session.run("policy", session.holds(lineage["clients"])) as run:
+        session.ledger.note("learned", {"run": run.id, "clients": session.owners(lineage["clients"])})
         resumed = {"frmu.resumed": lineage["run"]} if progress is not None else {}
         run.tags({"frmu.parent": lineage["parent"] or "scratch", **resumed})
-        board, teachers = board_of(x.config, federation, {client.name: client.attention for client in state.clients})
+        board, teachers = context_of(
+            session.config, federation, {client.name: client.attention for client in state.clients}
+        )
         learned = train_policy(
-            x.config.policy, [(board, teachers)], parent, iterations,
+            session.config.policy, [(board, teachers)], parent, iterations,
             on_iteration=lambda number, metrics: run.metrics(metrics, number), progress=progress,
-            keep=lambda now: _keep(x, now, lineage | {"run": run.id}), deadline=x.config.rules.deadline,
+            keep=lambda now: _keep(session, now, lineage | {"run": run.id}), deadline=session.config.rules.deadline,
         )  # fmt: skip
         try:
-            trained, adopted, compared = _put_in_force(x, board, learned, lineage, adopt)
-        except ClientsAwayError as gone:
+            trained, adopted, compared = _put_in_force(session, board, learned, lineage, adopt)
+        except ClientsUnavailableError as gone:
             from frmu.policy.trainer import RESUME
 
             raise FederationError(f"the trained policy cannot be compared yet: {gone}. {RESUME}") from None
         summary = {
-            "policy": x.network().digest,
+            "policy": session.network().digest,
             "trained": trained.digest,
             "adopted": adopted,
             "compared": asdict(compared),
             "parent": lineage["parent"],
             "resumed_at": progress.iterations if progress is not None else 0,
-            "federated": x.config.policy.federated,
-            "theta": x.config.policy.theta,
-            "below_theta": below(learned.scores, x.config.policy.theta),
+            "federated": session.config.policy.federated,
+            "theta": session.config.policy.theta,
+            "below_theta": below(learned.scores, session.config.policy.theta),
             **_course(learned),
             "slices_left_out": dict(board.left_out),
             "run_id": run.id,
         }
-        _log(x, run, learned, summary)
-    return summary | {"scores": learned.scores} | x.waiting()
+        _log(session, run, learned, summary)
+    return summary | {"scores": learned.scores} | session.waiting()
 
 
 def _put_in_force(
-    x: Workplace, board: Board, learned: Learned, lineage: Mapping[str, Any], adopt: str
+    session: Session, board: EnvContext, learned: Learned, lineage: Mapping[str, Any], adopt: str
 ) -> tuple[Network, bool, Comparison]:
     """The trained policy, whether it is in force now, and how it compared with the one that was."""
     from frmu.policy.compare import compare
     from frmu.policy.training import MOST
 
     card = {key: lineage[key] for key in ("clients", "parent", "seed")} | {"iterations": learned.iterations}
-    file = x.store.scratch / "policy.safetensors"
-    trained, before = write_policy(learned.weights, card, file), x.network()
+    file = session.workspace.scratch / "policy.safetensors"
+    trained, before = write_policy(learned.weights, card, file), session.network()
     compared = compare(board, before, trained, MOST)
     adopted = compared.better or adopt == "always"
     if adopted:
-        file.replace(_next_policy(x.store.policies))
+        file.replace(_next_policy(session.workspace.policies))
     else:
         file.unlink()
-    x.store.training.unlink(missing_ok=True)
+    session.workspace.training.unlink(missing_ok=True)
     return trained, adopted, compared
 
 
@@ -121,12 +123,12 @@ def _course(learned: Learned) -> dict[str, Any]:
     }
 
 
-def _log(x: Workplace, run: Run, learned: Learned, summary: Mapping[str, Any]) -> None:
+def _log(session: Session, run: Run, learned: Learned, summary: Mapping[str, Any]) -> None:
     named = {"policy": summary["policy"], "trained": summary["trained"], "adopted": str(summary["adopted"])}
     run.tags({f"frmu.{name}": value for name, value in named.items()})
     run.metrics({f"compared/{name}": value for name, value in summary["compared"].items()})
     settings = {"seed", "steps", "rounds", "samples", "federated"}
-    run.params(x.config.policy.model_dump(include=settings) | {"env_runners": learned.env_runners})
+    run.params(session.config.policy.model_dump(include=settings) | {"env_runners": learned.env_runners})
     run.json({name: value for name, value in summary.items() if name != "slices_left_out"}, "summary.json")
     run.json(learned.scores, "scores.json")
 
@@ -134,45 +136,45 @@ def _log(x: Workplace, run: Run, learned: Learned, summary: Mapping[str, Any]) -
 # -- what is gone on with -------------------------------------------------------------------------------------
 
 
-def _lineage(x: Workplace, start: str, parent: Network | None, learners: Sequence[str]) -> dict[str, Any]:
+def _lineage(session: Session, start: str, parent: Network | None, learners: Sequence[str]) -> dict[str, Any]:
     """What a policy learned from, and what must be the same where its training is gone on with."""
     inherited = parent.lineage.get("clients", []) if parent is not None else []
     clients = sorted({*learners, *inherited})
     return {
         "clients": clients,
-        "buried": _buried(x, clients),
+        "buried": _tombstoned(session, clients),
         "parent": parent.digest if parent is not None else None,
-        "seed": x.config.policy.seed,
-        **_same(x, start, learners),
+        "seed": session.config.policy.seed,
+        **_same(session, start, learners),
     }
 
 
-def _same(x: Workplace, start: str, learners: Sequence[str]) -> dict[str, Any]:
+def _same(session: Session, start: str, learners: Sequence[str]) -> dict[str, Any]:
     return {
         "start": start,
-        "settings": x.config.policy.model_dump(include=_SETTINGS),
-        "config": x.config.fingerprint(),
+        "settings": session.config.policy.model_dump(include=_SETTINGS),
+        "config": session.config.fingerprint(),
         "learners": sorted(learners),
     }
 
 
-def _buried(x: Workplace, clients: Sequence[str]) -> int:
-    return sum(len(names) for names in x.ledger.tombstones(clients, begun=True).values())
+def _tombstoned(session: Session, clients: Sequence[str]) -> int:
+    return sum(len(names) for names in session.ledger.tombstones(clients, begun=True).values())
 
 
-def _keep(x: Workplace, progress: Progress, lineage: Mapping[str, Any]) -> None:
+def _keep(session: Session, progress: Progress, lineage: Mapping[str, Any]) -> None:
     from frmu.policy.checkpoint import write_progress
 
-    write_progress(progress, lineage, x.store.training, x.store.scratch)
+    write_progress(progress, lineage, session.workspace.training, session.workspace.scratch)
 
 
 def _progress(
-    x: Workplace, start: str, resume: bool | None, learners: Sequence[str]
+    session: Session, start: str, resume: bool | None, learners: Sequence[str]
 ) -> tuple[Progress | None, dict[str, Any]]:
     """The training to go on with, and its lineage; None where there is none, or it is not wanted."""
     from frmu.policy.checkpoint import read_progress
 
-    path = x.store.training
+    path = session.workspace.training
     if resume is False:
         return None, {}
     if not path.exists():
@@ -182,10 +184,10 @@ def _progress(
             )
         return None, {}
     progress, lineage = read_progress(path)
-    if lineage.get("buried") != _buried(x, lineage["clients"]):
+    if lineage.get("buried") != _tombstoned(session, lineage["clients"]):
         # A drain deletes it with what it learned from; this one was put back.
         raise PolicyError(f"{path}: learned from records that have been erased since, and was put back; remove it")
-    same = _same(x, start, learners)
+    same = _same(session, start, learners)
     if changed := [name for name, value in same.items() if lineage.get(name) != value]:
         if resume:
             raise PolicyError(f"{path}: began with another {changed[0]}; leave out --resume to start anew")

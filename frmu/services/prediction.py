@@ -24,8 +24,8 @@ from frmu.models.statistics import one_thread
 from frmu.services.requests import ledger_of
 from frmu.services.session import registry_of, tracker_of
 from frmu.storage.checkpoint import config_of, load_state
-from frmu.storage.workspace import Store
-from frmu.tracking.queue import Outbox
+from frmu.storage.workspace import Workspace
+from frmu.tracking.queue import Queue
 from frmu.types import Float, State
 
 __all__ = ["Model", "load_model", "predict"]
@@ -86,7 +86,7 @@ def predict(config: Config, file: Path, out: Path, version: str | None = None) -
     _may_be_written(config, file, out)
     registry = registry_of(tracker_of(config), config)
     champion = registry.champion()
-    waiting = Outbox(Store(config.folder, config.key_file).outbox)
+    waiting = Queue(Workspace(config.folder, config.key_file).outbox)
     if version is None and champion is None:
         first = "`frmu deliver`: runs wait for MLflow" if waiting.count() else "`frmu train`, or finish the drain"
         raise RequestError(f'the registry has no champion of "{registry.name}": run {first}')

@@ -1,8 +1,8 @@
 """Requests in, withdrawn, listed: what needs no federation, and may be called while a job is at work.
 
 A request needs only the ledger and the store's key, so it can come from another process, or from another machine
-where `store.ledger` is a PostgreSQL URL and `store.key` the key's file. Where the shards lie on this machine they are
-searched at once, for the answer; the search that counts is the drain's.
+where `workspace.ledger` is a PostgreSQL URL and `workspace.key` the key's file. Where the shards lie on this machine
+they are searched at once, for the answer; the search that counts is the drain's.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, get_args
 
-from frmu.clients.work import Locate
+from frmu.clients.work import LocateRecords
 from frmu.config import Config
-from frmu.data.row_filter import parse_where
+from frmu.data.row_filter import parse_row_filter
 from frmu.data.shard import clients_in
 from frmu.data.tombstones import tombstone
 from frmu.errors import LedgerError, RequestError, StoreError, near_miss
@@ -25,8 +25,8 @@ from frmu.report.figures import forgotten
 from frmu.runtime.local import LocalFederation
 from frmu.selection.network import current_policy
 from frmu.storage.checkpoint import load_state, settled
-from frmu.storage.workspace import Anchor, Store
-from frmu.tracking.queue import Outbox
+from frmu.storage.workspace import Anchor, Workspace
+from frmu.tracking.queue import Queue
 from frmu.tracking.tracker import public
 from frmu.types import Selection
 
@@ -38,10 +38,10 @@ LONGEST = 1000  # characters of a record id, a subject, a client, a reason, a re
 
 @contextmanager
 def ledger_of(config: Config) -> Iterator[Ledger]:
-    """The ledger of a config that was trained before, here or, where `store.ledger` is declared, elsewhere."""
-    store = Store(config.folder, config.key_file) if config.store.ledger else Store.existing(config)
-    anchor = store.anchor()
-    ledger = Ledger(store.ledger_url(config), store.existing_key(), make=False)
+    """The ledger of a config that was trained before, here or, where `workspace.ledger` is declared, elsewhere."""
+    workspace = Workspace(config.folder, config.key_file) if config.store.ledger else Workspace.existing(config)
+    anchor = workspace.anchor()
+    ledger = Ledger(workspace.ledger_url(config), workspace.existing_key(), make=False)
     try:
         if anchor is not None:
             check_anchor(ledger, anchor)
@@ -85,7 +85,7 @@ def erase(
         "records": sum(counts.values()),
         "clients": counts,
         "not_held": unknown,
-        "searched_here": bool(clients_in(Store(config.folder, config.key_file).shards)),
+        "searched_here": bool(clients_in(Workspace(config.folder, config.key_file).shards)),
         "due": request.due.isoformat(timespec="seconds"),
         "stage": request.stage,
     }
@@ -101,14 +101,14 @@ def check_selection(config: Config, selection: Selection) -> None:
         if selection.between is None or not selection.between[0] < selection.between[1]:
             raise RequestError("a time window must be FROM TO with FROM before TO (TO itself is not in it)")
     if selection.kind == "where":
-        parse_where(selection.where or "", config)
+        parse_row_filter(selection.where or "", config)
     for name, text in (("subject", selection.subject), ("client", selection.client), ("slice", selection.slice)):
         if text is not None and (reason := malformed(text)):
             raise RequestError(f"{text[:40]!r} cannot be a {name}: {reason}")
     for record in selection.records:
         if reason := malformed(record):
             raise RequestError(f"{record[:40]!r} cannot be a record id: {reason}; nothing was requested")
-    clients = clients_in(Store(config.folder, config.key_file).shards)
+    clients = clients_in(Workspace(config.folder, config.key_file).shards)
     if selection.client is not None and clients and selection.client not in clients:
         raise RequestError(f'no client "{selection.client}" holds a shard{near_miss(selection.client, clients)}')
 
@@ -138,10 +138,10 @@ def _short(**texts: str) -> None:
 
 def _search(config: Config, selection: Selection) -> dict[str, list[str]]:
     """The tombstones of what a request means at the clients whose shards lie here, by client."""
-    store = Store(config.folder, config.key_file)
-    clients = clients_in(store.shards)
-    federation = LocalFederation(settled(config, store.state), clients, store.folder)
-    replies = in_order(federation.run(Locate({"": selection}, store.existing_key())))
+    workspace = Workspace(config.folder, config.key_file)
+    clients = clients_in(workspace.shards)
+    federation = LocalFederation(settled(config, workspace.state), clients, workspace.folder)
+    replies = in_order(federation.run(LocateRecords({"": selection}, workspace.existing_key())))
     return {reply.client: reply.record["found"][""] for reply in replies if reply.record["found"]}
 
 
@@ -149,7 +149,7 @@ def _unknown(config: Config, selection: Selection, found: Mapping[str, Collectio
     """Those of the record ids asked for that nobody holds here."""
     if not selection.records or not clients_in(config.folder / "shards"):
         return []
-    key = Store(config.folder, config.key_file).existing_key()
+    key = Workspace(config.folder, config.key_file).existing_key()
     hits = {client: frozenset(names) for client, names in found.items()}
     total = sum(len(names) for names in hits.values())
     if total >= len(selection.records) and len(hits) == 1:
@@ -213,18 +213,18 @@ def _row(request: EraseRequest, days_left: int) -> dict[str, Any]:
 
 def status(config: Config) -> dict[str, Any]:
     """Where an experiment stands: its state, its clients, what is pending and by when."""
-    store = Store.existing(config)
-    state = load_state(store.state)
+    workspace = Workspace.existing(config)
+    state = load_state(workspace.state)
     if state is None:
-        raise StoreError(f"{store.state}: no checkpoint; run `frmu train` first")
-    now_settled = settled(config, store.state)
+        raise StoreError(f"{workspace.state}: no checkpoint; run `frmu train` first")
+    now_settled = settled(config, workspace.state)
     with ledger_of(config) as ledger:
         now, open_ = ledger.now(), ledger.pending()
         meant = ledger.meant([r.id for r in open_])
         pending = [{"request": r.id, "kind": r.kind, "stage": r.stage, "days_left": r.days_left(now)} for r in open_]
         private = sum(meant.get(r.id, 0) for r in open_ if r.requester == DECLARED)
         closed = len(ledger.requests(["closed"]))
-        policy = current_policy(config.policy_file, store.policies, ledger.retired())
+        policy = current_policy(config.policy_file, workspace.policies, ledger.retired())
         clean = state.digest in ledger.clean_states()
         public_key = ledger.public_key
     return {
@@ -238,11 +238,11 @@ def status(config: Config) -> dict[str, Any]:
         "policy": policy.digest,
         "policy_learned_here_from": list(policy.lineage.get("clients", [])),
         "pending": pending,
-        "away": store.away(),
+        "away": workspace.away(),
         "private_to_go": private,
         "receipts": closed,
         "public_key": public_key,
-        "folder": str(store.folder),
-        "tracking": public(store.tracking_uri(config)),
-        "outbox": {"runs": Outbox(store.outbox).count(), "folder": str(store.outbox)},
+        "folder": str(workspace.folder),
+        "tracking": public(workspace.tracking_uri(config)),
+        "outbox": {"runs": Queue(workspace.outbox).count(), "folder": str(workspace.outbox)},
     }

@@ -14,35 +14,35 @@ from typing import Any, Self
 
 from frmu.config import Config
 from frmu.data.shard import sweep
-from frmu.data.sites import Tidy
-from frmu.errors import AwayError, LedgerError, StoreError
+from frmu.data.sites import SweepSite
+from frmu.errors import LedgerError, StoreError, TrackingUnavailableError
 from frmu.ledger.ledger import Ledger
 from frmu.methods.analytic import analytic
 from frmu.methods.method import Round
 from frmu.report.figures import explain
-from frmu.report.plots import draw_influence
+from frmu.report.plots import plot_influence
 from frmu.runtime import job
 from frmu.selection.network import Network, current_policy
 from frmu.selection.observation import FEATURES
 from frmu.services.requests import check_anchor
 from frmu.services.sites import Gathering
 from frmu.storage.checkpoint import load_state, save_state, settled
-from frmu.storage.workspace import Anchor, Store
-from frmu.tracking.queue import Box, Outbox
+from frmu.storage.workspace import Anchor, Workspace
+from frmu.tracking.queue import Queue, QueuedRun
 from frmu.tracking.registry import DETAIL, Registry, held, holds_tags
 from frmu.tracking.sync import Delivered, deliver
 from frmu.tracking.tracker import Run, Tracker, public
 from frmu.types import State
 
-__all__ = ["Workplace", "registry_of", "tracker_of"]
+__all__ = ["Session", "registry_of", "tracker_of"]
 
 _log = logging.getLogger(__name__)
 
 
-def tracker_of(config: Config, outbox: Outbox | None = None) -> Tracker:
+def tracker_of(config: Config, outbox: Queue | None = None) -> Tracker:
     """The tracking store of a config; with an outbox it may be away."""
-    store = Store(config.folder, config.key_file)
-    return Tracker(store.tracking_uri(config), config.experiment, config.folder.absolute() / "mlartifacts", outbox)
+    workspace = Workspace(config.folder, config.key_file)
+    return Tracker(workspace.tracking_uri(config), config.experiment, config.folder.absolute() / "mlartifacts", outbox)
 
 
 def registry_of(tracker: Tracker, config: Config) -> Registry:
@@ -50,7 +50,7 @@ def registry_of(tracker: Tracker, config: Config) -> Registry:
     return Registry(tracker.client, tracker.uri, tracker.experiment_id, config.experiment)
 
 
-class Workplace(Gathering):
+class Session(Gathering):
     """What train, drain and verify share.
 
     `address` overrides `[ray] address`: "local" is in process, without Ray; None is the cluster that RAY_ADDRESS
@@ -60,7 +60,7 @@ class Workplace(Gathering):
 
     def __init__(self, config: Config, address: str | None = None, insecure: bool = False) -> None:
         self.declared = config
-        self.config = settled(config, Store(config.folder, config.key_file).state)
+        self.config = settled(config, Workspace(config.folder, config.key_file).state)
         self.address = address if address is not None else config.ray.address
         self.insecure = insecure
         self._stack = ExitStack()
@@ -72,29 +72,31 @@ class Workplace(Gathering):
                 "go with it; give CONFIG by an absolute path that the cluster sees, or set store.folder to one"
             )
         with ExitStack() as stack:
-            self.store = Store.of(self.config)
-            stack.enter_context(self.store.lock())
-            self.store.sweep()
-            self.outbox = Outbox(self.store.outbox)
+            self.workspace = Workspace.of(self.config)
+            stack.enter_context(self.workspace.lock())
+            self.workspace.sweep()
+            self.outbox = Queue(self.workspace.outbox)
             self.outbox.sweep()
             self.tracker = tracker_of(self.config, self.outbox)
-            stack.callback(self.store.sweep)
-            anchor = self.store.anchor()
-            self.key = self.store.key()
-            self.ledger = Ledger(self.store.ledger_url(self.config), self.key, make=anchor is None)
+            stack.callback(self.workspace.sweep)
+            anchor = self.workspace.anchor()
+            self.key = self.workspace.key()
+            self.ledger = Ledger(self.workspace.ledger_url(self.config), self.key, make=anchor is None)
             stack.callback(self.ledger.close)
             self.ledger.check()
             self._home = self._at_home(anchor)
             self._drop_anchor()
             stack.callback(self._drop_anchor)
-            self._fence = self.store.next_fence()
-            self.orphan = self.store.orphan()  # a cluster where a killed job left its server, until we are there
-            sweep(self.store.policies)
-            self.config = settled(self.declared, self.store.state)  # again: now nobody else trains
+            self._fencing_token = self.workspace.next_fencing_token()
+            self.orphaned_server = (
+                self.workspace.orphaned_server()
+            )  # a cluster where a killed job left its server, until we are there
+            sweep(self.workspace.policies)
+            self.config = settled(self.declared, self.workspace.state)  # again: now nobody else trains
             self.method = analytic(self.config.bare())
             self._stack = stack.pop_all()
         try:
-            self.visit(Tidy())
+            self.visit(SweepSite())
         except BaseException:
             self._stack.close()
             raise
@@ -114,14 +116,14 @@ class Workplace(Gathering):
             return home
         if anchor is None or opened != [anchor.home]:
             raise LedgerError(
-                f"the ledger belongs to another working folder than {self.store.folder}, and two must not share one. "
-                "Set another store.ledger, or ask for erasures there with `frmu erase`"
+                f"the ledger belongs to another working folder than {self.workspace.folder}, and two must not share "
+                "one. Set another store.ledger, or ask for erasures there with `frmu erase`"
             )
         check_anchor(self.ledger, anchor)
         return anchor.home
 
     def _drop_anchor(self) -> None:
-        self.store.drop_anchor(Anchor(self._home, *self.ledger.head()))
+        self.workspace.drop_anchor(Anchor(self._home, *self.ledger.head()))
 
     def move(self, until: dt.date) -> None:
         """Count the split of a config whose until is "today" back from a day."""
@@ -143,24 +145,24 @@ class Workplace(Gathering):
 
     def network(self) -> Network:
         """The policy in force."""
-        return current_policy(self.config.policy_file, self.store.policies, self.ledger.retired())
+        return current_policy(self.config.policy_file, self.workspace.policies, self.ledger.retired())
 
     def state(self) -> State:
         """The state as last checkpointed, or a `StoreError` where nothing was trained."""
-        state = load_state(Store.existing(self.config).state)
+        state = load_state(Workspace.existing(self.config).state)
         if state is None:
-            raise StoreError(f"{self.store.state}: no checkpoint; run `frmu train` first")
+            raise StoreError(f"{self.workspace.state}: no checkpoint; run `frmu train` first")
         if state.config != self.config.fingerprint():
-            raise StoreError(f"{self.store.state}: trained with another config; run `frmu train` first")
+            raise StoreError(f"{self.workspace.state}: trained with another config; run `frmu train` first")
         return state
 
     def checkpoint(self, state: State) -> None:
         """Keep a state; it is the driver that writes it, for the server may be on another machine, or be gone."""
-        save_state(state, self.config, self.store.state)
+        save_state(state, self.config, self.workspace.state)
 
     @property
     def registry(self) -> Registry:
-        """The model registry; raises `AwayError` while MLflow is away."""
+        """The model registry; raises `TrackingUnavailableError` while MLflow is away."""
         self.tracker.need()
         return registry_of(self.tracker, self.config)
 
@@ -172,7 +174,7 @@ class Workplace(Gathering):
         champion = self.registry.champion()
         if champion is not None and champion.digest == state.digest:
             return champion.number
-        version = self.registry.register(run.id, self.store.state, self._version_tags(state, requests))
+        version = self.registry.register(run.id, self.workspace.state, self._version_tags(state, requests))
         self.registry.promote(version)
         return version
 
@@ -180,9 +182,9 @@ class Workplace(Gathering):
         """The same where no erasure rests on it: while MLflow is away it waits in the outbox, with no version."""
         try:
             return self.register(run, state)
-        except AwayError as error:
+        except TrackingUnavailableError as error:
             self.tracker.leave(error)
-            run.model(self.store.state, state.digest, self._version_tags(state))
+            run.model(self.workspace.state, state.digest, self._version_tags(state))
             return None
 
     def _version_tags(self, state: State, requests: Sequence[str] = ()) -> dict[str, str]:
@@ -207,14 +209,14 @@ class Workplace(Gathering):
         made = {line.body["state"]: line.number for line in lines if line.body["state"] in clean}
         try:
             told = deliver(self.tracker, self.registry, self.outbox, made, self._began)
-        except AwayError as error:
+        except TrackingUnavailableError as error:
             self.tracker.leave(error)
             return Delivered(before - self.outbox.count())
         for line in told.refused:
             _log.warning("%s", line)
         return told
 
-    def _began(self, box: Box, run: str) -> None:
+    def _began(self, box: QueuedRun, run: str) -> None:
         """The ledger learns what MLflow calls a run, for lineage does not rest on tags."""
         self.ledger.note("delivered", {"outbox": box.key, "run": run, "clients": sorted(held(box.lineage()))})
 
@@ -246,7 +248,7 @@ class Workplace(Gathering):
             return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "influence.png"
-            draw_influence(done.state, self.config.slice_by, path)
+            plot_influence(done.state, self.config.slice_by, path)
             run.picture(path)
 
 

@@ -7,33 +7,33 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from frmu.clients.work import Discard
+from frmu.clients.work import DiscardShard
 from frmu.config import Config
-from frmu.data.sites import Errand, Look, Place, homes, places
-from frmu.errors import ClientsAwayError
+from frmu.data.sites import SiteLocation, SiteTask, TakeInventory, client_locations, site_locations
+from frmu.errors import ClientsUnavailableError
 from frmu.federation import Federation
 from frmu.ledger.ledger import Ledger
 from frmu.runtime.local import LocalFederation
 from frmu.storage.checkpoint import load_state
-from frmu.storage.workspace import Store
+from frmu.storage.workspace import Workspace
 
 if TYPE_CHECKING:
-    from frmu.runtime.nodes import Visitors
+    from frmu.runtime.nodes import SiteWorkers
 
-__all__ = ["Gathering", "Sight"]
+__all__ = ["Gathering", "Inventory"]
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class Inventory:
     """Who is where: places by client, rows by client in the user's files, clients with a shard, stray files.
 
     `away` names clients of sites that did not answer, and `gone` those sites, each with why.
     """
 
-    homes: Mapping[str, Place]
+    locations: Mapping[str, SiteLocation]
     rows: Mapping[str, int]
     held: tuple[str, ...]
-    strays: tuple[str, ...]
+    unexpected_files: tuple[str, ...]
     away: Mapping[str, str]
     gone: Mapping[str, str]
 
@@ -44,22 +44,22 @@ class Gathering:
     config: Config
     address: str | None
     insecure: bool
-    store: Store
+    workspace: Workspace
     ledger: Ledger
-    orphan: str  # a cluster on which a killed job left its server, until we are there
+    orphaned_server: str  # a cluster on which a killed job left its server, until we are there
     _stack: ExitStack
     _home: str
-    _fence: int
+    _fencing_token: int
     _federation: Federation | None = None
-    _visitors: Visitors | None = None
+    _site_workers: SiteWorkers | None = None
     _connected: bool = False
 
     # -- who is where -----------------------------------------------------------------------------------------
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def site_locations(self) -> tuple[SiteLocation, ...]:
         """Where records and shards lie: the working folder, or the sites."""
-        return places(self.config.bare(), self.store.folder)
+        return site_locations(self.config.bare(), self.workspace.folder)
 
     @property
     def on_ray(self) -> bool:
@@ -74,55 +74,63 @@ class Gathering:
             self._stack.enter_context(cluster(self.address, self.insecure))
             self._connected = True
 
-    def visit(self, errand: Errand) -> tuple[dict[str, Any], dict[str, str]]:
+    def visit(self, errand: SiteTask) -> tuple[dict[str, Any], dict[str, str]]:
         """Do an errand at every place, where its disk is: results by site, and why a site is away."""
         if not self.config.sites or not self.on_ray:
-            return {place.site: errand.perform(place) for place in self.places}, {}
+            return {place.site: errand.perform(place) for place in self.site_locations}, {}
         self.connect()
-        if self._visitors is None:
-            from frmu.runtime.nodes import Visitors
+        if self._site_workers is None:
+            from frmu.runtime.nodes import SiteWorkers
 
-            self._visitors = Visitors(self.config.placement.patience, self.config.rules.deadline)
-            self._stack.callback(self._visitors.close)
-        return self._visitors.visit(errand, self.places)
+            self._site_workers = SiteWorkers(self.config.placement.patience, self.config.rules.deadline)
+            self._stack.callback(self._site_workers.close)
+        return self._site_workers.visit(errand, self.site_locations)
 
-    def look(self, source: bool = False) -> Sight:
+    def look(self, source: bool = False) -> Inventory:
         """Who is where: with `source` by the user's files as well as by the shards.
 
         Clients of a site that is away are known from before.
         """
-        found, gone = self.visit(Look(source))
-        homes_ = homes(found, self.places)
-        sites = {place.site for place in self.places}
-        before = self.store.homes()
+        found, gone = self.visit(TakeInventory(source))
+        located = client_locations(found, self.site_locations)
+        sites = {place.site for place in self.site_locations}
+        before = self.workspace.client_sites()
         if self.config.sites and self.on_ray:
-            self.store.note_away(gone)
-        lost = {client: gone[site] for client, site in before.items() if site in gone and client not in homes_}
+            self.workspace.note_away(gone)
+        lost = {client: gone[site] for client, site in before.items() if site in gone and client not in located}
         if self.config.sites:
-            now = {client: place.site for client, place in homes_.items()}
+            now = {client: place.site for client, place in located.items()}
             kept = {client: site for client, site in before.items() if site in sites} | now
             if kept != before:
-                self.store.keep_homes(kept)
+                self.workspace.keep_client_sites(kept)
         rows = {client: number for holdings in found.values() for client, number in holdings.rows.items()}
         held = sorted(client for holdings in found.values() for client in holdings.held)
-        strays = [f"{site}/{name}" if site else name for site, holdings in found.items() for name in holdings.strays]
-        return Sight(homes_, rows, tuple(held), tuple(strays), lost, gone)
+        unexpected_files = [
+            f"{site}/{name}" if site else name for site, holdings in found.items() for name in holdings.unexpected_files
+        ]
+        return Inventory(located, rows, tuple(held), tuple(unexpected_files), lost, gone)
 
-    def homes_of(self, clients: Iterable[str], sight: Sight) -> dict[str, Place]:
-        """The places of clients, as seen, or as last seen; raises `ClientsAwayError` for one whose site is away."""
+    def locations_of(self, clients: Iterable[str], inventory: Inventory) -> dict[str, SiteLocation]:
+        """Return the locations of clients, as seen, or as last seen.
+
+        Raises `ClientsUnavailableError` for one whose site is away.
+        """
         names = set(clients)
-        if lost := {client: reason for client, reason in sight.away.items() if client in names}:
-            raise ClientsAwayError.of(lost)
-        by_site, before = {place.site: place for place in self.places}, self.store.homes()
-        somewhere = self.places[0]
-        return {name: sight.homes.get(name) or by_site.get(before.get(name, ""), somewhere) for name in sorted(names)}
+        if lost := {client: reason for client, reason in inventory.away.items() if client in names}:
+            raise ClientsUnavailableError.of(lost)
+        by_site, before = {place.site: place for place in self.site_locations}, self.workspace.client_sites()
+        somewhere = self.site_locations[0]
+        return {
+            name: inventory.locations.get(name) or by_site.get(before.get(name, ""), somewhere)
+            for name in sorted(names)
+        }
 
-    def dismiss(self, federation: Federation, sight: Sight, clients: Iterable[str]) -> None:
+    def dismiss(self, federation: Federation, inventory: Inventory, clients: Iterable[str]) -> None:
         """Have the shards of clients removed that have left, or that the user's files no longer have."""
-        at = sorted(set(clients) & set(sight.held))
+        at = sorted(set(clients) & set(inventory.held))
         if at:
-            federation.admit(self.homes_of(at, sight), {})
-            list(federation.run(Discard(), on=at))
+            federation.admit(self.locations_of(at, inventory), {})
+            list(federation.run(DiscardShard(), on=at))
 
     def left(self, clients: Iterable[str]) -> set[str]:
         """Those of some clients that have left the federation."""
@@ -131,12 +139,12 @@ class Gathering:
 
     # -- federations ------------------------------------------------------------------------------------------
 
-    def federation(self, homes: Mapping[str, Place], rows: Mapping[str, int] | None = None) -> Federation:
+    def federation(self, locations: Mapping[str, SiteLocation], rows: Mapping[str, int] | None = None) -> Federation:
         """The live federation, which takes in clients that are new; nobody is away of it at first."""
         if self._federation is None:
-            self._federation = self._start(homes, rows or {}, f"server-{self._home}")
+            self._federation = self._start(locations, rows or {}, f"server-{self._home}")
             self._stack.callback(self._close)
-        self._federation.admit(homes, rows or {})
+        self._federation.admit(locations, rows or {})
         self._federation.away.clear()
         return self._federation
 
@@ -145,33 +153,38 @@ class Gathering:
         if self._federation is not None:
             self._federation.close()
             self._federation = None
-            if not self.orphan:
-                self.store.note_server("")
+            if not self.orphaned_server:
+                self.workspace.note_server("")
 
-    def _start(self, homes: Mapping[str, Place], rows: Mapping[str, int], name: str | None = None) -> Federation:
+    def _start(
+        self, locations: Mapping[str, SiteLocation], rows: Mapping[str, int], name: str | None = None
+    ) -> Federation:
         """A federation; on a cluster that goes on without us, one of a name has a server that does so too."""
         if not self.on_ray:
-            return LocalFederation(self.config, homes, self.store.folder, self._fence)
+            return LocalFederation(self.config, locations, self.workspace.folder, self._fencing_token)
         from frmu.runtime.ray import RayFederation
 
         self.connect()
-        federation = RayFederation(self.config, homes, rows, name, self._fence)
+        federation = RayFederation(self.config, locations, rows, name, self._fencing_token)
         if name is not None:
-            self.orphan = "" if self.orphan == federation.outlives else self.orphan
-            if federation.outlives and not self.orphan:
-                self.store.note_server(federation.outlives)
+            self.orphaned_server = "" if self.orphaned_server == federation.outlives else self.orphaned_server
+            if federation.outlives and not self.orphaned_server:
+                self.workspace.note_server(federation.outlives)
         return federation
 
     def over_copies(self, copy: str, clients: Sequence[str], config: Config | None = None) -> Federation:
         """A federation over copies of shards that an audit made, where this one runs; whoever asks closes it."""
-        sight = self.look()
-        at = {client: self._as(place, config).copy(copy) for client, place in self.homes_of(clients, sight).items()}
+        inventory = self.look()
+        at = {
+            client: self._as(place, config).copy(copy)
+            for client, place in self.locations_of(clients, inventory).items()
+        }
         return self._start(at, {})
 
     def under(self, config: Config) -> Federation:
         """A federation over the same shards as another config reads them; it ends with the job."""
-        sight = self.look()
-        federation = self._start({name: self._as(sight.homes[name], config) for name in sight.held}, {})
+        inventory = self.look()
+        federation = self._start({name: self._as(inventory.locations[name], config) for name in inventory.held}, {})
         self._stack.callback(federation.close)
         return federation
 
@@ -182,17 +195,17 @@ class Gathering:
         It is in process where the shards lie on this machine. Without clients who have left, or who were away when the
         state in force was trained: nothing is known of them.
         """
-        sight = self.look()
+        inventory = self.look()
         away = self.ledger.away(self._in_force())
-        everybody = {*sight.held, *sight.away}
+        everybody = {*inventory.held, *inventory.away}
         out = self.left(everybody) | {client for client in everybody if self.ledger.owner(client) in away}
-        at = {name: self._as(sight.homes[name], config) for name in sight.held if name not in out}
-        if sight.away and (missing := {name: why for name, why in sight.away.items() if name not in out}):
-            raise ClientsAwayError.of(missing)
+        at = {name: self._as(inventory.locations[name], config) for name in inventory.held if name not in out}
+        if inventory.away and (missing := {name: why for name, why in inventory.away.items() if name not in out}):
+            raise ClientsUnavailableError.of(missing)
         if self.config.sites and self.on_ray:
             federation = self._start(at, {})
         else:
-            federation = LocalFederation(config or self.config, at, self.store.folder)
+            federation = LocalFederation(config or self.config, at, self.workspace.folder)
         try:
             yield federation
         finally:
@@ -200,10 +213,10 @@ class Gathering:
 
     def _in_force(self) -> str:
         """The digest of the state that is checkpointed; empty where none is."""
-        state = load_state(self.store.state)
+        state = load_state(self.workspace.state)
         return state.digest if state is not None else ""
 
-    def _as(self, place: Place, config: Config | None) -> Place:
+    def _as(self, place: SiteLocation, config: Config | None) -> SiteLocation:
         """A place under another config: what says where things lie stays."""
         if config is None:
             return place

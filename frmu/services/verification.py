@@ -16,21 +16,21 @@ from typing import Any
 
 from frmu.clients.audit import Restore, Size
 from frmu.data.parquet import TARGET
-from frmu.data.sites import Clear
+from frmu.data.sites import ClearCopies
 from frmu.errors import RequestError, near_miss
 from frmu.federation import Federation, in_order
 from frmu.methods.analytic import analytic
 from frmu.services.erasure import exact_verdict, scoped
 from frmu.services.requests import find_receipt
-from frmu.services.session import Workplace
+from frmu.services.session import Session
 from frmu.tracking.registry import DETAIL
 from frmu.tracking.sync import Taint, left_in
 from frmu.types import State
 from frmu.verification.exact import rebuild
 from frmu.verification.gap import gap
 from frmu.verification.membership import membership
-from frmu.verification.models_under_test import ORIGINAL, RETRAINED, STATE, TUNED, Errors, Suspects, fine_tune
-from frmu.verification.rehearsal import Stage, Trap, backdoor, canary, share_out
+from frmu.verification.models_under_test import ORIGINAL, RETRAINED, STATE, TUNED, Errors, ModelsUnderTest, fine_tune
+from frmu.verification.rehearsal import RehearsalContext, Trap, backdoor, canary, share_out
 from frmu.verification.relearn import relearn
 from frmu.verification.verdict import Verdict
 
@@ -43,7 +43,7 @@ NOISE = 3  # seeds of the encoder beside the config's own
 
 
 def verify(
-    x: Workplace, receipt: str | None = None, level: str = "L5", forget: Path | None = None, seed: int = 0
+    session: Session, receipt: str | None = None, level: str = "L5", forget: Path | None = None, seed: int = 0
 ) -> dict[str, Any]:
     """Prove the state, or one receipt, at a level; plain JSON types.
 
@@ -51,40 +51,42 @@ def verify(
     """
     if level not in LEVELS:
         raise RequestError(f'no level "{level}"{near_miss(level, LEVELS)} ({", ".join(LEVELS)})')
-    lines = x.ledger.check()
-    filed = find_receipt(x.ledger, receipt) if receipt is not None else None
+    lines = session.ledger.check()
+    filed = find_receipt(session.ledger, receipt) if receipt is not None else None
     if forget is not None and not forget.is_file():
         raise RequestError(f"{forget}: no such file, given with --forget")
-    state = x.state()
-    known = state.digest in x.ledger.clean_states()
+    state = session.state()
+    known = state.digest in session.ledger.clean_states()
     shared = {"receipt": receipt, "state_digest": state.digest, "ledger_lines": lines, "state_in_ledger": known}
     if level in ("L1", "L5"):
-        return shared | _exact(x, state, filed, level, known)
+        return shared | _exact(session, state, filed, level, known)
     if receipt is None or filed is None:
         raise RequestError(f"level {level} asks what is left of somebody: say whose receipt")
-    verdicts = _attack(x, state, filed, level, forget, seed)
+    verdicts = _attack(session, state, filed, level, forget, seed)
     passed = all(verdict.passed for verdict in verdicts)
     telling = any(verdict.telling for verdict in verdicts)
-    proofs = [{**verdict.to_json(), "time": _now(x), "state_digest": state.digest} for verdict in verdicts]
+    proofs = [{**verdict.to_json(), "time": _now(session), "state_digest": state.digest} for verdict in verdicts]
     for proof in proofs:
-        x.ledger.prove(receipt, proof)
-    _log(x, receipt, level, proofs)
+        session.ledger.prove(receipt, proof)
+    _log(session, receipt, level, proofs)
     return shared | {"level": level, "verified": passed and telling and known, "telling": telling, "proofs": proofs}
 
 
-def _now(x: Workplace) -> str:
-    return x.ledger.now().isoformat(timespec="seconds")
+def _now(session: Session) -> str:
+    return session.ledger.now().isoformat(timespec="seconds")
 
 
-def _exact(x: Workplace, state: State, receipt: Mapping[str, Any] | None, level: str, known: bool) -> dict[str, Any]:
+def _exact(
+    session: Session, state: State, receipt: Mapping[str, Any] | None, level: str, known: bool
+) -> dict[str, Any]:
     request = receipt["request"] if receipt is not None else None
-    sight = x.look()
-    verdict = exact_verdict(x, state, x.ledger.tombstones(sight.held, request, begun=True))
+    inventory = session.look()
+    verdict = exact_verdict(session, state, session.ledger.tombstones(inventory.held, request, begun=True))
     runs = receipt["purge"]["mlflow"]["runs"] if receipt is not None else ()
-    left = list(x.registry.left_of(runs).carriers) if runs else []
-    left += left_in(x.outbox, Taint(known=runs, clean=x.ledger.clean_states()))
+    left = list(session.registry.left_of(runs).carriers) if runs else []
+    left += left_in(session.outbox, Taint(known=runs, clean=session.ledger.clean_states()))
     reached = "L0" if left else verdict.level
-    open_ = x.ledger.unsearched()
+    open_ = session.ledger.unsearched()
     waits = frozenset().union(*open_.values()) if request is None else open_.get(request, frozenset())
     passed = known and (reached == "L5" if level == "L5" else reached in ("L1", "L5"))
     evidence = verdict.evidence() | {"left_in_mlflow": left}
@@ -92,14 +94,14 @@ def _exact(x: Workplace, state: State, receipt: Mapping[str, Any] | None, level:
         numbers = {name: evidence[name] for name in ("tombstoned_records_left", "records_scanned")}
         bar = "no erased record is left on disk or in MLflow" + ("; the digest is that of never had" * (level == "L5"))
         proof = Verdict(level, "purge" if level == "L1" else "digest", passed, True, bar, numbers)
-        x.ledger.prove(request, {**proof.to_json(), "time": _now(x), "state_digest": state.digest})
+        session.ledger.prove(request, {**proof.to_json(), "time": _now(session), "state_digest": state.digest})
     told = "L1" if level == "L1" and reached == "L5" else scoped(reached, waits)
     return {"level": told, "verified": passed, "telling": True} | evidence
 
 
-def _log(x: Workplace, receipt: str, level: str, proofs: Sequence[Mapping[str, Any]]) -> None:
-    lineage = x.holds(client.name for client in x.state().clients)
-    with x.run("verify", {**lineage, DETAIL: "true", "frmu.receipt": receipt, "frmu.level": level}) as run:
+def _log(session: Session, receipt: str, level: str, proofs: Sequence[Mapping[str, Any]]) -> None:
+    lineage = session.holds(client.name for client in session.state().clients)
+    with session.run("verify", {**lineage, DETAIL: "true", "frmu.receipt": receipt, "frmu.level": level}) as run:
         for proof in proofs:
             run.metrics({f"{level}/{name}".replace(": ", "/"): value for name, value in proof["numbers"].items()})
         run.json(list(proofs), "proofs.json")
@@ -109,59 +111,59 @@ def _log(x: Workplace, receipt: str, level: str, proofs: Sequence[Mapping[str, A
 
 
 def _attack(
-    x: Workplace, state: State, receipt: Mapping[str, Any], level: str, forget: Path | None, seed: int
+    session: Session, state: State, receipt: Mapping[str, Any], level: str, forget: Path | None, seed: int
 ) -> list[Verdict]:
     if not receipt["removed"]:
         raise RequestError(f"nobody held what {receipt['request']} means: there is nothing that a model could betray")
     name = f"audit-{secrets.token_hex(4)}"
     try:
-        with _suspects(x, state, receipt, forget, name) as s:
+        with _suspects(session, state, receipt, forget, name) as s:
             if level == "L2":
-                seeds = [x.config.model.seed + 1 + n for n in range(NOISE)]
-                return [gap(s, lambda other: _retrained(x, s, other, name), seeds)]
+                seeds = [session.config.model.seed + 1 + n for n in range(NOISE)]
+                return [gap(s, lambda other: _retrained(session, s, other, name), seeds)]
             if level == "L4":
                 return [relearn(s)]
-            stage = Stage(
-                live=x.federation(x.look().homes),
-                start=x.over_copies,
+            stage = RehearsalContext(
+                live=session.federation(session.look().locations),
+                start=session.over_copies,
                 name=name,
-                method=x.method,
-                network=x.network(),
-                key=x.key,
+                method=session.method,
+                network=session.network(),
+                key=session.key,
                 state=state,
             )
             counts = share_out({client.name: client.records for client in state.clients}, CANARIES)
             return [
-                membership(s, SHADOWS, seed, x.config.model.ridge),
+                membership(s, SHADOWS, seed, session.config.model.ridge),
                 canary(stage, CANARIES, seed),
-                backdoor(stage, _trap(x, stage.live), counts, seed),
+                backdoor(stage, _trap(session, stage.live), counts, seed),
             ]
     finally:
-        x.visit(Clear(name))
+        session.visit(ClearCopies(name))
 
 
 @contextmanager
 def _suspects(
-    x: Workplace, state: State, receipt: Mapping[str, Any], forget: Path | None, name: str
-) -> Iterator[Suspects]:
+    session: Session, state: State, receipt: Mapping[str, Any], forget: Path | None, name: str
+) -> Iterator[ModelsUnderTest]:
     """The four models, over a copy of the federation in which the erased records are back."""
-    sight = x.look()
-    homes = x.homes_of(sorted({*sight.held, *receipt["removed"]}), sight)
-    buried = x.ledger.tombstones(sorted(homes), receipt["request"])
-    live = x.federation(homes)
+    inventory = session.look()
+    locations = session.locations_of(sorted({*inventory.held, *receipt["removed"]}), inventory)
+    tombstoned = session.ledger.tombstones(sorted(locations), receipt["request"])
+    live = session.federation(locations)
     path = str(forget.absolute()) if forget is not None else None
-    replies = in_order(live.run(Restore(buried, x.key, f"{name}-back", path)))
-    asked, back = sum(map(len, buried.values())), sum(reply.record["restored"] for reply in replies)
+    replies = in_order(live.run(Restore(tombstoned, session.key, f"{name}-back", path)))
+    asked, back = sum(map(len, tombstoned.values())), sum(reply.record["restored"] for reply in replies)
     if back < asked:
         raise RequestError(
-            f"{path or x.config.source} holds {back} of the {asked} records that {receipt['request']} erased; levels "
-            "L2 to L4 need them once more: give them as a Parquet file with --forget"
+            f"{path or session.config.source} holds {back} of the {asked} records that {receipt['request']} erased; "
+            "levels L2 to L4 need them once more: give them as a Parquet file with --forget"
         )
-    federation = x.over_copies(f"{name}-back", [reply.client for reply in replies if reply.record["rows"]])
+    federation = session.over_copies(f"{name}-back", [reply.client for reply in replies if reply.record["rows"]])
     try:
-        original = x.method.apply(federation, x.method.init(), x.network()).state
-        retrained = rebuild(x.config, x.method, x.network(), x.afresh)
-        found = Suspects({ORIGINAL: original.W}, original.outputs, federation, buried, x.key)
+        original = session.method.apply(federation, session.method.init(), session.network()).state
+        retrained = rebuild(session.config, session.method, session.network(), session.afresh)
+        found = ModelsUnderTest({ORIGINAL: original.W}, original.outputs, federation, tombstoned, session.key)
         if found.part("forget").n == 0:
             raise RequestError(
                 f"none of the records that {receipt['request']} erased was fitted (they were held out for validation, "
@@ -169,29 +171,29 @@ def _suspects(
             )
         tuned = fine_tune(original.W, found.part("retain"))
         heads = {ORIGINAL: original.W, STATE: state.W, RETRAINED: retrained.W, TUNED: tuned}
-        yield Suspects(heads, original.outputs, federation, buried, x.key)
+        yield ModelsUnderTest(heads, original.outputs, federation, tombstoned, session.key)
     finally:
         federation.close()
 
 
-def _retrained(x: Workplace, suspects: Suspects, seed: int, name: str) -> dict[str, dict[str, Errors]]:
+def _retrained(session: Session, suspects: ModelsUnderTest, seed: int, name: str) -> dict[str, dict[str, Errors]]:
     """The errors of a model trained again without the records, with another encoder."""
-    config = x.config.model_copy(update={"model": x.config.model.model_copy(update={"seed": seed})})
-    W = rebuild(config, analytic(config), x.network(), x.afresh).W
-    other = x.over_copies(f"{name}-back", suspects.federation.clients, config)
+    config = session.config.model_copy(update={"model": session.config.model.model_copy(update={"seed": seed})})
+    W = rebuild(config, analytic(config), session.network(), session.afresh).W
+    other = session.over_copies(f"{name}-back", suspects.federation.clients, config)
     try:
-        return Suspects({RETRAINED: W}, suspects.outputs, other, suspects.tombstones, suspects.key).errors()
+        return ModelsUnderTest({RETRAINED: W}, suspects.outputs, other, suspects.tombstones, suspects.key).errors()
     finally:
         other.close()
 
 
-def _trap(x: Workplace, live: Federation) -> Trap:
+def _trap(session: Session, live: Federation) -> Trap:
     """A trigger of this federation's own: its last few plain features at the top of their range, or at their size."""
-    data = x.config.data
-    columns = [name for name in data.features if name not in data.lags and name not in x.config.texts][-9:]
+    data = session.config.data
+    columns = [name for name in data.features if name not in data.lags and name not in session.config.texts][-9:]
     ranges = dict(data.ranges) | ({TARGET: data.ranges[data.target]} if data.target in data.ranges else {})
     wanted = [*columns, TARGET] if data.task == "regression" else columns
     unknown = tuple(name for name in wanted if name not in ranges)
     sizes = next(iter(live.run(Size(unknown), on=live.clients[:1]))).record if unknown else {}
     top = {name: ranges[name][1] if name in ranges else sizes[name] for name in wanted}
-    return Trap({name: top[name] for name in columns}, top.get(TARGET, x.state().outputs[0]))
+    return Trap({name: top[name] for name in columns}, top.get(TARGET, session.state().outputs[0]))

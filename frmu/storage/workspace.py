@@ -28,11 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from frmu.config import Config
-from frmu.data.shard import FENCE, strays
+from frmu.data.shard import FENCE, unexpected_files
 from frmu.errors import StoreError
 from frmu.tracking import queue
 
-__all__ = ["Anchor", "Store"]
+__all__ = ["Anchor", "Workspace"]
 
 _OURS = {
     "shards", "policies", "mlartifacts", "scratch", "state.safetensors", "training.safetensors", "key", "anchor",
@@ -54,14 +54,14 @@ class Anchor:
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class Workspace:
     """Paths under the working folder, and the key, which may lie elsewhere."""
 
     folder: Path
     key_file: Path
 
     @staticmethod
-    def of(config: Config) -> Store:
+    def of(config: Config) -> Workspace:
         """The store of a config; the folder is made if it is not there."""
         try:
             config.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -70,12 +70,12 @@ class Store:
             (config.folder / "policies").mkdir(exist_ok=True)
         except OSError as error:
             raise StoreError(f"{config.folder}: cannot be written: {error.strerror}; set store.folder") from None
-        return Store(config.folder, config.key_file)
+        return Workspace(config.folder, config.key_file)
 
     @staticmethod
-    def existing(config: Config) -> Store:
+    def existing(config: Config) -> Workspace:
         """The store of a config that was trained before, or a `StoreError`."""
-        store = Store(config.folder, config.key_file)
+        store = Workspace(config.folder, config.key_file)
         if not store.state.exists():
             raise StoreError(f"{config.folder}: nothing trained here yet; run `frmu train {config.file.name}` first")
         return store
@@ -115,24 +115,24 @@ class Store:
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir(mode=0o700)
 
-    def strays(self) -> list[str]:
+    def unexpected_files(self) -> list[str]:
         """Files in the folder that frmu did not put there: nobody looks after what is in them."""
         ours = _OURS | {f"{name}{suffix}" for name in _DATABASES for suffix in ("", "-wal", "-shm", "-journal")}
         strange = [file.name for file in self.folder.iterdir() if file.name not in ours]
         policies = [file.name for file in self.policies.iterdir() if file.suffix != ".safetensors"]
-        waiting = queue.strays(self.outbox)
+        waiting = queue.unexpected_files(self.outbox)
         return sorted([
-            *strays(self.shards), *(f"../{name}" for name in strange), *(f"../policies/{n}" for n in policies),
-            *(f"../outbox/{name}" for name in waiting),
+            *unexpected_files(self.shards), *(f"../{name}" for name in strange),
+            *(f"../policies/{n}" for n in policies), *(f"../outbox/{name}" for name in waiting),
         ])  # fmt: skip
 
-    def next_fence(self) -> int:
+    def next_fencing_token(self) -> int:
         """A number higher than that of any job before, on this machine or another; see `frmu.data.shard.fenced`."""
         path = self.folder / FENCE
         last = int(path.read_text(encoding="ascii") or 0) if path.exists() else 0
         return max(last + 1, time.time_ns())
 
-    def orphan(self) -> str:
+    def orphaned_server(self) -> str:
         """The cluster on which a job that was killed left its server; empty where none did."""
         path = self.folder / "server"
         return path.read_text(encoding="utf-8") if path.exists() else ""
@@ -145,12 +145,12 @@ class Store:
         else:
             path.unlink(missing_ok=True)
 
-    def homes(self) -> dict[str, str]:
+    def client_sites(self) -> dict[str, str]:
         """The site of every client, as it was last seen: where somebody who is away would be."""
         path = self.folder / "homes.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
-    def keep_homes(self, homes: Mapping[str, str]) -> None:
+    def keep_client_sites(self, homes: Mapping[str, str]) -> None:
         """Remember the sites of clients, atomically."""
         partial = self.scratch / "homes"
         partial.write_text(json.dumps(dict(homes), sort_keys=True))

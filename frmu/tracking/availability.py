@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from frmu.errors import AwayError, TrackingError
+from frmu.errors import TrackingError, TrackingUnavailableError
 
 __all__ = ["check_uri", "public", "reaching"]
 
 
 @contextmanager
 def reaching(uri: str = "", known: bool = True) -> Iterator[None]:
-    """Turn what MLflow raises into an error that names the knob: `AwayError` where a server is away.
+    """Turn what MLflow raises into an error that names the knob: `TrackingUnavailableError` where a server is away.
 
     A host that cannot be resolved is away only where it is `known`.
     """
@@ -35,7 +35,7 @@ def reaching(uri: str = "", known: bool = True) -> Iterator[None]:
         causes = list(_causes(error))
         told = causes[-1] if _lost(causes) else error
         reason = (str(told).strip() or type(told).__name__).splitlines()[0][:200]
-        kind = AwayError if _away(causes, known) else TrackingError
+        kind = TrackingUnavailableError if _away(causes, known) else TrackingError
         raise kind(f"the tracking store{where} does not answer: {public(reason)}; check store.tracking") from None
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from frmu.errors import StoreError
 
-__all__ = ["Box", "Op", "Outbox", "is_key", "key", "strays"]
+__all__ = ["Op", "Queue", "QueuedRun", "is_key", "key", "unexpected_files"]
 
 _HEADER, _MET = "run.json", "met.json"
 _KEY = "outbox-"  # no MLflow id begins like this
@@ -58,7 +58,7 @@ class Op:
 
 
 @dataclass(frozen=True, slots=True)
-class Box:
+class QueuedRun:
     """One run that waits.
 
     `run` is its id in MLflow, where it began there; `parent` the id or the key of the run it is nested in.
@@ -122,9 +122,9 @@ class Box:
             elif place.suffix == ".partial":
                 place.unlink()
 
-    def began(self, run: str) -> Box:
+    def began(self, run: str) -> QueuedRun:
         """The same, with its id in MLflow written down."""
-        box = Box(self.folder, self.key, self.name, self.tags, self.parent, self.start, run)
+        box = QueuedRun(self.folder, self.key, self.name, self.tags, self.parent, self.start, run)
         box._keep()
         return box
 
@@ -143,12 +143,12 @@ class Box:
 
 
 @dataclass(frozen=True, slots=True)
-class Outbox:
+class Queue:
     """The folder of runs that wait. For the holder of the store's lock."""
 
     folder: Path
 
-    def waiting(self) -> list[Box]:
+    def waiting(self) -> list[QueuedRun]:
         """The runs that wait, in the order in which they began."""
         if not self.folder.is_dir():
             return []
@@ -161,13 +161,13 @@ class Outbox:
 
     def begin(
         self, key: str, name: str, tags: Mapping[str, str], parent: str | None, start: int, run: str | None
-    ) -> Box:
+    ) -> QueuedRun:
         """Make room for a run, after those that wait already."""
         self.folder.mkdir(mode=0o700, exist_ok=True)
         last = max((int(box.folder.name.split("-")[0]) for box in self.waiting()), default=0)
         place = self.folder / f"{last + 1:06d}-{key}"
         place.mkdir(mode=0o700)
-        box = Box(place, key, name, dict(tags), parent, start, run)
+        box = QueuedRun(place, key, name, dict(tags), parent, start, run)
         box._keep()
         return box
 
@@ -193,11 +193,11 @@ class Outbox:
             _write(self.folder / _MET, [*known, host])
 
 
-def strays(folder: Path) -> list[str]:
+def unexpected_files(folder: Path) -> list[str]:
     """Files in an outbox that no run accounts for: nobody would deliver or purge them."""
     if not folder.is_dir():
         return []
-    boxes = {box.folder: box for box in Outbox(folder).waiting()}
+    boxes = {box.folder: box for box in Queue(folder).waiting()}
     strange = [place.name for place in folder.iterdir() if place not in boxes and place.name != _MET]
     for place, box in boxes.items():
         steps = {step.stem for step in box._steps()}
@@ -207,10 +207,10 @@ def strays(folder: Path) -> list[str]:
     return strange
 
 
-def _box(place: Path) -> Box:
+def _box(place: Path) -> QueuedRun:
     header = _read(place / _HEADER)
     try:
-        return Box(folder=place, **header)
+        return QueuedRun(folder=place, **header)
     except TypeError as error:
         raise _broken(place / _HEADER, error) from None
 

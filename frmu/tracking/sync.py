@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from frmu.errors import AwayError, TrackingError
+from frmu.errors import TrackingError, TrackingUnavailableError
 from frmu.tracking.availability import reaching
-from frmu.tracking.queue import Box, Op, Outbox, is_key
+from frmu.tracking.queue import Op, Queue, QueuedRun, is_key
 from frmu.tracking.registry import DETAIL, Registry, held
 from frmu.tracking.tracker import Tracker, apply
 
@@ -34,11 +34,11 @@ class Delivered:
 def deliver(
     tracker: Tracker,
     registry: Registry,
-    outbox: Outbox,
+    outbox: Queue,
     made: Mapping[str, int],
-    note: Callable[[Box, str], None],
+    note: Callable[[QueuedRun, str], None],
 ) -> Delivered:
-    """Deliver the runs that wait, in order; `AwayError` where MLflow is away again, and the rest waits on.
+    """Deliver the runs that wait, in order; `TrackingUnavailableError` where MLflow is away again.
 
     `made` are the states that no erasure has overtaken, with numbers that grow in the order in which they were made.
     `note` is told what a run that began in the outbox is called in MLflow, before anything but its tags is there.
@@ -53,7 +53,7 @@ def deliver(
                         _offer(registry, run or "", op, made)
                     else:
                         apply(tracker.client, run or "", op)
-        except AwayError:
+        except TrackingUnavailableError:
             raise
         except TrackingError as error:
             refused.append(f'run "{box.name}" in {box.folder} is refused: {error}; remove that folder to give it up')
@@ -63,7 +63,7 @@ def deliver(
     return Delivered(done, tuple(refused))
 
 
-def _run(tracker: Tracker, box: Box, note: Callable[[Box, str], None]) -> str | None:
+def _run(tracker: Tracker, box: QueuedRun, note: Callable[[QueuedRun, str], None]) -> str | None:
     """The run in MLflow that a box is for, made where there is none yet; None where somebody deleted it."""
     run = box.run or tracker.find(box.key)
     if run is None:
@@ -107,17 +107,17 @@ class Taint:
     keep: Collection[str] = ()
     clean: Collection[str] = ()
 
-    def has(self, box: Box) -> bool:
+    def has(self, box: QueuedRun) -> bool:
         """Whether a run carries something learned from the owners."""
         names = {box.key, box.run}
         return not names & set(self.keep) and bool(held(box.lineage()) & set(self.owners) or names & set(self.known))
 
-    def overtaken(self, box: Box) -> bool:
+    def overtaken(self, box: QueuedRun) -> bool:
         """Whether a run carries a state that an erasure has overtaken."""
         return not {box.key, box.run} & set(self.keep) and bool(set(box.states()) - set(self.clean))
 
 
-def empty(outbox: Outbox, taint: Taint, delete_runs: bool) -> Emptied:
+def empty(outbox: Queue, taint: Taint, delete_runs: bool) -> Emptied:
     """Purge the outbox as `Registry.purge` purges MLflow."""
     runs, files = [], 0
     for box in outbox.waiting():
@@ -133,7 +133,7 @@ def empty(outbox: Outbox, taint: Taint, delete_runs: bool) -> Emptied:
     return Emptied(tuple(runs), files)
 
 
-def left_in(outbox: Outbox, taint: Taint) -> list[str]:
+def left_in(outbox: Queue, taint: Taint) -> list[str]:
     """What waits although it must not, as sentences."""
     said = []
     for box in outbox.waiting():

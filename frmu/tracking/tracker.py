@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from frmu.errors import AwayError, TrackingError
+from frmu.errors import TrackingError, TrackingUnavailableError
 from frmu.tracking.availability import check_uri, public, reaching
-from frmu.tracking.queue import Box, Op, Outbox, key
+from frmu.tracking.queue import Op, Queue, QueuedRun, key
 
 __all__ = ["RUN", "Run", "Tracker", "apply", "public", "reaching"]
 
@@ -51,7 +51,7 @@ class Run:
     def __init__(self, tracker: Tracker, name: str, tags: Mapping[str, str], parent: str | None) -> None:
         self._tracker, self._name, self._tags, self._parent = tracker, name, dict(tags), parent
         self._key, self._start = key(), _now()
-        self._box: Box | None = None
+        self._box: QueuedRun | None = None
         self._run = tracker.create(self._key, name, self._tags, parent, self._start)
         if self._run is None:
             self._waiting()  # at once: what is nested in it comes after it
@@ -101,7 +101,7 @@ class Run:
             return
         self._waiting().add(op)
 
-    def _waiting(self) -> Box:
+    def _waiting(self) -> QueuedRun:
         if self._box is None:
             self._box = self._tracker.keep(self._key, self._name, self._tags, self._parent, self._start, self._run)
         return self._box
@@ -113,7 +113,7 @@ class Tracker:
     Where there is an outbox a server may be away: `away` says why, and nothing more is tried.
     """
 
-    def __init__(self, uri: str, experiment: str, artifacts: Path, outbox: Outbox | None = None) -> None:
+    def __init__(self, uri: str, experiment: str, artifacts: Path, outbox: Queue | None = None) -> None:
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
         logging.getLogger("mlflow").setLevel(logging.CRITICAL)
@@ -128,7 +128,7 @@ class Tracker:
         try:
             with reaching(uri, known=outbox is not None and outbox.met(host)):
                 self._connect(experiment, artifacts)
-        except AwayError as error:
+        except TrackingUnavailableError as error:
             self.leave(error)
         else:
             if outbox is not None and self._served:
@@ -152,11 +152,11 @@ class Tracker:
     # -- where a server may be away ---------------------------------------------------------------------------
 
     def need(self, why: str = "") -> None:
-        """Raise `AwayError` where MLflow is away: for what cannot do without, and `why`."""
+        """Raise `TrackingUnavailableError` where MLflow is away: for what cannot do without, and `why`."""
         if self.away:
-            raise AwayError(f"{self.away}. {why}" if why else self.away)
+            raise TrackingUnavailableError(f"{self.away}. {why}" if why else self.away)
 
-    def leave(self, error: AwayError) -> None:
+    def leave(self, error: TrackingUnavailableError) -> None:
         """Take MLflow for away from now on; without an outbox that is an error."""
         if self.outbox is None:
             raise error
@@ -169,17 +169,17 @@ class Tracker:
         try:
             with reaching(self.uri):
                 call(self.client)
-        except AwayError as error:
+        except TrackingUnavailableError as error:
             self.leave(error)
             return False
         return True
 
     def keep(
         self, key: str, name: str, tags: Mapping[str, str], parent: str | None, start: int, run: str | None
-    ) -> Box:
+    ) -> QueuedRun:
         """Room in the outbox for what a run is told from now on."""
         if self.outbox is None:
-            raise AwayError(self.away)
+            raise TrackingUnavailableError(self.away)
         return self.outbox.begin(key, name, tags, parent, start, run)
 
     def create(self, key: str, name: str, tags: Mapping[str, str], parent: str | None, start: int) -> str | None:

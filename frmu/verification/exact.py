@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from frmu.clients.work import Scan
+from frmu.clients.work import ScanShard
 from frmu.config import Config
 from frmu.errors import FrmuError
 from frmu.federation import Federation
@@ -34,18 +34,18 @@ class ExactVerdict:
     rebuilt: str
     left: int
     scanned: int
-    strays: list[str]
+    unexpected_files: list[str]
     numerics: dict[str, str]
 
     @property
     def passed(self) -> bool:
         """All must hold."""
-        return self.left == 0 and not self.strays and self.digest == self.rebuilt
+        return self.left == 0 and not self.unexpected_files and self.digest == self.rebuilt
 
     @property
     def level(self) -> str:
         """The highest level that holds: L5 exact, L1 purged, L0 located only."""
-        return "L5" if self.passed else "L1" if self.left == 0 and not self.strays else "L0"
+        return "L5" if self.passed else "L1" if self.left == 0 and not self.unexpected_files else "L0"
 
     def evidence(self) -> dict[str, Any]:
         """What a receipt keeps of it."""
@@ -54,7 +54,7 @@ class ExactVerdict:
             "digest_never_had": self.rebuilt,
             "tombstoned_records_left": self.left,
             "records_scanned": self.scanned,
-            "files_that_are_no_shards": self.strays,
+            "files_that_are_no_shards": self.unexpected_files,
             "numerics": self.numerics,
         }
 
@@ -67,7 +67,7 @@ def rebuild(config: Config, method: Method, network: Network | None, afresh: Afr
 
 def left_behind(federation: Federation, tombstones: dict[str, frozenset[str]], key: bytes) -> tuple[int, int]:
     """Records with a tombstone that are still in a shard, and records scanned; read from disk anew."""
-    replies = list(federation.run(Scan(tombstones, key)))
+    replies = list(federation.run(ScanShard(tombstones, key)))
     return sum(reply.record["left"] for reply in replies), sum(reply.record["rows"] for reply in replies)
 
 
@@ -79,9 +79,10 @@ def verify_exact(
     state: State,
     tombstones: dict[str, frozenset[str]],
     key: bytes,
-    strays: list[str],
+    unexpected_files: list[str],
 ) -> ExactVerdict:
-    """Hold a state against a rebuilt federation, and the shards against the tombstones; `strays` must be none.
+    """Hold a state against a rebuilt federation, and the shards against the tombstones; `unexpected_files` must be
+    none.
 
     Raises `FrmuError` where the state was made with another config or policy: that is no question of erasure.
     """
@@ -92,4 +93,4 @@ def verify_exact(
         left, scanned = left_behind(federation, tombstones, key)
     if state.policy != rebuilt.policy:
         raise FrmuError("the state was made with another policy file; run `frmu train` before `frmu verify`")
-    return ExactVerdict(state.digest, rebuilt.digest, left, scanned, strays, numerics())
+    return ExactVerdict(state.digest, rebuilt.digest, left, scanned, unexpected_files, numerics())

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from frmu.verification.models_under_test import ORIGINAL, RETRAINED, STATE, Errors, Suspects
+from frmu.verification.models_under_test import ORIGINAL, RETRAINED, STATE, Errors, ModelsUnderTest
 from frmu.verification.verdict import Verdict
 
 __all__ = ["ROUNDING", "gap"]
@@ -18,7 +18,9 @@ __all__ = ["ROUNDING", "gap"]
 ROUNDING = 1e-9  # relative; what an exact method may leave
 
 
-def gap(suspects: Suspects, retrain: Callable[[int], dict[str, dict[str, Errors]]], seeds: Sequence[int]) -> Verdict:
+def gap(
+    suspects: ModelsUnderTest, retrain: Callable[[int], dict[str, dict[str, Errors]]], seeds: Sequence[int]
+) -> Verdict:
     """Compare this state with the retrained one; `retrain` gives the errors of one trained with another seed."""
     errors = suspects.errors()
     others = [retrain(seed) for seed in seeds]

@@ -17,9 +17,9 @@ import numpy as np
 
 from frmu.clients.audit import Pairs, Shadow
 from frmu.federation import Reply, in_order
-from frmu.server.audit import SolveEach
+from frmu.server.audit import SolveMany
 from frmu.types import Float
-from frmu.verification.models_under_test import ORIGINAL, RETRAINED, STATE, Suspects
+from frmu.verification.models_under_test import ORIGINAL, RETRAINED, STATE, ModelsUnderTest
 from frmu.verification.verdict import Verdict
 
 __all__ = ["BAR", "auc", "membership", "shadow_heads"]
@@ -28,7 +28,7 @@ BAR = 0.03  # of AUC
 TOGETHER = 8  # shadow models a trip
 
 
-def membership(suspects: Suspects, shadows: int, seed: int, ridge: float) -> Verdict:
+def membership(suspects: ModelsUnderTest, shadows: int, seed: int, ridge: float) -> Verdict:
     """Try all models; `shadows` models are fitted for it, in parallel where clients are."""
     seeds = tuple(range(seed * 1000, seed * 1000 + shadows))
     fitted = shadow_heads(suspects, seeds, ridge)
@@ -54,13 +54,13 @@ def useful(worse: float, error: float) -> bool:
     return worse <= 0.01 * error + 1e-12
 
 
-def shadow_heads(suspects: Suspects, seeds: Sequence[int], ridge: float) -> Float:
+def shadow_heads(suspects: ModelsUnderTest, seeds: Sequence[int], ridge: float) -> Float:
     """The heads of shadow models, (seeds, d, outputs), a few a trip so that sums of many do not fill the memory."""
     federation, outputs, d = suspects.federation, suspects.outputs, len(suspects.heads[STATE])
     parts = []
     for at in range(0, len(seeds), TOGETHER):
         work = Shadow(tuple(seeds[at : at + TOGETHER]), outputs, suspects.tombstones, suspects.key)
-        parts.append(federation.serve(SolveEach(d, ridge), in_order(federation.run(work))))
+        parts.append(federation.serve(SolveMany(d, ridge), in_order(federation.run(work))))
     return np.concatenate(parts)
 
 

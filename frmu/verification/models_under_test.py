@@ -15,17 +15,17 @@ import numpy as np
 
 from frmu.clients.audit import Gauge, Part
 from frmu.federation import Federation, in_order
-from frmu.server.audit import AddUp
+from frmu.server.audit import SumSubsets
 from frmu.types import Float, Statistics
 
-__all__ = ["ORIGINAL", "RETRAINED", "STATE", "TUNED", "Errors", "Suspects", "fine_tune"]
+__all__ = ["ORIGINAL", "RETRAINED", "STATE", "TUNED", "Errors", "ModelsUnderTest", "fine_tune"]
 
 ORIGINAL, STATE, RETRAINED, TUNED = "original", "this state", "retrained", "fine-tuned"
 TUNING = 10  # steps of gradient descent
 
 
 @dataclass(frozen=True, slots=True)
-class Suspects:
+class ModelsUnderTest:
     """Heads by name, and where to try them."""
 
     heads: Mapping[str, Float]
@@ -40,7 +40,7 @@ class Suspects:
         replies = in_order(self.federation.run(work))
         d = len(next(iter(self.heads.values())))
         rows = sum(reply.record["rows"] for reply in replies)
-        return self.federation.serve(AddUp(d, len(self.outputs), rows), replies)
+        return self.federation.serve(SumSubsets(d, len(self.outputs), rows), replies)
 
     def errors(self, heads: Mapping[str, Float] | None = None) -> dict[str, dict[str, Errors]]:
         """How heads (all by default) do, by set ("forget", "retain", "test") and head."""

@@ -14,21 +14,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from frmu.clients.audit import Plant, Recall, Strike
-from frmu.clients.work import Purge
+from frmu.clients.work import PurgeShard
 from frmu.data.tombstones import tombstones
 from frmu.federation import Federation, in_order
 from frmu.methods.method import Method
 from frmu.selection.network import Network
 from frmu.types import Float, State
 from frmu.verification.membership import BAR, auc
-from frmu.verification.models_under_test import ORIGINAL, RETRAINED, STATE, TUNED, Suspects, fine_tune
+from frmu.verification.models_under_test import ORIGINAL, RETRAINED, STATE, TUNED, ModelsUnderTest, fine_tune
 from frmu.verification.verdict import Verdict
 
-__all__ = ["Stage", "Trap", "backdoor", "canary", "share_out"]
+__all__ = ["RehearsalContext", "Trap", "backdoor", "canary", "share_out"]
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class RehearsalContext:
     """Where a rehearsal takes place: the federation as it is, and how to start one over copies of its shards.
 
     `start` takes the name of the copies, which begins with `name`, and the clients that have one.
@@ -62,7 +62,7 @@ def share_out(records: Mapping[str, int], number: int) -> dict[str, int]:
     return {name: each + (at < more) for at, name in enumerate(clients)}
 
 
-def canary(stage: Stage, number: int, seed: int) -> Verdict:
+def canary(stage: RehearsalContext, number: int, seed: int) -> Verdict:
     """Plant canaries at all clients, erase them, and try to tell them from canaries that were never fitted."""
     counts = share_out({client.name: client.records for client in stage.state.clients}, number)
     heads, ids = _plant_and_erase(stage, Plant("canary", counts, seed, f"{stage.name}-canary"))
@@ -83,7 +83,7 @@ def canary(stage: Stage, number: int, seed: int) -> Verdict:
     )
 
 
-def backdoor(stage: Stage, trap: Trap, counts: Mapping[str, int], seed: int) -> Verdict:
+def backdoor(stage: RehearsalContext, trap: Trap, counts: Mapping[str, int], seed: int) -> Verdict:
     """Plant a backdoor at some clients, erase it, and pull its trigger."""
     work = Plant("backdoor", counts, seed, f"{stage.name}-backdoor", trap.trigger, trap.goal)
     heads, ids = _plant_and_erase(stage, work)
@@ -102,22 +102,24 @@ def backdoor(stage: Stage, trap: Trap, counts: Mapping[str, int], seed: int) -> 
     )
 
 
-def _plant_and_erase(stage: Stage, work: Plant) -> tuple[dict[str, Float], dict[str, Sequence[str]]]:
+def _plant_and_erase(stage: RehearsalContext, work: Plant) -> tuple[dict[str, Float], dict[str, Sequence[str]]]:
     """The four models of a rehearsal, and the ids that were planted, by client."""
     ids = {reply.client: reply.record["planted"] for reply in in_order(stage.live.run(work))}
     federation = stage.start(work.copy, sorted(ids))
     method, network = stage.method, stage.network
     original = method.apply(federation, method.init(), network).state
-    buried = {client: frozenset(tombstones(stage.key, client, names)) for client, names in ids.items() if names}
-    tuned = _tuned(stage, federation, original, buried)
-    touched = tuple(sorted(buried))
-    list(federation.run(Purge(buried, stage.key), on=touched))
+    tombstoned = {client: frozenset(tombstones(stage.key, client, names)) for client, names in ids.items() if names}
+    tuned = _tuned(stage, federation, original, tombstoned)
+    touched = tuple(sorted(tombstoned))
+    list(federation.run(PurgeShard(tombstoned, stage.key), on=touched))
     erased = method.erase(federation, original, network, touched).state
     federation.close()
     heads = {ORIGINAL: original.W, STATE: erased.W, RETRAINED: stage.state.W, TUNED: tuned}
     return heads, ids
 
 
-def _tuned(stage: Stage, federation: Federation, state: State, buried: Mapping[str, frozenset[str]]) -> Float:
-    suspects = Suspects({ORIGINAL: state.W}, state.outputs, federation, buried, stage.key)
+def _tuned(
+    stage: RehearsalContext, federation: Federation, state: State, tombstoned: Mapping[str, frozenset[str]]
+) -> Float:
+    suspects = ModelsUnderTest({ORIGINAL: state.W}, state.outputs, federation, tombstoned, stage.key)
     return fine_tune(state.W, suspects.part("retain"))

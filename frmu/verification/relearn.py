@@ -10,7 +10,7 @@ import numpy as np
 
 from frmu.models.statistics import loss
 from frmu.types import Float, Statistics
-from frmu.verification.models_under_test import ORIGINAL, RETRAINED, STATE, Suspects
+from frmu.verification.models_under_test import ORIGINAL, RETRAINED, STATE, ModelsUnderTest
 from frmu.verification.verdict import Verdict
 
 __all__ = ["relearn", "steps_to"]
@@ -20,7 +20,7 @@ ENOUGH = 20  # steps from the retrained model
 RATES = (1.0, 0.1, 0.01, 0.001)  # of the largest stable one
 
 
-def relearn(suspects: Suspects) -> Verdict:
+def relearn(suspects: ModelsUnderTest) -> Verdict:
     """Count steps from every model."""
     forget = suspects.part("forget")
     losses = {head: loss(W, forget) for head, W in suspects.heads.items()}

@@ -30,7 +30,7 @@ from frmu.models.statistics import loss, statistics_of
 from frmu.selection.disturbance import KINDS
 from frmu.selection.network import read_policy, shipped
 from frmu.selection.observation import fit
-from frmu.selection.problem import Task, refit, task_of
+from frmu.selection.problem import SelectionProblem, problem_of, refit
 from frmu.types import Statistics
 
 SLICES = 6
@@ -48,7 +48,7 @@ def case() -> Case:
 
     slices = {f"s{s}": block(40, s in (1, 4)) for s in range(SLICES)}
     parts = [block(15) for _ in range(4)]
-    task = task_of(slices, np.linspace(1, 0, SLICES), Statistics.zero(5, 1), parts, block(60), 1e-3)
+    task = problem_of(slices, np.linspace(1, 0, SLICES), Statistics.zero(5, 1), parts, block(60), 1e-3)
     return Case(task, np.array([0.0, 1, 0, 0, 1, 0]), block(200))
 
 
@@ -152,9 +152,9 @@ def test_framu_is_a_selector_of_a_whole_federation(tmp_path: Path) -> None:
 
 def test_lessons_teach_and_a_seed_replays(case: Case) -> None:
     torch = pytest.importorskip("torch")
-    from frmu.policy.pretraining import learn_lessons
+    from frmu.policy.pretraining import pretrain
 
-    def make(rng: np.random.Generator) -> Task:
+    def make(rng: np.random.Generator) -> SelectionProblem:
         w = rng.normal(size=5)
 
         def block(n: int, shuffled: bool = False) -> Statistics:
@@ -165,12 +165,12 @@ def test_lessons_teach_and_a_seed_replays(case: Case) -> None:
         bad = set(rng.choice(SLICES, 2, replace=False).tolist())
         slices = {f"s{s}": block(30, s in bad) for s in range(SLICES)}
         parts = [block(10) for _ in range(4)]
-        return task_of(slices, np.linspace(1, 0, SLICES), Statistics.zero(5, 1), parts, block(60), 1e-3)
+        return problem_of(slices, np.linspace(1, 0, SLICES), Statistics.zero(5, 1), parts, block(60), 1e-3)
 
     worth: list[float] = []
     torch.set_num_threads(1)
-    first = learn_lessons(make, 30, 12, 0, None, lambda _, value: worth.append(value))
-    again = learn_lessons(make, 2, 12, 0)
-    assert all(np.array_equal(again[name], weight) for name, weight in learn_lessons(make, 2, 12, 0).items())
+    first = pretrain(make, 30, 12, 0, None, lambda _, value: worth.append(value))
+    again = pretrain(make, 2, 12, 0)
+    assert all(np.array_equal(again[name], weight) for name, weight in pretrain(make, 2, 12, 0).items())
     assert np.mean(worth[-8:]) > np.mean(worth[:8])
     assert set(first) == set(again)

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from frmu import datasets
-from frmu.clients.work import Commit, Import
+from frmu.clients.work import CommitShard, StageShard
 from frmu.config import Config, Policy, load
 from frmu.data.parquet import gather, survey
 from frmu.data.shard import Shard
@@ -134,8 +134,8 @@ def test_six_views_tell_the_digits(tmp_path: Path) -> None:
 def _trained(config: Config, folder: Path) -> dict[str, float]:
     config = config.model_copy(update={"policy": Policy(selector="keep")})
     federation = LocalFederation(config, survey(config).clients, folder)
-    list(federation.run(Import({}, b"test")))
-    list(federation.run(Commit(True)))
+    list(federation.run(StageShard({}, b"test")))
+    list(federation.run(CommitShard(True)))
     method = analytic(config)
     return measure(federation, method.apply(federation, method.init(), None))
 

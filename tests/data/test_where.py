@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from frmu.config import Config, parse
 from frmu.data.parquet import RECORD, SLICE, SUBJECT, TARGET, TIME, columns_of, gather, text_of
-from frmu.data.row_filter import DEEPEST, LONGEST, LONGEST_PATTERN, Where, parse_where
+from frmu.data.row_filter import DEEPEST, LONGEST, LONGEST_PATTERN, Where, parse_row_filter
 from frmu.errors import RequestError
 
 CLIENT = "home 1"
@@ -78,7 +78,7 @@ TABLE = shard(ROWS)
 
 
 def mask(text: str, config: Config = CONFIG_OF, table: pa.Table = TABLE, client: str = CLIENT) -> list[bool]:
-    found = parse_where(text, config).mask(table, client)
+    found = parse_row_filter(text, config).mask(table, client)
     assert found.dtype == np.bool_
     assert found.shape == (table.num_rows,)
     return found.tolist()
@@ -231,7 +231,7 @@ def test_and_binds_before_or_and_not_before_both(parts: list[str]) -> None:
 def test_a_filter_finds_what_a_pandas_query_finds_in_the_users_file(tmp_path: Path, text: str, query: str) -> None:
     table = homes()
     config = put(tmp_path / "homes", table, CONFIG)
-    where = parse_where(text, config)
+    where = parse_row_filter(text, config)
     found: list[str] = []
     for client, held in gather(config, sorted(table.home.unique())).items():
         found += held.filter(pa.array(where.mask(held, client)))[RECORD].to_pylist()
@@ -333,7 +333,7 @@ def test_like(pattern: str, names: list[str]) -> None:
 
 
 def test_a_filter_is_a_value() -> None:
-    where = parse_where("temperature > 0 and person like 'a%'", CONFIG_OF)
+    where = parse_row_filter("temperature > 0 and person like 'a%'", CONFIG_OF)
     again = pickle.loads(pickle.dumps(where))
     assert again == where
     assert again.mask(TABLE, CLIENT).tolist() == where.mask(TABLE, CLIENT).tolist()
@@ -433,7 +433,7 @@ def test_a_filter_is_a_value() -> None:
 )
 def test_what_is_no_filter_is_refused_by_name(text: str, message: str) -> None:
     with pytest.raises(RequestError, match=message) as error:
-        parse_where(text, CONFIG_OF)
+        parse_row_filter(text, CONFIG_OF)
     assert str(error.value).startswith("where: ")
     assert len(str(error.value)) < 600
     assert "\x1b" not in str(error.value)  # sqlglot underlines for a terminal
@@ -445,7 +445,7 @@ def test_a_filter_as_deep_as_allowed_fits_the_stack_of_a_caller_that_is_deep_its
     texts.append("end = 1 and (" * DEEPEST + "end = 1" + ")" * DEEPEST)
 
     def below(levels: int, text: str) -> Where:
-        return below(levels - 1, text) if levels else parse_where(text, CONFIG_OF)
+        return below(levels - 1, text) if levels else parse_row_filter(text, CONFIG_OF)
 
     for text in texts:
         assert below(300, text).mask(TABLE, CLIENT).sum() == 15
@@ -496,7 +496,7 @@ def test_no_text_takes_long() -> None:
     started = time.perf_counter()
     for text in texts:
         with pytest.raises(RequestError):
-            parse_where(text, CONFIG_OF)
+            parse_row_filter(text, CONFIG_OF)
     assert mask(f"person like '{pattern}b'", table=table) == [False] * len(ROWS)
     assert mask(f"person like '{'_' * (LONGEST_PATTERN - 1)}%'", table=table) == [True] * len(ROWS)
     assert time.perf_counter() - started < 20
@@ -509,7 +509,7 @@ def test_the_parser_is_loaded_when_a_filter_is_read() -> None:
 
 def test_nothing_but_the_config_decides_whether_a_filter_is_taken(tmp_path: Path) -> None:
     config = put(tmp_path / "homes", pd.DataFrame({"home": ["a"]}), CONFIG)
-    assert parse_where("humidity < 0", config).text == "humidity < 0"
+    assert parse_row_filter("humidity < 0", config).text == "humidity < 0"
 
 
 # --- records that lack a modality ------------------------------------------------------------------------------------

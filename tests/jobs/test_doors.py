@@ -42,7 +42,7 @@ json.dump(told, sys.stdout)
 """
 
 
-def knock(head: Head, *cases: tuple[str, bool, dict[str, str]]) -> list[tuple[str, float]]:
+def preflight(head: Head, *cases: tuple[str, bool, dict[str, str]]) -> list[tuple[str, float]]:
     run = subprocess.run(
         [sys.executable, "-c", KNOCKING], input=json.dumps(cases), env=head, capture_output=True, text=True,
         timeout=120, check=False,
@@ -56,7 +56,7 @@ def test_a_cluster_that_demands_its_token_is_entered_with_it_alone(head: Head) -
     wrong = mine | {"RAY_AUTH_TOKEN": "0" * 64}
     dashboard = head["RAY_API_SERVER_ADDRESS"].removeprefix("http://")
     nothing = f"127.0.0.1:{free_ports(1)[0]}"
-    told = knock(
+    told = preflight(
         head,
         (head["GCS"], False, mine), (head["GCS"], False, wrong), (head["GCS"], False, {}), (head["GCS"], True, wrong),
         (head["CLIENT"], False, mine), (head["CLIENT"], False, wrong), (dashboard, False, mine),
@@ -98,7 +98,7 @@ def test_nodes_that_speak_tls_and_clients_that_do_not(tmp_path: Path, table: pd.
     with running_head(**ours) as head:
         mine = {name: head[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
         cases = [mine | ours, mine, mine | others, ours]
-        told = knock(head, *[(head["GCS"], False, case) for case in cases])
+        told = preflight(head, *[(head["GCS"], False, case) for case in cases])
         answers = [answer for answer, _ in told]
         assert answers[0] == head["GCS"]
         assert "if its nodes speak TLS, set RAY_USE_TLS=1" in answers[1]
@@ -124,7 +124,7 @@ def test_a_cluster_that_lets_everybody_in_is_not_entered_unless_that_is_meant(op
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     doors = (open_head["GCS"], open_head["CLIENT"])
     cases = [(door, insecure, mine) for door in doors for insecure in (False, True) for mine in ({}, token)]
-    answers = [answer for answer, _ in knock(open_head, *cases)]
+    answers = [answer for answer, _ in preflight(open_head, *cases)]
     for (door, insecure, _), answer in zip(cases, answers, strict=True):
         assert answer == door if insecure else f"cluster at {door} asks for no token" in answer
         assert insecure or "--insecure" in answer
@@ -139,7 +139,7 @@ def test_another_ray_or_python_is_named(open_head: Head) -> None:
     put = [sys.executable, "-c", METADATA, open_head["GCS"]]
     other = json.dumps({"ray_version": "2.9.0", "python_version": "3.9.1"})
     before = subprocess.run([*put, other], env=open_head, capture_output=True, text=True, timeout=60, check=True).stdout
-    [(answer, _)] = knock(open_head, (open_head["GCS"], True, {}))
+    [(answer, _)] = preflight(open_head, (open_head["GCS"], True, {}))
     subprocess.run([*put, before], env=open_head, capture_output=True, timeout=60, check=True)
     assert "runs Ray 2.9.0 on Python 3.9.1, this process Ray" in answer
     assert "cluster/constraints.txt" in answer

@@ -22,7 +22,7 @@ from postgres import _binaries
 
 from frmu.config import Config, load
 from frmu.policy.checkpoint import read_progress
-from frmu.storage.workspace import Store
+from frmu.storage.workspace import Workspace
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
@@ -189,7 +189,7 @@ def test_a_policy_job_that_is_stopped_leaves_cleanly_and_goes_on(
     assert last_json(logs) == {"error": "interrupted; the same command again goes on from here", "kind": "Interrupted"}
     run = MlflowClient(TRACKING).get_run(job_info(head, job)["metadata"]["frmu.runs"])
     assert (run.info.run_name, run.info.status) == ("policy", "FAILED")
-    with Store(config.folder, config.key_file).lock():  # nobody holds it
+    with Workspace(config.folder, config.key_file).lock():  # nobody holds it
         done, _ = read_progress(progress)
     resumed = frmu_submit(head, clean, "policy", config.file, "--iterations", str(done.iterations + 1), "--json")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr

@@ -83,7 +83,7 @@ def receipt(request: str) -> Receipt:
 
 
 def close(ledger: Ledger, request: str) -> dict:
-    ledger.bury({request: {"home 1": ["aa", "bb"]}})
+    ledger.add_tombstones({request: {"home 1": ["aa", "bb"]}})
     ledger.plan([request])
     return ledger.close_requests([receipt(request)])[0]
 
@@ -250,7 +250,7 @@ def test_a_request_whose_meaning_was_changed_is_not_acted_on(ledger: Ledger, url
 
 def test_clients_that_were_exchanged_are_noticed(ledger: Ledger, url: str) -> None:
     request = fill(ledger, 1)[0]
-    ledger.bury({request: {"home 1": ["aa"], "home 2": ["bb", "cc"]}})
+    ledger.add_tombstones({request: {"home 1": ["aa"], "home 2": ["bb", "cc"]}})
     one, other = (ledger.owner(client) for client in ("home 1", "home 2"))
     swap = f"(SELECT wrapped FROM frmu_owner WHERE owner = '{other}')"
     alter(url, f"UPDATE frmu_owner SET wrapped = {swap} WHERE owner = '{one}'")
@@ -283,8 +283,8 @@ def test_a_withdrawn_request_is_over(ledger: Ledger) -> None:
 
 def test_tombstones_are_told_by_client_and_request(ledger: Ledger) -> None:
     one, other = fill(ledger, 2)
-    ledger.bury({one: {"home 1": ["aa", "bb"]}})
-    ledger.bury({other: {"home 1": ["bb", "cc"]}, one: {"home 1": ["aa"]}})
+    ledger.add_tombstones({one: {"home 1": ["aa", "bb"]}})
+    ledger.add_tombstones({other: {"home 1": ["bb", "cc"]}, one: {"home 1": ["aa"]}})
     assert ledger.tombstones(["home 1", "home 2"]) == {"home 1": frozenset({"aa", "bb", "cc"})}
     assert ledger.tombstones(["home 1"], other) == {"home 1": frozenset({"bb", "cc"})}
     assert ledger.holding([one, other, "r9"]) == {one, other}
@@ -294,7 +294,7 @@ def test_what_is_over_takes_no_tombstones(ledger: Ledger) -> None:
     """A search that began before a withdrawal ends after it."""
     request = ledger.receive(SELECTION, found={"home 1": ["aa"]}).id
     ledger.withdraw(request)
-    ledger.bury({request: {"home 1": ["aa", "bb"]}})
+    ledger.add_tombstones({request: {"home 1": ["aa", "bb"]}})
     assert ledger.tombstones(["home 1"]) == {}
     assert ledger.check() == 2
 
@@ -321,7 +321,7 @@ def test_tombstones_that_were_put_in_are_not_blessed_by_a_search(ledger: Ledger,
     request = ledger.receive(SELECTION, found={"home 1": ["aa"]}).id
     alter(url, f"INSERT INTO frmu_tombstone VALUES ('{ledger.owner('home 1')}', 'bb', '{request}')")
     with pytest.raises(LedgerError, match="tombstones of request r1"):
-        ledger.bury({request: {"home 1": ["cc"]}})
+        ledger.add_tombstones({request: {"home 1": ["cc"]}})
 
 
 def test_readers_beside_writers_see_one_state(ledger: Ledger, url: str) -> None:
@@ -426,7 +426,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     sql.event.listen(full._chain.engine, "connect", limit)
     full.close()  # what it opens from now on has the limit
     with pytest.raises(LedgerError, match=r"full; nothing was changed. Free or mount"):
-        full.bury({"r1": {"home": [f"{number:032x}" for number in range(20_000)]}})
+        full.add_tombstones({"r1": {"home": [f"{number:032x}" for number in range(20_000)]}})
     none_lost_none_doubled(full, 3)
     full.close()
     again = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}", KEY)

@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 
 from frmu.clients import framu as client
 from frmu.clients.framu import Trial, blocks, perform, seen_by, views_of
-from frmu.clients.work import Commit, Import
+from frmu.clients.work import CommitShard, StageShard
 from frmu.config import Config
 from frmu.errors import FrmuError
 from frmu.methods.framu import (
@@ -35,7 +35,7 @@ from frmu.models.statistics import statistics_of
 from frmu.runtime.local import LocalFederation
 from frmu.selection import observation, problem
 from frmu.selection.observation import FEATURES
-from frmu.selection.problem import Task, task_of, validation_loss
+from frmu.selection.problem import SelectionProblem, problem_of, validation_loss
 from frmu.types import Float, Statistics
 
 SLICES = 6
@@ -43,7 +43,7 @@ finite = st.floats(-50, 50)
 scores = arrays(np.float64, (SLICES, 2), elements=st.floats(0, 50))
 
 
-def make(config: Config, only: str | None = None) -> Task:
+def make(config: Config, only: str | None = None) -> SelectionProblem:
     """A task whose encoded records have the modalities of a config, or only one of them (and the bias)."""
     rng = np.random.default_rng(0)
     by = encoders(config)
@@ -57,7 +57,7 @@ def make(config: Config, only: str | None = None) -> Task:
 
     parts = {f"s{s}": block(40) for s in range(SLICES)}
     rest, later = block(50), block(60)
-    return task_of(parts, np.linspace(1, 0, SLICES), rest, [block(15) for _ in range(4)], later, 1e-3)
+    return problem_of(parts, np.linspace(1, 0, SLICES), rest, [block(15) for _ in range(4)], later, 1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +127,8 @@ def test_every_refit_is_counted(config: Config, solved: list[int], look: bool, a
 
 def test_clients_and_tasks_answer_alike(config: Config, solved: list[int], tmp_path: Path) -> None:
     federation = LocalFederation(config, sorted(set(homes(3).home)), tmp_path)
-    list(federation.run(Import({}, b"k")))
-    list(federation.run(Commit(True)))
+    list(federation.run(StageShard({}, b"k")))
+    list(federation.run(CommitShard(True)))
     world = world_of(config, federation)
     assert world is not None
     assert world.names == federation.clients
@@ -160,8 +160,8 @@ def test_without_validation_there_is_no_agent(tmp_path: Path) -> None:
     table = table[(table.ts < "2025-05-01") | (table.ts > "2025-06-02")]
     config = put(tmp_path / "blind", table)
     federation = LocalFederation(config, sorted(set(table.home)), tmp_path)
-    list(federation.run(Import({}, b"k")))
-    list(federation.run(Commit(True)))
+    list(federation.run(StageShard({}, b"k")))
+    list(federation.run(CommitShard(True)))
     assert world_of(config, federation) is None
 
 

@@ -15,45 +15,45 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frmu.clients.work import Commit, Import, Play, arrivals
-from frmu.errors import ClientsAwayError
-from frmu.policy.env import CHAIN, MASK, Board, SliceEnv
+from frmu.clients.work import CommitShard, Rollout, StageShard, arrivals
+from frmu.errors import ClientsUnavailableError
+from frmu.policy.env import MASK, TASKS_PER_EPISODE, EnvContext, SliceEnv
 from frmu.policy.module import SliceNetwork
 from frmu.policy.trainer import scalars_of
-from frmu.policy.training import board_of
+from frmu.policy.training import context_of
 from frmu.runtime.local import LocalFederation
 from frmu.selection.network import LIMIT, Network, read_policy, shipped
-from frmu.selection.observation import FEATURES, Look
+from frmu.selection.observation import FEATURES, Observation
 
 MOST = 4
 
 
 @pytest.fixture(scope="module")
-def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
+def board(tmp_path_factory: pytest.TempPathFactory) -> EnvContext:
     folder = tmp_path_factory.mktemp("env")
     table = homes(3)
     config = put(folder, table)
     federation = LocalFederation(config, sorted(set(table.home)), folder)
-    list(federation.run(Import({}, b"k")))
-    list(federation.run(Commit(True)))
-    return board_of(config, federation)[0]
+    list(federation.run(StageShard({}, b"k")))
+    list(federation.run(CommitShard(True)))
+    return context_of(config, federation)[0]
 
 
-def env(board: Board, **options: int) -> SliceEnv:
+def env(board: EnvContext, **options: int) -> SliceEnv:
     return SliceEnv([board], MOST, **{"num_envs": 24, "seed": 3} | options)  # type: ignore[arg-type]
 
 
-def test_what_it_gives_is_in_its_spaces(board: Board) -> None:
+def test_what_it_gives_is_in_its_spaces(board: EnvContext) -> None:
     e = env(board)
     observation, _ = e.reset(seed=1)
-    for _ in range(CHAIN + 3):
+    for _ in range(TASKS_PER_EPISODE + 3):
         assert e.observation_space.contains(observation)
         observation, reward, terminated, truncated, _ = e.step(e.action_space.sample())
         assert np.isfinite(reward).all()
         assert reward.shape == terminated.shape == truncated.shape == (24,)
 
 
-def test_a_seed_replays(board: Board) -> None:
+def test_a_seed_replays(board: EnvContext) -> None:
     def play() -> list[np.ndarray]:
         e, rng = env(board), np.random.default_rng(0)
         seen = [e.reset(seed=5)[0]]
@@ -65,22 +65,22 @@ def test_a_seed_replays(board: Board) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(play(), play(), strict=True))
 
 
-def test_an_episode_ends_for_all_and_begins_anew(board: Board) -> None:
+def test_an_episode_ends_for_all_and_begins_anew(board: EnvContext) -> None:
     e = env(board)
     e.reset(seed=0)
-    ends = [e.step(np.full((24, MOST), 2.0, np.float32))[2] for _ in range(CHAIN + 2)]
-    assert [end.all() for end in ends] == [False] * (CHAIN - 1) + [True] + [False] * 2
+    ends = [e.step(np.full((24, MOST), 2.0, np.float32))[2] for _ in range(TASKS_PER_EPISODE + 2)]
+    assert [end.all() for end in ends] == [False] * (TASKS_PER_EPISODE - 1) + [True] + [False] * 2
     assert not ends[0].any()
 
 
-def test_equal_actions_earn_equal_rewards(board: Board) -> None:
+def test_equal_actions_earn_equal_rewards(board: EnvContext) -> None:
     e = env(board)
     e.reset(seed=0)
     _, reward, *_ = e.step(np.full((24, MOST), 2.0, np.float32))
     assert np.allclose(reward, 0.0)
 
 
-def test_forgetting_what_was_shuffled_earns_more(board: Board) -> None:
+def test_forgetting_what_was_shuffled_earns_more(board: EnvContext) -> None:
     """Somewhere among many tasks, the copy that forgets the disturbed slices beats the one that keeps all."""
     e = env(board, num_envs=2)
     wins = []
@@ -100,14 +100,14 @@ def test_forgetting_what_was_shuffled_earns_more(board: Board) -> None:
 
 
 def _hit(e: SliceEnv, name: str, seed: int) -> list[bool]:
-    from frmu.clients.work import Move, Play
+    from frmu.clients.work import EnvStep, Rollout
 
     board = e.boards[0]
-    play = Play({name: (Move(seed, None, 0.0, True),)}, board.outputs, board.total, MOST)
+    play = Rollout({name: (EnvStep(seed, None, 0.0, True),)}, board.outputs, board.total, MOST)
     return next(iter(board.federation.run(play, on=[name]))).record["steps"][0]["hit"]
 
 
-def test_the_last_row_is_for_the_account_alone(board: Board) -> None:
+def test_the_last_row_is_for_the_account_alone(board: EnvContext) -> None:
     observation, _ = env(board).reset(seed=0)
     assert observation.shape == (24, MOST + 1, MASK + 1 + 2 * MOST)
     assert not observation[:, -1, MASK].any()
@@ -126,7 +126,7 @@ def test_numpy_and_torch_compute_the_same_policy(twins: tuple[Network, SliceNetw
     network, twin = twins
     rng = np.random.default_rng(slices)
     first, now = (
-        Look(rng.normal(size=(slices, len(FEATURES))), rng.uniform(-1, 1, (slices, slices)), None)  # type: ignore[arg-type]
+        Observation(rng.normal(size=(slices, len(FEATURES))), rng.uniform(-1, 1, (slices, slices)), None)  # type: ignore[arg-type]
         for _ in range(2)
     )
     rows, relations = torch.zeros(1, 12, 2 * len(FEATURES)), torch.zeros(1, 2, 12, 12)
@@ -168,7 +168,7 @@ def test_the_single_environment_shows_where_a_task_ended(trained: str) -> None:
     assert abs(played[0][4]["gain"]) > 100 * abs(played[1][4]["gain"])
 
 
-def test_the_single_environment_plays_the_same_game(board: Board) -> None:
+def test_the_single_environment_plays_the_same_game(board: EnvContext) -> None:
     from frmu.policy.single import SliceTask
 
     single, many = SliceTask([board], MOST), env(board, num_envs=2)
@@ -188,9 +188,9 @@ def test_slices_arrive_one_by_one_until_all_are_there(slices: int, rounds: int) 
     assert all(before < after for before, after in itertools.pairwise(borders))
 
 
-def test_a_round_judges_by_what_came_next_and_is_rewarded_on_what_came_then(board: Board) -> None:
+def test_a_round_judges_by_what_came_next_and_is_rewarded_on_what_came_then(board: EnvContext) -> None:
     client = board.federation.host.clients(["home 0"])[0]  # type: ignore[attr-defined]
-    play = Play({}, board.outputs, board.total, MOST, rounds=3)
+    play = Rollout({}, board.outputs, board.total, MOST, rounds=3)
     clean = client.slices("fit", board.outputs)
     for seed in range(20):
         rounds = play.episode(client, seed)
@@ -209,7 +209,7 @@ def test_a_round_judges_by_what_came_next_and_is_rewarded_on_what_came_then(boar
             assert rounds[-2][2].later.n == rounds[-1][2].validation.n
 
 
-def test_slices_enter_between_the_steps_of_a_task(board: Board) -> None:
+def test_slices_enter_between_the_steps_of_a_task(board: EnvContext) -> None:
     e = env(board, num_envs=12, rounds=3)
     observation, _ = e.reset(seed=0)
     number = [int(observation[0, :, MASK].sum())]
@@ -227,7 +227,7 @@ def test_slices_enter_between_the_steps_of_a_task(board: Board) -> None:
     assert len(number) > 1
 
 
-def test_from_one_site_alone(board: Board) -> None:
+def test_from_one_site_alone(board: EnvContext) -> None:
     e = env(board)
     e.only(2)
     e.reset(seed=0)
@@ -262,11 +262,11 @@ class Unsteady:
         self.asked = sorted(on)
         yield from self._federation.run(work, on=[name for name in on if name not in self.gone])
         if lost := self.gone & set(on):
-            raise ClientsAwayError.of(dict.fromkeys(lost, "its host died"))
+            raise ClientsUnavailableError.of(dict.fromkeys(lost, "its host died"))
 
 
 def test_a_client_that_does_not_answer_is_done_without_until_it_is_back(
-    board: Board, monkeypatch: pytest.MonkeyPatch
+    board: EnvContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unsteady = Unsteady(board.federation)  # type: ignore[arg-type]
     e = env(dataclasses.replace(board, federation=unsteady), num_envs=24)  # type: ignore[arg-type]
@@ -282,7 +282,7 @@ def test_a_client_that_does_not_answer_is_done_without_until_it_is_back(
     assert ended >= 2
     unsteady.gone = set(board.clients)
     e.step(e.action_space.sample())
-    with pytest.raises(ClientsAwayError, match="home 0, home 1, home 2 are away: its host died"):
+    with pytest.raises(ClientsUnavailableError, match="home 0, home 1, home 2 are away: its host died"):
         e.reset()
     unsteady.gone = set()
     monkeypatch.setattr("frmu.policy.env.time.monotonic", lambda: 1e12)

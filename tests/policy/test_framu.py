@@ -13,9 +13,9 @@ from conftest import homes, put
 from ray.rllib.core.columns import Columns
 
 from frmu.clients.framu import Seen, Trial
-from frmu.clients.work import Commit, Import, Purge
+from frmu.clients.work import CommitShard, PurgeShard, StageShard
 from frmu.config import Config
-from frmu.data.sites import Place
+from frmu.data.sites import SiteLocation
 from frmu.data.tombstones import tombstones
 from frmu.errors import PolicyError
 from frmu.federation import Federation
@@ -38,8 +38,8 @@ def ray_is_up() -> Iterator[None]:
 
 def filled(config: Config, folder: Path) -> LocalFederation:
     federation = LocalFederation(config, sorted(set(homes(3).home)), folder)
-    list(federation.run(Import({}, b"k")))
-    list(federation.run(Commit(True)))
+    list(federation.run(StageShard({}, b"k")))
+    list(federation.run(CommitShard(True)))
     return federation
 
 
@@ -222,7 +222,7 @@ def test_it_runs_again_after_a_purge(tmp_path: Path, config: Config) -> None:
     method = framu(config, dqn, replace(SETTINGS, rounds=2))
     before = method.apply(federation, method.init(), None)
     gone = frozenset(tombstones(b"k", "home 1", [f"h1-{i}" for i in range(80)]))
-    list(federation.run(Purge({"home 1": gone}, b"k"), on=["home 1"]))
+    list(federation.run(PurgeShard({"home 1": gone}, b"k"), on=["home 1"]))
     after = method.erase(federation, before.state, None, ("home 1",))
     assert sum(c.records for c in before.state.clients) - sum(c.records for c in after.state.clients) == 80
     assert len(after.state.clients[1].influence) == len(before.state.clients[1].influence) - 1
@@ -231,10 +231,10 @@ def test_it_runs_again_after_a_purge(tmp_path: Path, config: Config) -> None:
 def test_the_same_state_on_ray(tmp_path: Path, config: Config, federation: LocalFederation) -> None:
     from frmu.runtime.ray import RayFederation
 
-    remote = RayFederation(config, {name: Place("", config, tmp_path) for name in federation.clients})
+    remote = RayFederation(config, {name: SiteLocation("", config, tmp_path) for name in federation.clients})
     try:
-        list(remote.run(Import({}, b"k")))
-        list(remote.run(Commit(True)))
+        list(remote.run(StageShard({}, b"k")))
+        list(remote.run(CommitShard(True)))
         assert state_of(config, remote) == state_of(config, federation)
     finally:
         remote.close()

@@ -104,10 +104,10 @@ def test_env_runners_step_the_client_actors_and_may_die(
 
 
 def _board(experiment: api.Experiment) -> tuple:
-    from frmu.policy.training import board_of
+    from frmu.policy.training import context_of
 
     names = [client.name for client in experiment.state().clients]
-    return board_of(experiment.config, experiment.federation(experiment.homes_of(names, experiment.look())))
+    return context_of(experiment.config, experiment.federation(experiment.locations_of(names, experiment.look())))
 
 
 TRAIN = """
@@ -163,7 +163,7 @@ def test_a_training_that_was_killed_is_gone_on_with(killed: Config, tmp_path: Pa
     assert not (config.folder / "training.safetensors").exists()
     with api.Experiment(config, "local") as experiment:
         assert experiment.network().digest == learned["policy"]
-        assert experiment.store.strays() == []
+        assert experiment.workspace.unexpected_files() == []
         run = experiment.tracker.client.get_run(learned["run_id"])
     assert run.data.tags["frmu.resumed"] == lineage["run"] != learned["run_id"]
     assert run.data.tags["frmu.policy"] == learned["policy"]
@@ -250,8 +250,8 @@ def test_a_policy_that_is_no_better_is_let_go(tmp_path: Path, table: pd.DataFram
     assert compared["rehearsals"] >= 120
     with api.Experiment(config, "local") as experiment:
         assert experiment.network().digest == before
-        assert not list(experiment.store.policies.glob("*.safetensors"))
-        assert experiment.store.strays() == []
+        assert not list(experiment.workspace.policies.glob("*.safetensors"))
+        assert experiment.workspace.unexpected_files() == []
 
 
 def test_the_better_of_two_policies_is_told_either_way(

@@ -25,7 +25,7 @@ from conftest import CONFIG, put
 
 from frmu import api
 from frmu.config import Config
-from frmu.errors import ClientsAwayError
+from frmu.errors import ClientsUnavailableError
 from frmu.federation import Answer
 from frmu.runtime.ray import RayFederation
 from frmu.types import Selection
@@ -248,14 +248,14 @@ def test_a_client_that_kills_its_host_takes_nobody_with_it(
     tmp_path: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four clients share a host, and the records of one kill it: the other three train, as if it were not there."""
-    from frmu.clients.work import Import
+    from frmu.clients.work import StageShard
 
     text = f"{CONFIG}{RULES}\n[placement]\nclients_per_actor = 4\n"
     config = put(tmp_path / "homes", table, text)
     run = RayFederation.run
 
     def poisoned(federation: RayFederation, work: Any, on: Any = None) -> Iterator[Any]:
-        return run(federation, Poison(work, "home 2") if isinstance(work, Import) else work, on)
+        return run(federation, Poison(work, "home 2") if isinstance(work, StageShard) else work, on)
 
     with api.Experiment(config) as experiment:
         with monkeypatch.context() as patch:
@@ -301,7 +301,9 @@ def test_a_drain_goes_on_without_nobody(tmp_path: Path, table: pd.DataFrame) -> 
         pid = _pid(_lane_of(experiment, "home 3"))
         os.kill(pid, signal.SIGSTOP)
         try:
-            with pytest.raises(ClientsAwayError, match=r"client home 3 is away: no reply in 10 s.*frmu client leave"):
+            with pytest.raises(
+                ClientsUnavailableError, match=r"client home 3 is away: no reply in 10 s.*frmu client leave"
+            ):
                 experiment.drain()
         finally:
             os.kill(pid, signal.SIGCONT)
@@ -311,7 +313,7 @@ def test_a_drain_goes_on_without_nobody(tmp_path: Path, table: pd.DataFrame) -> 
 
 def test_a_client_is_back_soon(tmp_path: Path, table: pd.DataFrame) -> None:
     """Five seconds on an idle machine, for a host that needs no torch; `frmu bench recovery` measures it."""
-    from frmu.clients.work import Describe
+    from frmu.clients.work import DescribeShard
 
     config = small(tmp_path / "homes", table)
     with api.Experiment(config) as experiment:
@@ -320,12 +322,12 @@ def test_a_client_is_back_soon(tmp_path: Path, table: pd.DataFrame) -> None:
         assert federation is not None
         os.kill(_pid(_lane_of(experiment, "home 1")), signal.SIGKILL)
         began = time.monotonic()
-        assert len(list(federation.run(Describe()))) == 3
+        assert len(list(federation.run(DescribeShard()))) == 3
         assert time.monotonic() - began < 60
 
 
 def _lane_of(experiment: api.Experiment, client: str) -> Any:
-    return next(lane for lane in experiment._federation._lanes if client in lane.names)  # type: ignore[union-attr]
+    return next(lane for lane in experiment._federation._handles if client in lane.names)  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from conftest import CONFIG, put, train
 
 from frmu import api
 from frmu.config import Config
-from frmu.data.sites import Place
-from frmu.errors import ClientsAwayError, DataError
+from frmu.data.sites import SiteLocation
+from frmu.errors import ClientsUnavailableError, DataError
 from frmu.selection.scores import below
 from frmu.types import Selection
 
@@ -63,12 +63,12 @@ def test_an_error_of_a_client_arrives_as_it_was(tmp_path: Path, table: pd.DataFr
 def test_arrays_pass_from_clients_to_the_server_as_refs(tmp_path: Path, table: pd.DataFrame) -> None:
     import ray
 
-    from frmu.clients.work import Sum
+    from frmu.clients.work import ComputeStatistics
 
     config = packed(tmp_path / "refs", table, 2)
     with api.Experiment(config) as experiment:
         experiment.train()
-        replies = list(experiment.federation(experiment.look().homes).run(Sum(("load",))))
+        replies = list(experiment.federation(experiment.look().locations).run(ComputeStatistics(("load",))))
         assert len(replies) == 4
         assert all(isinstance(reply.payload, ray.ObjectRef) for reply in replies)
 
@@ -76,15 +76,15 @@ def test_arrays_pass_from_clients_to_the_server_as_refs(tmp_path: Path, table: p
 def test_a_client_that_died_is_named(tmp_path: Path, table: pd.DataFrame) -> None:
     import ray
 
-    from frmu.clients.work import Describe
+    from frmu.clients.work import DescribeShard
 
     config = packed(tmp_path / "dead", table, 2)
     with api.Experiment(config) as experiment:
         experiment.train()
-        federation = experiment.federation(experiment.look().homes)
-        ray.kill(federation._lanes[0].actor, no_restart=True)  # type: ignore[attr-defined]
-        with pytest.raises(ClientsAwayError, match="clients home 0, home 1 are away: its host died"):
-            list(federation.run(Describe()))
+        federation = experiment.federation(experiment.look().locations)
+        ray.kill(federation._handles[0].actor, no_restart=True)  # type: ignore[attr-defined]
+        with pytest.raises(ClientsUnavailableError, match="clients home 0, home 1 are away: its host died"):
+            list(federation.run(DescribeShard()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Process:
 
     refused: int = 0
 
-    def perform(self, place: Place) -> int:
+    def perform(self, place: SiteLocation) -> int:
         if os.getpid() == self.refused:
             raise DataError(f"again in {self.refused}")
         return os.getpid()
@@ -102,11 +102,11 @@ class Process:
 def test_a_site_has_one_process_for_all_errands_and_another_where_it_died(tmp_path: Path, config: Config) -> None:
     import ray
 
-    from frmu.runtime.nodes import Visitors
+    from frmu.runtime.nodes import SiteWorkers
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    place = Place("lyon", config, tmp_path)
-    with closing(Visitors(1.0, 60.0)) as visitors:
+    place = SiteLocation("lyon", config, tmp_path)
+    with closing(SiteWorkers(1.0, 60.0)) as visitors:
         found, away = visitors.visit(Process(), [place])
         assert away == {}
         with pytest.raises(DataError, match=f"again in {found['lyon']}"):

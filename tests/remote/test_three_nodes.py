@@ -24,7 +24,7 @@ from conftest import CONFIG, homes, train
 
 from frmu import api
 from frmu.config import Config, load
-from frmu.errors import ClientsAwayError
+from frmu.errors import ClientsUnavailableError
 from frmu.federation import Answer
 from frmu.runtime.ray import RayFederation
 from frmu.types import Selection
@@ -121,7 +121,7 @@ def test_train_lose_a_node_rejoin_erase_verify(
         assert "no node has the label site=c" in without["away"]["home 4"]
         assert "quorum 0.6 still met (4 of 5)" in caplog.text
         api.erase(config, Selection("subject", subject="p2"))
-        with pytest.raises(ClientsAwayError, match="client home 4 is away: no node has the label site=c"):
+        with pytest.raises(ClientsUnavailableError, match="client home 4 is away: no node has the label site=c"):
             experiment.drain()
         assert [request.stage for request in experiment.ledger.pending()] == ["received"]
         verified = experiment.verify()
@@ -295,7 +295,7 @@ def where_they_run(experiment: api.Experiment) -> dict[str, str]:
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     labels = {node["NodeID"]: node["Labels"].get("site", "") for node in ray.nodes()}
-    federation = experiment.federation(experiment.look().homes)
+    federation = experiment.federation(experiment.look().locations)
     return {reply.client: labels[reply.record["node"]] for reply in federation.run(Where())}
 
 

@@ -1,7 +1,7 @@
 """What leaves a client: counts, sums over slices, keyed hashes; never a row.
 
 Everything that a host answers passes through `Host.answer`, in process and on an actor alike, and what a site says of
-its disk through `Workplace.visit`, so that is where it is caught: through training, a drain, attacks on the receipt,
+its disk through `Session.visit`, so that is where it is caught: through training, a drain, attacks on the receipt,
 and the training of a policy. No answer may hold the id of a record, a person, or a cell of a row - raw, scaled, or
 encoded - to the last bit.
 
@@ -27,15 +27,15 @@ from conftest import CONFIG, put
 
 from frmu import api
 from frmu.clients.client import Client, Host
-from frmu.clients.work import Each
+from frmu.clients.work import EachClient
 from frmu.config import Config
 from frmu.data.shard import Shard, clients_in, path_of
 from frmu.federation import Answer
 from frmu.models.encoders import encode, encoders
-from frmu.policy.training import board_of, train_policy
+from frmu.policy.training import context_of, train_policy
 from frmu.runtime.local import LocalFederation
 from frmu.selection.network import current_policy
-from frmu.services.session import Workplace
+from frmu.services.session import Session
 from frmu.types import Selection
 
 
@@ -50,15 +50,15 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Answer]]:
         caught.extend((type(work).__name__, one) for one in answers)
         return answers
 
-    visit = Workplace.visit
+    visit = Session.visit
 
-    def told(workplace: Workplace, errand: Any) -> Any:
+    def told(workplace: Session, errand: Any) -> Any:
         found, away = visit(workplace, errand)
         caught.extend((type(errand).__name__, Answer(site, {"found": repr(one)})) for site, one in found.items())
         return found, away
 
     monkeypatch.setattr(Host, "answer", heard)
-    monkeypatch.setattr(Workplace, "visit", told)
+    monkeypatch.setattr(Session, "visit", told)
     return caught
 
 
@@ -158,14 +158,14 @@ def test_no_row_leaves_a_client_that_teaches_a_policy(
     wire.clear()
     federation = LocalFederation(config, clients_in(config.folder / "shards"), config.folder)
     parent = current_policy(None, config.folder / "policies", {})
-    learned = train_policy(config.policy, [board_of(config, federation)], parent, 1)
+    learned = train_policy(config.policy, [context_of(config, federation)], parent, 1)
     assert learned.env_steps >= 64
     assert works(wire) >= {"Describe", "Sum", "Play"}
     assert not leaks(wire, private)
 
 
 @dataclass(frozen=True)
-class Leak(Each):
+class Leak(EachClient):
     """A work as it must not be: one row leaves."""
 
     how: str

@@ -17,7 +17,7 @@ import pytest
 from frmu.errors import LedgerError
 from frmu.ledger.keys import Keys
 from frmu.ledger.receipt import issue
-from frmu.report.receipt_html import page
+from frmu.report.receipt_html import receipt_html
 
 KEYS = Keys(b"k" * 32)
 EVIL = "<script>alert('x')</script>\"'&amp;$verdict ${style} \u202eevil\x00 ﷽ 汉字 e" + "\u0301" * 40
@@ -177,12 +177,12 @@ class Reader(HTMLParser):
 
 
 def read(of: dict[str, Any], key: str = KEYS.public) -> str:
-    return Reader(page(of, key)).text
+    return Reader(receipt_html(of, key)).text
 
 
 @pytest.mark.parametrize("of", [receipt(), unverified(), nothing_held(), monster(), worst()])
 def test_it_is_well_formed_and_stands_alone(of: dict[str, Any]) -> None:
-    text = page(of, KEYS.public)
+    text = receipt_html(of, KEYS.public)
     reader = Reader(text)
     assert not reader.open
     assert text.startswith("<!DOCTYPE html>")
@@ -225,7 +225,7 @@ def test_a_hostile_text_in_any_place_is_shown_as_text_or_refused(path: tuple[Any
         target = target[key]
     target[path[-1]] = EVIL + "\ud800"
     try:
-        text = page(of, KEYS.public)
+        text = receipt_html(of, KEYS.public)
     except LedgerError:
         assert path[-1] in {"format", "outcome", "level", "received", "due", "closed", "time"}
         return
@@ -237,10 +237,10 @@ def test_a_hostile_text_in_any_place_is_shown_as_text_or_refused(path: tuple[Any
 
 
 def test_names_are_escaped_cleaned_and_kept_from_turning_the_line_round() -> None:
-    text = page(receipt(requester="<b>&\u202eX\x07", searched={"<i>": 1}, removed={"<i>": 1}), KEYS.public)
+    text = receipt_html(receipt(requester="<b>&\u202eX\x07", searched={"<i>": 1}, removed={"<i>": 1}), KEYS.public)
     assert "<bdi>&lt;b&gt;&amp;\ufffdX\ufffd</bdi>" in text
     assert "<bdi>&lt;i&gt; (1)</bdi>" in text
-    assert max(map(len, re.findall("\u0301+", page(receipt(reason=EVIL), KEYS.public)))) == 3
+    assert max(map(len, re.findall("\u0301+", receipt_html(receipt(reason=EVIL), KEYS.public)))) == 3
 
 
 def test_what_is_long_is_folded_and_says_so() -> None:
@@ -308,13 +308,13 @@ def test_a_missed_deadline_is_told_twice() -> None:
 @pytest.mark.parametrize("change", [{"format": "frmu-receipt/1"}, {"level": "L9"}, {"due": "soon"}, {"purge": None}])
 def test_what_is_no_receipt_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(LedgerError):
-        page(receipt() | change, KEYS.public)
+        receipt_html(receipt() | change, KEYS.public)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium to print")
 @pytest.mark.parametrize("of", [receipt(), crowded(), unverified(), nothing_held(), monster(), worst()])
 def test_it_prints_on_one_sheet(of: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "page.html").write_text(page(of, KEYS.public), encoding="utf-8")
+    (tmp_path / "page.html").write_text(receipt_html(of, KEYS.public), encoding="utf-8")
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     flags += " --disable-component-update --disable-sync --no-pdf-header-footer"
     paths = [f"--user-data-dir={tmp_path / 'user'}", f"--print-to-pdf={tmp_path / 'page.pdf'}"]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frmu.config import Config, Placement, parse
-from frmu.data.sites import Place
+from frmu.data.sites import SiteLocation
 from frmu.errors import FederationError
 from frmu.runtime.placement import Node, need_of, plan_for
 
@@ -20,10 +20,10 @@ GIB = 2**30
 ONE = Placement(clients_per_actor=1)
 
 
-def homes(by_site: dict[str, int]) -> dict[str, Place]:
+def homes(by_site: dict[str, int]) -> dict[str, SiteLocation]:
     """So many clients at each site; "" is no site."""
     return {
-        f"{site or 'any'}-{n:04d}": Place(site, BASE, Path(f"/{site}"), None, site or None)
+        f"{site or 'any'}-{n:04d}": SiteLocation(site, BASE, Path(f"/{site}"), None, site or None)
         for site, number in by_site.items()
         for n in range(number)
     }

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frmu.config import Rules
-from frmu.errors import ClientsAwayError
+from frmu.errors import ClientsUnavailableError
 from frmu.runtime.rules import after_failure, go_on_without
 
 counts = st.integers(1, 40)
@@ -34,11 +34,11 @@ def test_a_training_goes_on_while_the_quorum_is_there(clients: int, away: int, q
     if there and there >= quorum * clients:
         assert f"({there} of {clients})" in go_on_without(gone, names, Rules(quorum=quorum))
     else:
-        with pytest.raises(ClientsAwayError, match=r"rules.quorum = .* is not met"):
+        with pytest.raises(ClientsUnavailableError, match=r"rules.quorum = .* is not met"):
             go_on_without(gone, names, Rules(quorum=quorum))
 
 
 def test_late_fail_lets_nobody_be_left_out() -> None:
-    with pytest.raises(ClientsAwayError, match=r'rules\.late = "fail"') as caught:
+    with pytest.raises(ClientsUnavailableError, match=r'rules\.late = "fail"') as caught:
         go_on_without({"b": "no reply in 30 s"}, list("abcd"), Rules(late="fail"))
     assert caught.value.reasons == {"b": "no reply in 30 s"}

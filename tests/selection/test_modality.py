@@ -8,7 +8,7 @@ import pytest
 from frmu.models.ridge import solve
 from frmu.models.statistics import loss, statistics_of
 from frmu.selection.modality import Muting, _changes, _View, contribution, mute
-from frmu.selection.problem import Task, refit, task_of, validation_loss
+from frmu.selection.problem import SelectionProblem, problem_of, refit, validation_loss
 from frmu.selection.selectors import decide
 from frmu.types import Statistics
 
@@ -16,7 +16,7 @@ BLOCKS = {"calendar": slice(0, 11), "weather": slice(11, 15)}
 D, K = 16, 8
 
 
-def make(seed: int = 0, bad: tuple[int, ...] = (), kind: str = "weather", n: int = 12) -> Task:
+def make(seed: int = 0, bad: tuple[int, ...] = (), kind: str = "weather", n: int = 12) -> SelectionProblem:
     """Slices of few records: ten columns of calendar and three of weather, whether each is there, and a bias.
 
     In the bad slices the weather is noise, or the target.
@@ -35,14 +35,14 @@ def make(seed: int = 0, bad: tuple[int, ...] = (), kind: str = "weather", n: int
         return statistics_of(np.concatenate([X[:, :10], one, X[:, 10:], one, one], axis=1), y[:, None])
 
     parts = {f"s{s}": block(n, s in bad) for s in range(K)}
-    return task_of(parts, np.linspace(1, 0, K), block(4), [block(80)], block(400), 1e-3)
+    return problem_of(parts, np.linspace(1, 0, K), block(4), [block(80)], block(400), 1e-3)
 
 
-def chosen(task: Task) -> Muting:
+def chosen(task: SelectionProblem) -> Muting:
     return mute(task, decide(task, None, "rules", 0.01, 1, 16).influence, BLOCKS, 0.01)
 
 
-def later(task: Task, found: Muting) -> float:
+def later(task: SelectionProblem, found: Muting) -> float:
     below = found.below(task, BLOCKS)
     H, B = task.rest.G, task.rest.b
     for s, (key, i) in enumerate(zip(task.keys, found.influence, strict=True)):
@@ -113,7 +113,7 @@ def test_a_slice_that_was_forgotten_is_predicted_as_it_would_be_kept() -> None:
     assert _changes(view)[2, 1] == pytest.approx(kept, rel=0.15)
 
 
-def _exact(task: Task, influence: np.ndarray, s: int, name: str) -> float:
+def _exact(task: SelectionProblem, influence: np.ndarray, s: int, name: str) -> float:
     q = np.ones((len(task), 2))
     q[s, list(BLOCKS).index(name)] = 0.0
     below = Muting(influence, q, q, 0.0, 0).below(task, BLOCKS)
@@ -146,7 +146,7 @@ def test_a_slice_is_not_muted_whole() -> None:
 def test_without_validation_nothing_is_muted() -> None:
     task = make(0, (2,))
     slices = {key: task.slice(s) for s, key in enumerate(task.keys)}
-    blind = task_of(slices, task.age, task.rest, [], task.later, 1e-3)
+    blind = problem_of(slices, task.age, task.rest, [], task.later, 1e-3)
     assert not mute(blind, np.ones(K), BLOCKS, 0.01).below(blind, BLOCKS)
     alone = {"all": slice(0, 15)}
     assert not mute(task, np.ones(K), alone, 0.01).below(task, alone)

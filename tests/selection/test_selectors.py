@@ -7,14 +7,14 @@ import pytest
 
 from frmu.models.statistics import loss, statistics_of
 from frmu.selection.network import Network, read_policy, shapes, shipped
-from frmu.selection.observation import FEATURES, Look, change, fit, observe, slopes
-from frmu.selection.problem import Task, refit, task_of, validation_loss
-from frmu.selection.search import Account, Budget, ascend, greedy, leave_one_out
+from frmu.selection.observation import FEATURES, Observation, change, fit, observe, slopes
+from frmu.selection.problem import SelectionProblem, problem_of, refit, validation_loss
+from frmu.selection.search import Budget, RefitCounter, ascend, greedy, leave_one_out
 from frmu.selection.selectors import decide, follow, guided
 from frmu.types import Statistics
 
 
-def make(seed: int = 0, bad: tuple[int, ...] = (), slices: int = 8) -> Task:
+def make(seed: int = 0, bad: tuple[int, ...] = (), slices: int = 8) -> SelectionProblem:
     rng = np.random.default_rng(seed)
     w = rng.normal(size=5)
 
@@ -25,7 +25,7 @@ def make(seed: int = 0, bad: tuple[int, ...] = (), slices: int = 8) -> Task:
         return statistics_of(X, (rng.permutation(y) if shuffled else y)[:, None])
 
     parts = {f"s{s}": block(40, s in bad) for s in range(slices)}
-    return task_of(
+    return problem_of(
         parts, np.linspace(1, 0, slices), Statistics.zero(5, 1), [block(15) for _ in range(4)], block(60), 1e-3
     )
 
@@ -59,12 +59,12 @@ def test_keep_keeps(network: Network) -> None:
 
 def test_without_validation_everything_is_kept(network: Network) -> None:
     task = make(bad=(1,))
-    blind = task_of({k: task.slice(s) for s, k in enumerate(task.keys)}, task.age, task.rest,
+    blind = problem_of({k: task.slice(s) for s, k in enumerate(task.keys)}, task.age, task.rest,
                     [], task.later, 1e-3)  # fmt: skip
     assert decide(blind, network, "policy", 0.01, 3, 64).chosen_by == "keep"
 
 
-def look(task: Task, influence: np.ndarray, step: float = 0.0) -> Look:
+def look(task: SelectionProblem, influence: np.ndarray, step: float = 0.0) -> Observation:
     return observe(task, fit(task, influence), step, validation_loss(task, task.keep))
 
 
@@ -116,13 +116,13 @@ def test_a_change_of_one_influence_is_a_refit() -> None:
 def test_the_policy_follows_the_order_of_slices_by_nearness_alone(network: Network) -> None:
     """Turned round, slices are as near to each other as before: the answers turn with them."""
     seen = look(make(bad=(2,)), np.ones(8))
-    turned = Look(seen.rows[::-1], seen.relation[::-1, ::-1], seen.fit)
+    turned = Observation(seen.rows[::-1], seen.relation[::-1, ::-1], seen.fit)
     assert np.allclose(network(seen, seen)[0][::-1], network(turned, turned)[0])
 
 
 def test_steps_refine_and_each_costs_one_refit(network: Network) -> None:
     task = make(bad=(1, 4))
-    account = Account(task, Budget(10))
+    account = RefitCounter(task, Budget(10))
     kept = account.fit(task.keep)
     met = follow(network, account, look(task, task.keep), kept, 3)
     assert len(met) == 4
@@ -139,7 +139,7 @@ def test_nobody_spends_more_than_the_budget(budget: int, network: Network) -> No
         lambda account, kept: leave_one_out(account, kept),
         lambda account, kept: guided(network, account, observe(task, kept, 0.0, kept.loss), 3),
     ):
-        account = Account(task, Budget(budget))
+        account = RefitCounter(task, Budget(budget))
         select(account, account.fit(task.keep))
         assert account.refits <= budget
     assert decide(task, network, "policy", 0.01, 3, max(8, budget)).refits <= max(8, budget)
@@ -147,7 +147,7 @@ def test_nobody_spends_more_than_the_budget(budget: int, network: Network) -> No
 
 def test_a_budget_in_seconds_ends_a_search() -> None:
     ticks = iter(range(100))
-    account = Account(make(), Budget(seconds=5.0), clock=lambda: float(next(ticks)))
+    account = RefitCounter(make(), Budget(seconds=5.0), clock=lambda: float(next(ticks)))
     ascend(account, account.fit(np.ones(8)), 1000)
     assert account.refits <= 6
 
@@ -155,7 +155,7 @@ def test_a_budget_in_seconds_ends_a_search() -> None:
 def test_search_lowers_the_validation_loss() -> None:
     task = make(bad=(1, 4))
     for search in (lambda account, kept: ascend(account, kept, 20), lambda account, kept: greedy(account, kept, 4)):
-        account = Account(task, Budget())
+        account = RefitCounter(task, Budget())
         kept = account.fit(task.keep)
         assert search(account, kept).loss < kept.loss
 
