@@ -39,7 +39,7 @@ def run_demo(folder: Path, sites: int, tell: Callable[[str], None]) -> dict[str,
     """Run it in a folder; `tell` gets each line as it becomes true. The summary, as plain JSON types."""
     began = time.perf_counter()
     config = _prepare(folder, sites, tell)
-    with api.Experiment(config) as experiment, experiment.run("demo") as run:
+    with api.Experiment(config) as experiment, experiment.session.run("demo") as run:
         clock = _Clock(tell)
         first = experiment.train()
         clock(
@@ -52,7 +52,7 @@ def run_demo(folder: Path, sites: int, tell: Callable[[str], None]) -> dict[str,
             + ("better on rehearsals, so in force" if learned["adopted"] else "no better on rehearsals, so let go")
         )
         trained = experiment.train()
-        found = _found(experiment.state())
+        found = _found(experiment.session.state())
         clock(_tell_found(found))
         requests = _request(config, trained)
         drained = experiment.drain()

@@ -348,7 +348,7 @@ def test_a_purge_of_mlflow_that_failed_closes_nothing(trained: Config, monkeypat
 
 def test_lineage_does_not_rest_on_tags(trained: Config) -> None:
     with api.Experiment(trained, "local") as experiment:
-        client, old = experiment.tracker.client, experiment.registry.champion()
+        client, old = experiment.session.tracker.client, experiment.session.registry.champion()
         assert old is not None
         for key in list(client.get_run(old.run_id).data.tags):
             if key.startswith("frmu."):

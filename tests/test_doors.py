@@ -147,7 +147,7 @@ def test_a_pickle_in_the_place_of_a_file_is_refused_unread(tmp_path: Path, trap:
     train(config)
     (config.folder / "state.safetensors").write_bytes(pickle.dumps(_Bomb()))
     with pytest.raises(StoreError), api.Experiment(config, "local") as experiment:
-        experiment.drain() if experiment.ledger.pending() else experiment.state()
+        experiment.drain() if experiment.session.ledger.pending() else experiment.session.state()
 
 
 def test_what_lies_in_mlflow_is_read_as_numbers(tmp_path: Path, trap: str, config: Config, table: pd.DataFrame) -> None:

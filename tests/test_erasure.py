@@ -190,7 +190,7 @@ def test_nothing_of_the_erased_is_left_in_the_folder(config: Config, table: pd.D
     api.erase(config, Selection("subject", subject="p2"))
     drain(config)
     with api.Experiment(config, "local") as experiment:
-        lines = json.dumps([line.body for line in experiment.ledger.lines()])
+        lines = json.dumps([line.body for line in experiment.session.ledger.lines()])
     assert '"p2"' not in lines
     for shard in (config.folder / "shards").iterdir():
         assert "p2" not in set(pd.read_parquet(shard)["#subject"])

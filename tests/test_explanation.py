@@ -103,7 +103,7 @@ def test_scores_of_policies_in_training_are_history(config: Config) -> None:
     train(config)
     with api.Experiment(config, "local") as experiment:
         for score in (0.5, 1.5):
-            with experiment.tracker.run("policy", experiment.holds(["home 1"])) as run:
+            with experiment.session.tracker.run("policy", experiment.session.holds(["home 1"])) as run:
                 run.json({"home 1": {"2025-03": score}}, "scores.json")
     one = explain(config, slice_="2025-03")["clients"]
     assert [score for _, score in one["home 1"]["slices"]["2025-03"]["scores"]] == [0.5, 1.5]

@@ -29,7 +29,7 @@ from frmu.data import shard
 from frmu.ledger.ledger import Ledger
 
 owner, name, moment, stage = sys.argv[2:]
-place = {"Ledger": Ledger, "shards": shard, "workplace": session, "Registry": registry.Registry}[owner]
+place = {"Ledger": Ledger, "shards": shard, "session": session, "Registry": registry.Registry}[owner]
 original = getattr(place, name)
 
 def struck(*arguments, **options):
@@ -46,11 +46,11 @@ with api.Experiment(load(sys.argv[1]), "local") as experiment:
     experiment.drain()
 """
 STEPS = [
-    ("Ledger", "bury", "-"),
+    ("Ledger", "add_tombstones", "-"),
     ("Ledger", "plan", "-"),
     ("shards", "write", "-"),
     ("Ledger", "advance", "purged"),
-    ("workplace", "save_state", "-"),
+    ("session", "save_state", "-"),
     ("Ledger", "advance", "refitted"),
     ("Registry", "purge", "-"),
     ("Ledger", "advance", "verified"),
@@ -68,7 +68,7 @@ def killed(config: Config, *point: str) -> None:
 
 
 # Where one file, or one line of the ledger, is all that tells how far it got; `pytest -m long` tries every step.
-BRIEFLY = {("Ledger", "plan"), ("shards", "write"), ("workplace", "save_state"), ("Ledger", "close_requests")}
+BRIEFLY = {("Ledger", "plan"), ("shards", "write"), ("session", "save_state"), ("Ledger", "close_requests")}
 
 
 def points() -> Iterator[Any]:
@@ -91,8 +91,8 @@ def test_killed_and_gone_on_with(tmp_path: Path, table: pd.DataFrame, step: tupl
     drain(config)
     with api.Experiment(config, "local") as experiment:
         verified = experiment.verify()
-        receipts = experiment.ledger.receipts()
-        champion = experiment.registry.champion()
+        receipts = experiment.session.ledger.receipts()
+        champion = experiment.session.registry.champion()
     assert verified["verified"]
     assert [receipt["request"] for receipt in receipts] == requests
     removed = pd.Series([sum(receipt["removed"].values()) for receipt in receipts], ["p3", "home 1"])

@@ -316,7 +316,7 @@ def test_a_drain_needs_mlflow(gate: Gate, trained: Undisturbed, tmp_path: Path) 
     assert sum("state.safetensors" in line for line in uploads) == 1
     with api.Experiment(config, "local") as experiment:
         assert experiment.verify("r1", "L1")["verified"]
-        assert experiment.ledger.check() > 0
+        assert experiment.session.ledger.check() > 0
     # a backup of the outbox comes back: it is found, not delivered as it was, and purged again
     for place in Path(backup).iterdir():
         if place.is_dir():
@@ -329,7 +329,7 @@ def test_a_drain_needs_mlflow(gate: Gate, trained: Undisturbed, tmp_path: Path) 
     gate.open()
     with api.Experiment(config, "local") as experiment:
         assert experiment.replay()["verified"]
-        assert [version.digest for version in experiment.registry.versions()] == [drained["state_digest"]]
+        assert [version.digest for version in experiment.session.registry.versions()] == [drained["state_digest"]]
         assert experiment.verify()["verified"]
 
 
@@ -349,11 +349,11 @@ def drain_cut(gate: Gate, folder: Path, number: int, moment: str, never: str) ->
     gate.open()
     drained = drain(config)
     with api.Experiment(config, "local") as experiment:
-        assert experiment.ledger.check() > 0
-        assert [receipt["request"] for receipt in experiment.ledger.receipts()] == ["r1"]
+        assert experiment.session.ledger.check() > 0
+        assert [receipt["request"] for receipt in experiment.session.ledger.receipts()] == ["r1"]
         verified = experiment.verify("r1")
-        versions = experiment.registry.versions()
-        champion = experiment.registry.champion()
+        versions = experiment.session.registry.versions()
+        champion = experiment.session.registry.champion()
     assert (verified["verified"], verified["state_digest"]) == (True, never)
     assert champion is not None
     assert {version.digest for version in versions} == {champion.digest} == {never}

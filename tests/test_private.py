@@ -15,6 +15,7 @@ from frmu import api
 from frmu.cli import main
 from frmu.config import Config, load
 from frmu.errors import ConfigError, DataError, RequestError, StoreError
+from frmu.services import training
 from frmu.types import Selection
 
 PRIVATE = CONFIG.replace('target = "load"', 'target = "load"\nprivate = "mine"')
@@ -85,7 +86,7 @@ def test_a_job_that_died_before_it_took_over_asks_once(
     train(config)
     write(config, flagged(table, SOME))
     with monkeypatch.context() as patch:
-        patch.setattr(api, "Commit", None)  # what would take the new shards over is not there
+        patch.setattr(training, "CommitShard", None)  # what would take the new shards over is not there
         with pytest.raises(TypeError):
             train(config)
     assert len(api.requests(config)) == 2

@@ -89,12 +89,12 @@ def test_runs_that_carried_the_erased_are_purged(config: Config, rule: str) -> N
     api.erase(config, PERSON)
     receipt = drain(config)["receipts"][0]
     with api.Experiment(config, "local") as experiment:
-        owners = {experiment.ledger.owner(client)[:8] for client in receipt["removed"]}
-        kept = [run.run_id for run in experiment.registry.versions()]
-        client, place = experiment.tracker.client, [experiment.tracker.experiment_id]
+        owners = {experiment.session.ledger.owner(client)[:8] for client in receipt["removed"]}
+        kept = [run.run_id for run in experiment.session.registry.versions()]
+        client, place = experiment.session.tracker.client, [experiment.session.tracker.experiment_id]
         runs = {run.info.run_id: run for run in client.search_runs(place, run_view_type=ViewType.ALL)}
         fresh = [name for name, run in runs.items() if name in kept or run.info.run_name == "slices"]
-        left = experiment.registry.scan(owners, keep=fresh)
+        left = experiment.session.registry.scan(owners, keep=fresh)
     assert old in receipt["purge"]["mlflow"]["runs"]
     assert receipt["purge"]["mlflow"]["clean"]
     assert left.clean

@@ -28,8 +28,8 @@ BANDS = (
 def versions(config: Config) -> tuple[list[str], str | None]:
     """The versions that are there, and the champion."""
     with api.Experiment(config, "local") as experiment:
-        champion = experiment.registry.champion()
-        return [one.number for one in experiment.registry.versions()], champion and champion.number
+        champion = experiment.session.registry.champion()
+        return [one.number for one in experiment.session.registry.versions()], champion and champion.number
 
 
 def test_the_champion_predicts_as_well_as_it_was_measured(config: Config, table: pd.DataFrame, tmp_path: Path) -> None:
@@ -98,9 +98,11 @@ def test_a_state_that_somebody_kept_is_not_served_again(config: Config, tmp_path
     api.erase(config, PERSON)
     drain(config)
     (tmp_path / "state.safetensors").write_bytes(kept)
-    with api.Experiment(config, "local") as experiment, experiment.tracker.run("sneak") as run:
-        number = experiment.registry.register(run.id, tmp_path / "state.safetensors", {"frmu.state_digest": "x"})
-        experiment.registry.promote(number)
+    with api.Experiment(config, "local") as experiment, experiment.session.tracker.run("sneak") as run:
+        number = experiment.session.registry.register(
+            run.id, tmp_path / "state.safetensors", {"frmu.state_digest": "x"}
+        )
+        experiment.session.registry.promote(number)
     with pytest.raises(RequestError, match="an erasure has overtaken or this federation never made"):
         predict(config, Path(config.source), tmp_path / "o.parquet")
     assert not (tmp_path / "o.parquet").exists()
@@ -163,9 +165,11 @@ def test_mlflow_loads_a_version_without_a_pickle(config: Config, table: pd.DataF
 
     train(config)
     with api.Experiment(config, "local") as experiment:
-        version = experiment.registry.champion()
+        version = experiment.session.registry.champion()
         assert version is not None
-        place = experiment.tracker.client.get_model_version_download_uri(experiment.registry.name, version.number)
+        place = experiment.session.tracker.client.get_model_version_download_uri(
+            experiment.session.registry.name, version.number
+        )
     files = [file.name for file in Path(place.removeprefix("file://")).rglob("*") if file.is_file()]
     assert sorted(files) == ["MLmodel", "state.safetensors"]
     loaded = mlflow.pyfunc.load_model(place)

@@ -65,13 +65,13 @@ def bench_drain(
         with api.Experiment(config, address, insecure) as experiment:
             trained = experiment.train()
             asked = iter(persons)
-            _ask(experiment.ledger, [next(asked)])
+            _ask(experiment.session.ledger, [next(asked)])
             experiment.drain()  # the first starts what later ones find running
             single = []
             for _ in range(repeats):
-                _ask(experiment.ledger, [next(asked)])
+                _ask(experiment.session.ledger, [next(asked)])
                 single.append(experiment.drain())
-            _ask(experiment.ledger, [next(asked) for _ in range(requests)])
+            _ask(experiment.session.ledger, [next(asked) for _ in range(requests)])
             batch = experiment.drain()
     one = median(run["seconds"] for run in single)
     return {

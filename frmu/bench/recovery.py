@@ -58,7 +58,7 @@ def bench_recovery(clients: int, repeats: int, address: str | None, insecure: bo
         config.file.write_text(config.file.read_text().replace('"homes.parquet"', '"*.parquet"'))
         with api.Experiment(load(config.file), address, insecure) as experiment:
             first = experiment.train()["state_digest"]
-            live = experiment.federation(experiment.look().locations)
+            live = experiment.session.sites.federation(experiment.session.sites.look().locations)
             host = [_timed(lambda: _kill_host(live), lambda: list(live.run(DescribeShard()))) for _ in range(repeats)]
             server = [_timed(lambda: _kill_server(live), experiment.train) for _ in range(repeats)]
             joined = _timed(lambda: _join(Path(folder)), experiment.train)

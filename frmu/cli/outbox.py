@@ -29,11 +29,11 @@ def deliver(config: Path, as_json: bool) -> None:
 
     with Experiment(read_trained(config), "local") as experiment:
         told = experiment.deliver()
-        result = {"delivered": told.runs, **experiment.waiting()}
+        result = {"delivered": told.runs, **experiment.session.waiting()}
         if told.refused:
             raise TrackingError(told.refused[0])
         if result["outbox"]["runs"]:
-            experiment.tracker.need()
+            experiment.session.tracker.need()
     show(as_json, result, _tell)
 
 

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frmu import api
 from frmu.config import Config, load
 from frmu.data.sites import ListFiles, site_locations
 from frmu.errors import ClientsUnavailableError, FrmuError
 from frmu.ledger.request import OPEN
-from frmu.services.requests import ledger_of
+from frmu.services.erasure import drain
+from frmu.services.requests import ledger_of, requests
+from frmu.services.session import Session
+from frmu.services.training import train
 from frmu.storage.workspace import Workspace
 from frmu.tracking.queue import Queue
 
@@ -108,17 +110,17 @@ class Follow:
                 self._pause(stopped)
 
     def _train(self, config: Config) -> dict[str, Any]:
-        with api.Experiment(config, self.address, self.insecure) as experiment:
-            result = experiment.train(self.until)
-            return result | {"pending": len(experiment.ledger.pending())}
+        with Session(config, self.address, self.insecure) as session:
+            result = train(session, self.until)
+            return result | {"pending": len(session.ledger.pending())}
 
     def _drain(self, config: Config) -> dict[str, Any]:
-        with api.Experiment(config, self.address, self.insecure) as experiment:
-            return experiment.drain()
+        with Session(config, self.address, self.insecure) as session:
+            return drain(session)
 
     def _deliver(self, config: Config) -> dict[str, Any]:
-        with api.Experiment(config, self.address) as experiment:
-            return {"delivered": experiment.deliver().runs, **experiment.waiting()}
+        with Session(config, self.address) as session:
+            return {"delivered": session.deliver().runs, **session.waiting()}
 
     def _sight(self, config: Config) -> tuple[Sight, dict[str, dict[str, str]]]:
         """What tells one state of the source from another, without opening a file of records; and who is away."""
@@ -181,7 +183,7 @@ class Follow:
 
     def _waiting(self, config: Config) -> tuple[Any, ...]:
         """The open requests; with the day, for a deadline may have come near."""
-        names = [row["request"] for row in api.requests(config, OPEN)]
+        names = [row["request"] for row in requests(config, OPEN)]
         return (dt.datetime.now(dt.UTC).date(), *sorted(names)) if names else ()
 
     def _pause(self, stopped: Callable[[], bool]) -> None:

@@ -69,6 +69,12 @@ def drain(session: Session, now: bool = False) -> dict[str, Any]:
 
     `now` overrules `erasure.min_batch`.
     """
+    result = _drain(session, now)
+    session.deliver()  # not before: the drain purges what waits
+    return result | session.waiting()
+
+
+def _drain(session: Session, now: bool) -> dict[str, Any]:
     began = time.perf_counter()
     state = session.state()
     pending = session.ledger.pending()
@@ -102,14 +108,14 @@ def everybody(session: Session, state: State) -> Federation:
     Raises `ClientsUnavailableError` where one is away. Those who have left are not in it: they are in no state, and
     their shards go when they are there.
     """
-    inventory = session.look()
-    held = set(inventory.held) - session.left(inventory.held)
-    if gone := {name: why for name, why in inventory.away.items() if name not in session.left(inventory.away)}:
+    inventory = session.sites.look()
+    held = set(inventory.held) - session.sites.left(inventory.held)
+    if gone := {name: why for name, why in inventory.away.items() if name not in session.sites.left(inventory.away)}:
         raise ClientsUnavailableError.of(gone)
-    federation = session.federation(
-        session.locations_of({*held, *(client.name for client in state.clients)}, inventory)
+    federation = session.sites.federation(
+        session.sites.locations_of({*held, *(client.name for client in state.clients)}, inventory)
     )
-    session.dismiss(federation, inventory, session.left(inventory.held))
+    session.sites.dismiss(federation, inventory, session.sites.left(inventory.held))
     return federation
 
 
@@ -156,7 +162,7 @@ def _all_there(session: Session, state: State, held: Collection[str], requests: 
 
 
 def _shards_of(session: Session, client: str) -> str:
-    place = session.locations_of([client], session.look())[client]
+    place = session.sites.locations_of([client], session.sites.look())[client]
     return f"{place.shards}{f' of site {place.site}' if place.site else ''}"
 
 
@@ -251,7 +257,7 @@ class _Drain:
 
     def _rewrite(self, tombstoned: Mapping[str, frozenset[str]]) -> list[str]:
         """Rewrite the user's files, where they lie; raises `FederationError` where a site is away."""
-        done, gone = self.session.visit(RewriteFiles(tombstoned, self.session.key))
+        done, gone = self.session.sites.visit(RewriteFiles(tombstoned, self.session.key))
         if gone:
             told = "; ".join(f'site "{site}" is away: {why}' for site, why in sorted(gone.items()))
             raise FederationError(f"{told}. Its files are still to be rewritten: drain again when it is back")
@@ -307,7 +313,7 @@ def not_searched(session: Session, state: State, searched: Collection[str]) -> d
 
     Each by name where this folder still knows it; by code otherwise.
     """
-    inventory = session.look()
+    inventory = session.sites.look()
     names = {
         *session.workspace.client_sites(),
         *inventory.held,
@@ -321,7 +327,7 @@ def not_searched(session: Session, state: State, searched: Collection[str]) -> d
     out = known - gone - {session.ledger.owner(client)[:8] for client in searched}
     if not out:
         return {}
-    names |= set(session.look(source=True).rows)  # who left has no shard here, and may have a file
+    names |= set(session.sites.look(source=True).rows)  # who left has no shard here, and may have a file
     by_code = {session.ledger.owner(name)[:8]: name for name in sorted(names)}
     return {code: by_code.get(code, f"client {code}") for code in sorted(out)}
 
@@ -338,12 +344,12 @@ def _unsearched(clients: Collection[str]) -> tuple[str, ...]:
 
 def _not_covered(session: Session, rewritten: bool) -> tuple[str, ...]:
     """What the receipt does not speak of."""
-    orphan = f"sums in the memory of a server that a killed job left at {session.orphaned_server} (stop it there)"
+    orphan = f"sums in the memory of a server that a killed job left at {session.sites.orphaned_server} (stop it there)"
     left = "the shards of clients that have left, at sites that are away (they are removed when these are back)"
-    away = bool(session.left(session.workspace.client_sites()) and session.left(session.look().away))
+    away = bool(session.sites.left(session.workspace.client_sites()) and session.sites.left(session.sites.look().away))
     return (
         *((_SOURCE,) * (not rewritten)),
-        *((orphan,) * bool(session.orphaned_server)),
+        *((orphan,) * bool(session.sites.orphaned_server)),
         *((left,) * away),
         *_COVER,
     )
@@ -416,10 +422,10 @@ def _purge_runs(session: Session, touched: Sequence[str], keep: str, requests: S
 
 def exact_verdict(session: Session, state: State, tombstones: dict[str, frozenset[str]]) -> ExactVerdict:
     """Level 5 of a state: against a federation rebuilt from the shards, and the shards against tombstones."""
-    inventory = session.look()
+    inventory = session.sites.look()
     known = {client.name for client in state.clients}
     away = session.ledger.away(state.digest)
-    left = session.left(inventory.held)
+    left = session.sites.left(inventory.held)
     strange = session.workspace.unexpected_files() + [
         name for name in inventory.unexpected_files if session.config.sites
     ]
@@ -429,7 +435,7 @@ def exact_verdict(session: Session, state: State, tombstones: dict[str, frozense
         if client not in known and client not in left and session.ledger.owner(client) not in away
     ]
     verdict = verify_exact(
-        session.config, session.method, session.network(), session.afresh, state, tombstones, session.key, strange
+        session.config, session.method, session.network(), session.sites.afresh, state, tombstones, session.key, strange
     )
     return replace(verdict, left=verdict.left + _meant(session))
 
@@ -441,7 +447,7 @@ def _meant(session: Session) -> int:
     }
     if not selections:
         return 0
-    with session.afresh() as federation:
+    with session.sites.afresh() as federation:
         replies = list(federation.run(LocateRecords(selections, session.key)))
     return len(
         {(reply.client, name) for reply in replies for names in reply.record["found"].values() for name in names}
@@ -453,12 +459,18 @@ def _meant(session: Session) -> int:
 
 def replay(session: Session) -> dict[str, Any]:
     """Remove again whatever has a tombstone: for shards, checkpoints or runs that were restored from a backup."""
+    result = _replay(session)
+    session.deliver()
+    return result | session.waiting()
+
+
+def _replay(session: Session) -> dict[str, Any]:
     session.tracker.need(_UNTOUCHED)
-    inventory = session.look()
+    inventory = session.sites.look()
     if inventory.away:
         raise ClientsUnavailableError.of(inventory.away)
-    clients = sorted(set(inventory.held) - session.left(inventory.held))
-    federation = session.federation(session.locations_of(clients, inventory))
+    clients = sorted(set(inventory.held) - session.sites.left(inventory.held))
+    federation = session.sites.federation(session.sites.locations_of(clients, inventory))
     locate_pending(session, federation, session.ledger.standing(), None)
     tombstoned = session.ledger.tombstones(clients, begun=True)
     back = {

@@ -91,7 +91,7 @@ def _chosen(state: State, client: str | None, slice_: str | None) -> dict[str, l
 @contextmanager
 def _again(session: Session, state: State) -> Iterator[tuple[Federation, Round]]:
     """The last round, run again beside the store, which stays as it is."""
-    with session.afresh() as federation:
+    with session.sites.afresh() as federation:
         done = session.method.apply(federation, session.method.init(), _network(session, state))
         if done.state.digest != state.digest:
             raise StoreError(

@@ -50,7 +50,7 @@ def learn(
     parent = session.network() if start == "current" and progress is None else None
     if progress is None:
         lineage = _lineage(session, start, parent, learners)
-    federation = session.federation(session.locations_of(learners, session.look()))
+    federation = session.sites.federation(session.sites.locations_of(learners, session.sites.look()))
     session.deliver()
     with session.run("policy", session.holds(lineage["clients"])) as run:
         session.ledger.note("learned", {"run": run.id, "clients": session.owners(lineage["clients"])})

@@ -25,7 +25,7 @@ from frmu.runtime import job
 from frmu.selection.network import Network, current_policy
 from frmu.selection.observation import FEATURES
 from frmu.services.requests import check_anchor
-from frmu.services.sites import Gathering
+from frmu.services.sites import SiteDirectory
 from frmu.storage.checkpoint import load_state, save_state, settled
 from frmu.storage.workspace import Anchor, Workspace
 from frmu.tracking.queue import Queue, QueuedRun
@@ -50,8 +50,8 @@ def registry_of(tracker: Tracker, config: Config) -> Registry:
     return Registry(tracker.client, tracker.uri, tracker.experiment_id, config.experiment)
 
 
-class Session(Gathering):
-    """What train, drain and verify share.
+class Session:
+    """What every service works with: config, workspace, ledger, tracker, method and a directory of sites.
 
     `address` overrides `[ray] address`: "local" is in process, without Ray; None is the cluster that RAY_ADDRESS
     names, else a private Ray; anything else is a cluster to attach to, which must demand a token unless `insecure`.
@@ -87,19 +87,17 @@ class Session(Gathering):
             self._home = self._at_home(anchor)
             self._drop_anchor()
             stack.callback(self._drop_anchor)
-            self._fencing_token = self.workspace.next_fencing_token()
-            self.orphaned_server = (
-                self.workspace.orphaned_server()
-            )  # a cluster where a killed job left its server, until we are there
             sweep(self.workspace.policies)
             self.config = settled(self.declared, self.workspace.state)  # again: now nobody else trains
             self.method = analytic(self.config.bare())
+            self.sites = stack.enter_context(
+                SiteDirectory(
+                    self.config, self.address, self.insecure, self.workspace, self.ledger, self._home,
+                    self.workspace.next_fencing_token(),
+                )
+            )  # fmt: skip
+            self.sites.visit(SweepSite())
             self._stack = stack.pop_all()
-        try:
-            self.visit(SweepSite())
-        except BaseException:
-            self._stack.close()
-            raise
         return self
 
     def __exit__(
@@ -131,7 +129,7 @@ class Session(Gathering):
         if moved.fingerprint() == self.config.fingerprint():
             return
         self.config, self.method = moved, analytic(moved.bare())
-        self._close()
+        self.sites.move(moved)
 
     # -- what is in force -------------------------------------------------------------------------------------
 

@@ -1,11 +1,11 @@
-"""Who is where, and federations over them: what a workplace gathers before it can do anything with records."""
+"""Who is where, and federations over them: what a session needs before it can do anything with records."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from frmu.clients.work import DiscardShard
 from frmu.config import Config
@@ -20,7 +20,7 @@ from frmu.storage.workspace import Workspace
 if TYPE_CHECKING:
     from frmu.runtime.nodes import SiteWorkers
 
-__all__ = ["Gathering", "Inventory"]
+__all__ = ["Inventory", "SiteDirectory"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +38,36 @@ class Inventory:
     gone: Mapping[str, str]
 
 
-class Gathering:
-    """The clients of a config, wherever they are. Its attributes are set by the workplace that it is a part of."""
+class SiteDirectory:
+    """The clients of a config, wherever they are, and federations over them; a context manager that ends these.
 
-    config: Config
-    address: str | None
-    insecure: bool
-    workspace: Workspace
-    ledger: Ledger
-    orphaned_server: str  # a cluster on which a killed job left its server, until we are there
-    _stack: ExitStack
-    _home: str
-    _fencing_token: int
-    _federation: Federation | None = None
-    _site_workers: SiteWorkers | None = None
-    _connected: bool = False
+    `address` None or an address is Ray's, "local" in process. `home` names the federation's server on a cluster, and
+    hosts of a job with a lower `fencing_token` can write no shard any more.
+    """
+
+    def __init__(
+        self, config: Config, address: str | None, insecure: bool, workspace: Workspace, ledger: Ledger, home: str,
+        fencing_token: int,
+    ) -> None:  # fmt: skip
+        self.config, self.address, self.insecure = config, address, insecure
+        self.workspace, self.ledger = workspace, ledger
+        self.orphaned_server = workspace.orphaned_server()  # where a killed job left its server, until we are there
+        self._home, self._fencing_token = home, fencing_token
+        self._federation: Federation | None = None
+        self._site_workers: SiteWorkers | None = None
+        self._connected = False
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def move(self, config: Config) -> None:
+        """Go on under another config of the same clients; the live federation ends."""
+        self.config = config
+        self._close()
 
     # -- who is where -----------------------------------------------------------------------------------------
 

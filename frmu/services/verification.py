@@ -49,6 +49,7 @@ def verify(
 
     `forget` is a Parquet file with the erased records, where data.path has them no more.
     """
+    session.deliver()
     if level not in LEVELS:
         raise RequestError(f'no level "{level}"{near_miss(level, LEVELS)} ({", ".join(LEVELS)})')
     lines = session.ledger.check()
@@ -80,7 +81,7 @@ def _exact(
     session: Session, state: State, receipt: Mapping[str, Any] | None, level: str, known: bool
 ) -> dict[str, Any]:
     request = receipt["request"] if receipt is not None else None
-    inventory = session.look()
+    inventory = session.sites.look()
     verdict = exact_verdict(session, state, session.ledger.tombstones(inventory.held, request, begun=True))
     runs = receipt["purge"]["mlflow"]["runs"] if receipt is not None else ()
     left = list(session.registry.left_of(runs).carriers) if runs else []
@@ -124,8 +125,8 @@ def _attack(
             if level == "L4":
                 return [relearn(s)]
             stage = RehearsalContext(
-                live=session.federation(session.look().locations),
-                start=session.over_copies,
+                live=session.sites.federation(session.sites.look().locations),
+                start=session.sites.over_copies,
                 name=name,
                 method=session.method,
                 network=session.network(),
@@ -139,7 +140,7 @@ def _attack(
                 backdoor(stage, _trap(session, stage.live), counts, seed),
             ]
     finally:
-        session.visit(ClearCopies(name))
+        session.sites.visit(ClearCopies(name))
 
 
 @contextmanager
@@ -147,10 +148,10 @@ def _suspects(
     session: Session, state: State, receipt: Mapping[str, Any], forget: Path | None, name: str
 ) -> Iterator[ModelsUnderTest]:
     """The four models, over a copy of the federation in which the erased records are back."""
-    inventory = session.look()
-    locations = session.locations_of(sorted({*inventory.held, *receipt["removed"]}), inventory)
+    inventory = session.sites.look()
+    locations = session.sites.locations_of(sorted({*inventory.held, *receipt["removed"]}), inventory)
     tombstoned = session.ledger.tombstones(sorted(locations), receipt["request"])
-    live = session.federation(locations)
+    live = session.sites.federation(locations)
     path = str(forget.absolute()) if forget is not None else None
     replies = in_order(live.run(Restore(tombstoned, session.key, f"{name}-back", path)))
     asked, back = sum(map(len, tombstoned.values())), sum(reply.record["restored"] for reply in replies)
@@ -159,10 +160,10 @@ def _suspects(
             f"{path or session.config.source} holds {back} of the {asked} records that {receipt['request']} erased; "
             "levels L2 to L4 need them once more: give them as a Parquet file with --forget"
         )
-    federation = session.over_copies(f"{name}-back", [reply.client for reply in replies if reply.record["rows"]])
+    federation = session.sites.over_copies(f"{name}-back", [reply.client for reply in replies if reply.record["rows"]])
     try:
         original = session.method.apply(federation, session.method.init(), session.network()).state
-        retrained = rebuild(session.config, session.method, session.network(), session.afresh)
+        retrained = rebuild(session.config, session.method, session.network(), session.sites.afresh)
         found = ModelsUnderTest({ORIGINAL: original.W}, original.outputs, federation, tombstoned, session.key)
         if found.part("forget").n == 0:
             raise RequestError(
@@ -179,8 +180,8 @@ def _suspects(
 def _retrained(session: Session, suspects: ModelsUnderTest, seed: int, name: str) -> dict[str, dict[str, Errors]]:
     """The errors of a model trained again without the records, with another encoder."""
     config = session.config.model_copy(update={"model": session.config.model.model_copy(update={"seed": seed})})
-    W = rebuild(config, analytic(config), session.network(), session.afresh).W
-    other = session.over_copies(f"{name}-back", suspects.federation.clients, config)
+    W = rebuild(config, analytic(config), session.network(), session.sites.afresh).W
+    other = session.sites.over_copies(f"{name}-back", suspects.federation.clients, config)
     try:
         return ModelsUnderTest({RETRAINED: W}, suspects.outputs, other, suspects.tombstones, suspects.key).errors()
     finally:

@@ -106,8 +106,13 @@ def test_env_runners_step_the_client_actors_and_may_die(
 def _board(experiment: api.Experiment) -> tuple:
     from frmu.policy.training import context_of
 
-    names = [client.name for client in experiment.state().clients]
-    return context_of(experiment.config, experiment.federation(experiment.locations_of(names, experiment.look())))
+    names = [client.name for client in experiment.session.state().clients]
+    return context_of(
+        experiment.session.config,
+        experiment.session.sites.federation(
+            experiment.session.sites.locations_of(names, experiment.session.sites.look())
+        ),
+    )
 
 
 TRAIN = """
@@ -162,9 +167,9 @@ def test_a_training_that_was_killed_is_gone_on_with(killed: Config, tmp_path: Pa
     assert learned["env_steps"] > before.history[-1]["env_steps"]
     assert not (config.folder / "training.safetensors").exists()
     with api.Experiment(config, "local") as experiment:
-        assert experiment.network().digest == learned["policy"]
-        assert experiment.workspace.unexpected_files() == []
-        run = experiment.tracker.client.get_run(learned["run_id"])
+        assert experiment.session.network().digest == learned["policy"]
+        assert experiment.session.workspace.unexpected_files() == []
+        run = experiment.session.tracker.client.get_run(learned["run_id"])
     assert run.data.tags["frmu.resumed"] == lineage["run"] != learned["run_id"]
     assert run.data.tags["frmu.policy"] == learned["policy"]
     assert {"gain", "td_error", "entropy"} <= set(run.data.metrics)
@@ -249,9 +254,9 @@ def test_a_policy_that_is_no_better_is_let_go(tmp_path: Path, table: pd.DataFram
     assert compared["difference"] <= compared["error"]
     assert compared["rehearsals"] >= 120
     with api.Experiment(config, "local") as experiment:
-        assert experiment.network().digest == before
-        assert not list(experiment.workspace.policies.glob("*.safetensors"))
-        assert experiment.workspace.unexpected_files() == []
+        assert experiment.session.network().digest == before
+        assert not list(experiment.session.workspace.policies.glob("*.safetensors"))
+        assert experiment.session.workspace.unexpected_files() == []
 
 
 def test_the_better_of_two_policies_is_told_either_way(

@@ -150,7 +150,7 @@ def life(config: Config, address: str | None = None) -> dict[str, Any]:
         api.erase(config, Selection("subject", subject="p2"))
         api.erase(config, Selection("client", client="home 2"))
         drained = experiment.drain()
-        lines = experiment.ledger.check()
+        lines = experiment.session.ledger.check()
         receipts = [(r["request"], r["level"], dict(r["removed"])) for r in drained["receipts"]]
     return {
         "trained": trained["state_digest"],
@@ -307,7 +307,7 @@ def test_a_drain_goes_on_without_nobody(tmp_path: Path, table: pd.DataFrame) -> 
                 experiment.drain()
         finally:
             os.kill(pid, signal.SIGCONT)
-        assert [request.stage for request in experiment.ledger.pending()] == ["received"]
+        assert [request.stage for request in experiment.session.ledger.pending()] == ["received"]
         assert experiment.drain()["verified"]
 
 
@@ -318,7 +318,7 @@ def test_a_client_is_back_soon(tmp_path: Path, table: pd.DataFrame) -> None:
     config = small(tmp_path / "homes", table)
     with api.Experiment(config) as experiment:
         experiment.train()
-        federation = experiment._federation
+        federation = experiment.session.sites._federation
         assert federation is not None
         os.kill(_pid(_lane_of(experiment, "home 1")), signal.SIGKILL)
         began = time.monotonic()
@@ -327,7 +327,7 @@ def test_a_client_is_back_soon(tmp_path: Path, table: pd.DataFrame) -> None:
 
 
 def _lane_of(experiment: api.Experiment, client: str) -> Any:
-    return next(lane for lane in experiment._federation._handles if client in lane.names)  # type: ignore[union-attr]
+    return next(lane for lane in experiment.session.sites._federation._handles if client in lane.names)  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,11 @@ def test_arrays_pass_from_clients_to_the_server_as_refs(tmp_path: Path, table: p
     config = packed(tmp_path / "refs", table, 2)
     with api.Experiment(config) as experiment:
         experiment.train()
-        replies = list(experiment.federation(experiment.look().locations).run(ComputeStatistics(("load",))))
+        replies = list(
+            experiment.session.sites.federation(experiment.session.sites.look().locations).run(
+                ComputeStatistics(("load",))
+            )
+        )
         assert len(replies) == 4
         assert all(isinstance(reply.payload, ray.ObjectRef) for reply in replies)
 
@@ -81,7 +85,7 @@ def test_a_client_that_died_is_named(tmp_path: Path, table: pd.DataFrame) -> Non
     config = packed(tmp_path / "dead", table, 2)
     with api.Experiment(config) as experiment:
         experiment.train()
-        federation = experiment.federation(experiment.look().locations)
+        federation = experiment.session.sites.federation(experiment.session.sites.look().locations)
         ray.kill(federation._handles[0].actor, no_restart=True)  # type: ignore[attr-defined]
         with pytest.raises(ClientsUnavailableError, match="clients home 0, home 1 are away: its host died"):
             list(federation.run(DescribeShard()))
@@ -147,12 +151,12 @@ def test_runs_of_a_job_are_in_mlflow(tmp_path: Path, table: pd.DataFrame) -> Non
     from mlflow.entities import ViewType
 
     config = put(tmp_path / "runs", table)
-    with api.Experiment(config, "local") as experiment, experiment.tracker.run("all") as job:
+    with api.Experiment(config, "local") as experiment, experiment.session.tracker.run("all") as job:
         trained = experiment.train()
         api.erase(config, Selection("subject", subject="p2"))
         drained = experiment.drain()
-        client = MlflowClient(experiment.tracker.uri)
-        place = experiment.tracker.experiment_id
+        client = MlflowClient(experiment.session.tracker.uri)
+        place = experiment.session.tracker.experiment_id
     for result in (trained, drained):
         run = client.get_run(result["run_id"])
         assert run.info.status == "FINISHED"

@@ -123,7 +123,7 @@ def test_train_lose_a_node_rejoin_erase_verify(
         api.erase(config, Selection("subject", subject="p2"))
         with pytest.raises(ClientsUnavailableError, match="client home 4 is away: no node has the label site=c"):
             experiment.drain()
-        assert [request.stage for request in experiment.ledger.pending()] == ["received"]
+        assert [request.stage for request in experiment.session.ledger.pending()] == ["received"]
         verified = experiment.verify()
         assert (verified["verified"], verified["state_digest"]) == (True, without["state_digest"])
 
@@ -295,7 +295,7 @@ def where_they_run(experiment: api.Experiment) -> dict[str, str]:
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     labels = {node["NodeID"]: node["Labels"].get("site", "") for node in ray.nodes()}
-    federation = experiment.federation(experiment.look().locations)
+    federation = experiment.session.sites.federation(experiment.session.sites.look().locations)
     return {reply.client: labels[reply.record["node"]] for reply in federation.run(Where())}
 
 
@@ -319,12 +319,10 @@ def test_a_driver_that_was_killed_leaves_its_server_to_the_next(
 import os, signal
 from frmu import api
 from frmu.config import load
+from frmu.services.session import Session
 
-class Killed(api.Experiment):
-    def checkpoint(self, state):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-with Killed(load({str(config.file)!r})) as experiment:
+Session.checkpoint = lambda self, state: os.kill(os.getpid(), signal.SIGKILL)
+with api.Experiment(load({str(config.file)!r})) as experiment:
     experiment.train()
 """
     run = subprocess.run([sys.executable, "-c", code], env=environment(cluster), capture_output=True, check=False)
@@ -350,7 +348,7 @@ def life(config: Config) -> list[str]:
         api.erase(config, Selection("subject", subject="p2"))
         drained = experiment.drain()
         assert drained["verified"]
-        assert experiment.ledger.check()
+        assert experiment.session.ledger.check()
     return [trained["state_digest"], str(trained["away"]), drained["state_digest"]]
 
 

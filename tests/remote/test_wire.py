@@ -1,7 +1,7 @@
 """What leaves a client: counts, sums over slices, keyed hashes; never a row.
 
 Everything that a host answers passes through `Host.answer`, in process and on an actor alike, and what a site says of
-its disk through `Session.visit`, so that is where it is caught: through training, a drain, attacks on the receipt,
+its disk through `SiteDirectory.visit`, where it is caught: through training, a drain, attacks on the receipt,
 and the training of a policy. No answer may hold the id of a record, a person, or a cell of a row - raw, scaled, or
 encoded - to the last bit.
 
@@ -35,7 +35,7 @@ from frmu.models.encoders import encode, encoders
 from frmu.policy.training import context_of, train_policy
 from frmu.runtime.local import LocalFederation
 from frmu.selection.network import current_policy
-from frmu.services.session import Session
+from frmu.services.sites import SiteDirectory
 from frmu.types import Selection
 
 
@@ -50,15 +50,15 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Answer]]:
         caught.extend((type(work).__name__, one) for one in answers)
         return answers
 
-    visit = Session.visit
+    visit = SiteDirectory.visit
 
-    def told(workplace: Session, errand: Any) -> Any:
-        found, away = visit(workplace, errand)
-        caught.extend((type(errand).__name__, Answer(site, {"found": repr(one)})) for site, one in found.items())
+    def told(sites: SiteDirectory, task: Any) -> Any:
+        found, away = visit(sites, task)
+        caught.extend((type(task).__name__, Answer(site, {"found": repr(one)})) for site, one in found.items())
         return found, away
 
     monkeypatch.setattr(Host, "answer", heard)
-    monkeypatch.setattr(Session, "visit", told)
+    monkeypatch.setattr(SiteDirectory, "visit", told)
     return caught
 
 
@@ -135,8 +135,8 @@ def test_no_row_leaves_a_client_in_its_life(trained: tuple[Config, Private], wir
         assert experiment.drain()["verified"]
         assert experiment.verify(receipt, "L3")["proofs"]
     assert works(wire) >= {
-        "Import", "Describe", "Sum", "Choose", "Measure", "Locate", "Purge", "Shadow", "Pairs", "Plant", "Recall",
-        "Strike", "Look",
+        "StageShard", "DescribeShard", "ComputeStatistics", "SelectInfluences", "MeasureErrors", "LocateRecords",
+        "PurgeShard", "Shadow", "Pairs", "Plant", "Recall", "Strike", "TakeInventory",
     }  # fmt: skip
     assert len(private.cells) > 10_000
     assert not leaks(wire, private)
@@ -160,7 +160,7 @@ def test_no_row_leaves_a_client_that_teaches_a_policy(
     parent = current_policy(None, config.folder / "policies", {})
     learned = train_policy(config.policy, [context_of(config, federation)], parent, 1)
     assert learned.env_steps >= 64
-    assert works(wire) >= {"Describe", "Sum", "Play"}
+    assert works(wire) >= {"DescribeShard", "ComputeStatistics", "Rollout"}
     assert not leaks(wire, private)
 
 
