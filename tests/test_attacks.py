@@ -11,7 +11,7 @@ import pytest
 from conftest import drain, put, train
 
 from frmu import api
-from frmu.clients.work import CommitShard
+from frmu.clients.tasks.importing import CommitShard
 from frmu.config import Config
 from frmu.errors import ConfigError, DataError, FederationError, LedgerError, PolicyError, RequestError, StoreError
 from frmu.ledger.ledger import Ledger

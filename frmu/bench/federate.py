@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from frmu.clients.work import CommitShard, Rollout, StageShard
+from frmu.clients.tasks.importing import CommitShard, StageShard
+from frmu.clients.tasks.rollout import Rollout
 from frmu.config import Config, Policy, load
 from frmu.data.parquet import survey
 from frmu.datasets import cached

@@ -32,8 +32,10 @@ import numpy as np
 
 from frmu.bench.lessons import SEEN, TAUGHT
 from frmu.clients.client import Client
-from frmu.clients.framu import Blocks, blocks
-from frmu.clients.work import CommitShard, PackedStatistics, Rollout, StageShard
+from frmu.clients.tasks.framu import Blocks, blocks
+from frmu.clients.tasks.importing import CommitShard, StageShard
+from frmu.clients.tasks.rollout import Rollout
+from frmu.clients.tasks.statistics import PackedStatistics
 from frmu.config import Config, Policy, load
 from frmu.data.parquet import survey
 from frmu.datasets import cached

@@ -21,7 +21,8 @@ import pandas as pd
 from frmu import api
 from frmu.bench.drain import federation_of_homes
 from frmu.clients.client import Client
-from frmu.clients.work import DescribeShard, EachClient
+from frmu.clients.tasks.importing import DescribeShard
+from frmu.clients.tasks.task import EachClient
 from frmu.config import load
 from frmu.federation import Answer, Federation, Payload
 

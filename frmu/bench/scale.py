@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from frmu.bench.policy import STEPS, Case, Selector, best_rule, dvrl, gain_of
-from frmu.clients.work import CommitShard, PackedStatistics, Rollout, StageShard
+from frmu.clients.tasks.importing import CommitShard, StageShard
+from frmu.clients.tasks.rollout import Rollout
+from frmu.clients.tasks.statistics import PackedStatistics
 from frmu.config import load
 from frmu.data.parquet import survey
 from frmu.datasets import cached

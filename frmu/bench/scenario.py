@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from frmu.clients.client import Client
-from frmu.clients.work import CommitShard, StageShard
+from frmu.clients.tasks.importing import CommitShard, StageShard
 from frmu.config import Config, load
 from frmu.data.parquet import gather, survey
 from frmu.data.shard import Shard

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from frmu.bench.policy import Case, best_rule
 from frmu.bench.scenario import KEY, SETS, VARIANTS, Scenario, held, scenario
 from frmu.clients.client import Client
-from frmu.clients.work import PurgeShard
+from frmu.clients.tasks.erasure import PurgeShard
 from frmu.data.tombstones import tombstones
 from frmu.methods.analytic import analytic, outputs_of, total_of
 from frmu.models.ridge import solve

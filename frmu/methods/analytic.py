@@ -16,7 +16,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from frmu.clients.work import ComputeStatistics, DescribeShard, LoadPolicy, PackedStatistics, SelectInfluences
+from frmu.clients.tasks.importing import DescribeShard
+from frmu.clients.tasks.selection import LoadPolicy, SelectInfluences
+from frmu.clients.tasks.statistics import ComputeStatistics, PackedStatistics
 from frmu.config import Config
 from frmu.errors import RoundLostError
 from frmu.federation import Federation, Reply, in_order

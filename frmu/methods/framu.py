@@ -51,8 +51,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from frmu.clients.framu import Blocks, Seen, Trial, Try, Weigh, perform, views_of
-from frmu.clients.work import DescribeShard, PackedStatistics
+from frmu.clients.tasks.framu import Blocks, Seen, Trial, Try, Weigh, perform, views_of
+from frmu.clients.tasks.importing import DescribeShard
+from frmu.clients.tasks.statistics import PackedStatistics
 from frmu.config import Config
 from frmu.errors import FrmuError
 from frmu.federation import Federation, Payload, in_order

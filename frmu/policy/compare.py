@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from frmu.clients.compare import CompareSelections
+from frmu.clients.tasks.comparison import CompareSelections
 from frmu.federation import in_order
 from frmu.policy.env import EnvContext
 from frmu.selection.network import Network

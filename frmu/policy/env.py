@@ -27,7 +27,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from frmu.clients.work import EnvStep, PackedStatistics, Rollout
+from frmu.clients.tasks.rollout import EnvStep, Rollout
+from frmu.clients.tasks.statistics import PackedStatistics
 from frmu.errors import ClientsUnavailableError
 from frmu.federation import Federation
 from frmu.selection.network import LIMIT, influence_of

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frmu.aggregation.average import Average
-from frmu.clients.work import DescribeShard
+from frmu.clients.tasks.importing import DescribeShard
 from frmu.errors import ClientsUnavailableError
 from frmu.policy.env import GROUP, EnvContext
 from frmu.policy.trainer import GROUPS, Trainer

@@ -39,7 +39,7 @@ from ray.rllib.utils.metrics import (
 )
 from torch import Tensor, nn
 
-from frmu.clients.framu import Blocks, Seen, Trial
+from frmu.clients.tasks.framu import Blocks, Seen, Trial
 from frmu.errors import PolicyError
 from frmu.methods.framu import LEVELS, Agents, Outcome, Settings, Weights, World, rows_of, run, world_of_tasks
 from frmu.policy.trainer import quiet

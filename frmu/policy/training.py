@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frmu.clients.work import DescribeShard, PackedStatistics
+from frmu.clients.tasks.importing import DescribeShard
+from frmu.clients.tasks.statistics import PackedStatistics
 from frmu.config import Config, Policy
 from frmu.errors import PolicyError
 from frmu.federation import Federation, in_order

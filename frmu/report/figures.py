@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from frmu.clients.work import MeasureErrors
+from frmu.clients.tasks.statistics import MeasureErrors
 from frmu.federation import Federation, in_order
 from frmu.methods.method import Round
 from frmu.selection.observation import FEATURES

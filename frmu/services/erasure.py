@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from frmu.clients.work import LocateRecords, PurgeShard
+from frmu.clients.tasks.erasure import LocateRecords, PurgeShard
 from frmu.data.sites import RewriteFiles
 from frmu.errors import ClientsUnavailableError, FederationError, near_miss
 from frmu.federation import Federation, in_order

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from frmu.clients.explain import ExplainSlices
-from frmu.clients.work import PackedStatistics
+from frmu.clients.tasks.explanation import ExplainSlices
+from frmu.clients.tasks.statistics import PackedStatistics
 from frmu.errors import RequestError, StoreError, TrackingUnavailableError, near_miss
 from frmu.federation import Federation, in_order
 from frmu.methods.analytic import total_of

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, get_args
 
-from frmu.clients.work import LocateRecords
+from frmu.clients.tasks.erasure import LocateRecords
 from frmu.config import Config
 from frmu.data.row_filter import parse_row_filter
 from frmu.data.shard import clients_in

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from frmu.clients.work import DiscardShard
+from frmu.clients.tasks.importing import DiscardShard
 from frmu.config import Config
 from frmu.data.sites import SiteLocation, SiteTask, TakeInventory, client_locations, site_locations
 from frmu.errors import ClientsUnavailableError

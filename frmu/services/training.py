@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from frmu.clients.work import CommitShard, StageShard
+from frmu.clients.tasks.importing import CommitShard, StageShard
 from frmu.config import Config
 from frmu.errors import ClientsUnavailableError, ConfigError, FederationError, FrmuError, StoreError
 from frmu.federation import Federation, in_order

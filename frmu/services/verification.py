@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from frmu.clients.audit import Restore, Size
+from frmu.clients.tasks.audit import Restore, Size
 from frmu.data.parquet import TARGET
 from frmu.data.sites import ClearCopies
 from frmu.errors import RequestError, near_miss

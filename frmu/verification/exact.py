@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from frmu.clients.work import ScanShard
+from frmu.clients.tasks.erasure import ScanShard
 from frmu.config import Config
 from frmu.errors import FrmuError
 from frmu.federation import Federation

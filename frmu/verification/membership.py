@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from frmu.clients.audit import Pairs, Shadow
+from frmu.clients.tasks.audit import Pairs, Shadow
 from frmu.federation import Reply, in_order
 from frmu.server.audit import SolveMany
 from frmu.types import Float

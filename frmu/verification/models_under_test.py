@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from frmu.clients.audit import Gauge, Part
+from frmu.clients.tasks.audit import Gauge, Part
 from frmu.federation import Federation, in_order
 from frmu.server.audit import SumSubsets
 from frmu.types import Float, Statistics

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from frmu.clients.audit import Plant, Recall, Strike
-from frmu.clients.work import PurgeShard
+from frmu.clients.tasks.audit import Plant, Recall, Strike
+from frmu.clients.tasks.erasure import PurgeShard
 from frmu.data.tombstones import tombstones
 from frmu.federation import Federation, in_order
 from frmu.methods.method import Method

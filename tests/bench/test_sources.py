@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from frmu import datasets
-from frmu.clients.work import CommitShard, StageShard
+from frmu.clients.tasks.importing import CommitShard, StageShard
 from frmu.config import Config, Policy, load
 from frmu.data.parquet import gather, survey
 from frmu.data.shard import Shard

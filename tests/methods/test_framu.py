@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from frmu.clients import framu as client
-from frmu.clients.framu import Trial, blocks, perform, seen_by, views_of
-from frmu.clients.work import CommitShard, StageShard
+from frmu.clients.tasks import framu as client
+from frmu.clients.tasks.framu import Trial, blocks, perform, seen_by, views_of
+from frmu.clients.tasks.importing import CommitShard, StageShard
 from frmu.config import Config
 from frmu.errors import FrmuError
 from frmu.methods.framu import (

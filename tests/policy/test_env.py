@@ -15,7 +15,8 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frmu.clients.work import CommitShard, Rollout, StageShard, arrivals
+from frmu.clients.tasks.importing import CommitShard, StageShard
+from frmu.clients.tasks.rollout import Rollout, arrivals
 from frmu.errors import ClientsUnavailableError
 from frmu.policy.env import MASK, TASKS_PER_EPISODE, EnvContext, SliceEnv
 from frmu.policy.module import SliceNetwork
@@ -100,7 +101,7 @@ def test_forgetting_what_was_shuffled_earns_more(board: EnvContext) -> None:
 
 
 def _hit(e: SliceEnv, name: str, seed: int) -> list[bool]:
-    from frmu.clients.work import EnvStep, Rollout
+    from frmu.clients.tasks.rollout import EnvStep, Rollout
 
     board = e.boards[0]
     play = Rollout({name: (EnvStep(seed, None, 0.0, True),)}, board.outputs, board.total, MOST)

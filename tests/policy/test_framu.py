@@ -12,8 +12,9 @@ import torch
 from conftest import homes, put
 from ray.rllib.core.columns import Columns
 
-from frmu.clients.framu import Seen, Trial
-from frmu.clients.work import CommitShard, PurgeShard, StageShard
+from frmu.clients.tasks.erasure import PurgeShard
+from frmu.clients.tasks.framu import Seen, Trial
+from frmu.clients.tasks.importing import CommitShard, StageShard
 from frmu.config import Config
 from frmu.data.sites import SiteLocation
 from frmu.data.tombstones import tombstones
@@ -180,7 +181,7 @@ def test_a_seed_replays_and_another_does_not(world: World, outcome: Outcome) -> 
 def test_tasks_of_a_federation_are_judged_like_its_clients(
     config: Config, federation: LocalFederation, world: World, outcome: Outcome
 ) -> None:
-    from frmu.clients.framu import blocks
+    from frmu.clients.tasks.framu import blocks
 
     total, outputs = world.ask.total.open(), world.ask.outputs  # type: ignore[attr-defined]
     clients = federation.host.clients(world.names)

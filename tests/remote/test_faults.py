@@ -248,7 +248,7 @@ def test_a_client_that_kills_its_host_takes_nobody_with_it(
     tmp_path: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four clients share a host, and the records of one kill it: the other three train, as if it were not there."""
-    from frmu.clients.work import StageShard
+    from frmu.clients.tasks.importing import StageShard
 
     text = f"{CONFIG}{RULES}\n[placement]\nclients_per_actor = 4\n"
     config = put(tmp_path / "homes", table, text)
@@ -313,7 +313,7 @@ def test_a_drain_goes_on_without_nobody(tmp_path: Path, table: pd.DataFrame) -> 
 
 def test_a_client_is_back_soon(tmp_path: Path, table: pd.DataFrame) -> None:
     """Five seconds on an idle machine, for a host that needs no torch; `frmu bench recovery` measures it."""
-    from frmu.clients.work import DescribeShard
+    from frmu.clients.tasks.importing import DescribeShard
 
     config = small(tmp_path / "homes", table)
     with api.Experiment(config) as experiment:

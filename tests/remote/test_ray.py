@@ -63,7 +63,7 @@ def test_an_error_of_a_client_arrives_as_it_was(tmp_path: Path, table: pd.DataFr
 def test_arrays_pass_from_clients_to_the_server_as_refs(tmp_path: Path, table: pd.DataFrame) -> None:
     import ray
 
-    from frmu.clients.work import ComputeStatistics
+    from frmu.clients.tasks.statistics import ComputeStatistics
 
     config = packed(tmp_path / "refs", table, 2)
     with api.Experiment(config) as experiment:
@@ -80,7 +80,7 @@ def test_arrays_pass_from_clients_to_the_server_as_refs(tmp_path: Path, table: p
 def test_a_client_that_died_is_named(tmp_path: Path, table: pd.DataFrame) -> None:
     import ray
 
-    from frmu.clients.work import DescribeShard
+    from frmu.clients.tasks.importing import DescribeShard
 
     config = packed(tmp_path / "dead", table, 2)
     with api.Experiment(config) as experiment:

@@ -27,7 +27,7 @@ from conftest import CONFIG, put
 
 from frmu import api
 from frmu.clients.client import Client, Host
-from frmu.clients.work import EachClient
+from frmu.clients.tasks.task import EachClient
 from frmu.config import Config
 from frmu.data.shard import Shard, clients_in, path_of
 from frmu.federation import Answer

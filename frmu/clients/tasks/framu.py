@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frmu.clients.client import Client
-from frmu.clients.work import EachClient, PackedStatistics
+from frmu.clients.tasks.statistics import PackedStatistics
+from frmu.clients.tasks.task import EachClient
 from frmu.config import Config
 from frmu.federation import Answer
 from frmu.models import encoders

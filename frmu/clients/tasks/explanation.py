@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from frmu.clients.client import Client
-from frmu.clients.work import EachClient, PackedStatistics
+from frmu.clients.tasks.statistics import PackedStatistics
+from frmu.clients.tasks.task import EachClient
 from frmu.federation import Answer
 from frmu.selection.observation import Fit, change, fit, observe
 from frmu.types import Float

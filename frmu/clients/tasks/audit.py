@@ -16,7 +16,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from frmu.clients.client import Client
-from frmu.clients.work import EachClient, errors_of
+from frmu.clients.tasks.statistics import errors_of
+from frmu.clients.tasks.task import EachClient
 from frmu.data import shard as shards
 from frmu.data.parquet import PRIVATE, RECORD, TARGET, gather
 from frmu.data.shard import SPLITS

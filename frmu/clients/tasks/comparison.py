@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from frmu.clients.client import Client
-from frmu.clients.work import EachClient, PackedStatistics, Rollout
+from frmu.clients.tasks.rollout import Rollout
+from frmu.clients.tasks.statistics import PackedStatistics
+from frmu.clients.tasks.task import EachClient
 from frmu.federation import Answer
 from frmu.models.statistics import loss
 from frmu.selection.network import Network

@@ -1,0 +1,73 @@
+"""What erase requests mean is located, the shard is purged of it, and scanned again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from frmu.clients.client import Client
+from frmu.clients.tasks.task import EachClient
+from frmu.data.tombstones import tombstones
+from frmu.federation import Answer
+from frmu.types import Selection
+
+__all__ = ["LocateRecords", "PurgeShard", "ScanShard"]
+
+
+@dataclass(frozen=True, slots=True)
+class LocateRecords(EachClient):
+    """Search the shard for what requests mean; answer with counts and the tombstones of what was found."""
+
+    requests: Mapping[str, Selection]
+    key: bytes = field(repr=False)
+
+    def perform(self, client: Client) -> Answer:
+        """Rows looked through; for each request that means any, keyed hashes."""
+        if not client.has_shard:
+            return Answer(client.name, {"held": False, "searched": 0, "found": {}})
+        shard = client.shard
+        rows = shard.find(self.requests, client.name, client.config)
+        found = {
+            request: list(tombstones(self.key, client.name, shard.ids[hits].tolist())) for request, hits in rows.items()
+        }
+        return Answer(client.name, {"held": True, "searched": len(shard), "found": found})
+
+
+@dataclass(frozen=True, slots=True)
+class ScanShard(EachClient):
+    """Count the records in the shard that have a tombstone: after a purge there must be none."""
+
+    tombstones: Mapping[str, frozenset[str]]
+    key: bytes = field(repr=False)
+
+    def perform(self, client: Client) -> Answer:
+        """Read the shard from disk again, not from memory."""
+        client.reload()
+        tombstoned = self.tombstones.get(client.name, frozenset())
+        left = int(np.sum(_tombstoned(client, self.key, tombstoned))) if client.has_shard and tombstoned else 0
+        return Answer(client.name, {"rows": len(client.shard) if client.has_shard else 0, "left": left})
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeShard(EachClient):
+    """Rewrite the shard without the records that have a tombstone; doing it twice is doing it once."""
+
+    tombstones: Mapping[str, frozenset[str]]
+    key: bytes = field(repr=False)
+
+    def perform(self, client: Client) -> Answer:
+        """Counts: rows dropped, rows left."""
+        tombstoned = self.tombstones.get(client.name, frozenset())
+        if not client.has_shard or not tombstoned:
+            return Answer(client.name, {"dropped": 0, "rows": len(client.shard) if client.has_shard else 0})
+        rows = _tombstoned(client, self.key, tombstoned)
+        if rows.any():
+            client.drop(rows)
+        return Answer(client.name, {"dropped": int(rows.sum()), "rows": len(client.shard) if client.has_shard else 0})
+
+
+def _tombstoned(client: Client, key: bytes, tombstoned: frozenset[str]) -> Any:
+    return np.array([name in tombstoned for name in client.tombstones(key)], dtype=bool)

@@ -1,0 +1,106 @@
+"""A client judges its slices: the policy is loaded once, influences are selected in every round."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from frmu.clients.client import Client
+from frmu.clients.tasks.statistics import PackedStatistics
+from frmu.clients.tasks.task import EachClient
+from frmu.federation import Answer
+from frmu.models.statistics import pack
+from frmu.selection.modality import Muting, contribution, mute
+from frmu.selection.network import Network
+from frmu.selection.problem import SelectionProblem
+from frmu.selection.selectors import Decision, decide
+from frmu.types import Statistics
+
+__all__ = ["LoadPolicy", "SelectInfluences"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPolicy(EachClient):
+    """Take a policy over; it stays with the client until another one comes."""
+
+    lasting: ClassVar[bool] = True
+    network: Network
+
+    def perform(self, client: Client) -> Answer:
+        """Keep the policy."""
+        client.network = self.network
+        return Answer(client.name, {})
+
+
+@dataclass(frozen=True, slots=True)
+class SelectInfluences(EachClient):
+    """Choose influences for the client's slices, given the sums of the federation, and send the weighted sums.
+
+    The choice rests on the records that are there, the config and the policy file alone.
+    """
+
+    outputs: tuple[str, ...]
+    total: PackedStatistics
+
+    def perform(self, client: Client) -> Answer:
+        """Influences and losses in the record; packed sums in the payload, where they differ from
+        `ComputeStatistics`."""
+        slices = client.slices("fit", self.outputs)
+        record: dict[str, Any] = {"rows": len(client.shard)}
+        if not slices:
+            nothing: dict[str, Any] = {
+                "influence": {},
+                "chosen_by": "keep",
+                "losses": {},
+                "slices": {},
+                "modalities": {},
+                "refits": 0,
+            }
+            return Answer(client.name, record | nothing)
+        task = client.task(slices, self.total.open(), self.outputs)
+        policy = client.config.policy
+        decision = decide(task, client.network, policy.selector, policy.margin, policy.steps, policy.budget)
+        muting = self._muted(client, task, decision)
+        below = muting.below(task, client.blocks) if muting else {}
+        influence = muting.influence if muting else decision.influence
+        record |= {
+            "influence": dict(zip(task.keys, influence.tolist(), strict=True)),
+            "chosen_by": decision.chosen_by,
+            "losses": dict(decision.losses) | ({"muted": muting.loss} if muting else {}),
+            "slices": _explained(task, decision, client.blocks, muting),
+            "modalities": below,
+            "refits": decision.refits + (muting.refits if muting else 0),
+        }
+        if np.all(influence == 1.0) and not below:
+            return Answer(client.name, record)
+        parts = (
+            contribution(slices[key], float(i), below.get(key, {}), client.blocks)
+            for key, i in zip(task.keys, influence, strict=True)
+            if i != 0.0
+        )
+        sums = Statistics.total(parts, len(self.total.b), len(self.outputs))
+        return Answer(client.name, record, {"H": pack(sums.G), "b": sums.b})
+
+    def _muted(self, client: Client, task: SelectionProblem, decision: Decision) -> Muting | None:
+        """A second look at every slice, modality by modality, where there are several and anything is to be chosen."""
+        policy = client.config.policy
+        if policy.selector == "keep" or not client.config.optional or task.validation.n == 0:
+            return None
+        return mute(task, decision.influence, client.blocks, policy.margin)
+
+
+def _explained(
+    task: SelectionProblem, decision: Decision, names: Collection[str], muting: Muting | None
+) -> dict[str, Any]:
+    """What was seen of each slice, for the tracker: aggregates only."""
+    columns = zip(task.keys, task.n, decision.rows.tolist(), decision.pool.tolist(), strict=True)
+    seen: dict[str, Any] = {key: {"records": int(n), "features": row, "pool": pool} for key, n, row, pool in columns}
+    if muting is not None:
+        for key, scores, q in zip(task.keys, muting.scores.tolist(), muting.modality.tolist(), strict=True):
+            seen[key]["modalities"] = {
+                name: {"influence": i, "score": score} for name, i, score in zip(names, q, scores, strict=True)
+            }
+    return seen

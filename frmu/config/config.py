@@ -1,0 +1,239 @@
+"""A whole config, read from TOML, and its fingerprint."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from frmu.config.data import CALENDAR, Data, Slices, Split
+from frmu.config.federation import Placement, RayTable, Rules, Site
+from frmu.config.model import Attention, Model
+from frmu.config.policy import Policy
+from frmu.config.storage import Erasure, Store
+from frmu.config.table import Table
+from frmu.errors import ConfigError, near_miss
+
+__all__ = ["Config", "load", "parse"]
+
+
+class Config(Table):
+    """A whole config; `load` reads it from TOML."""
+
+    data: Data
+    slices: Slices = Slices()
+    split: Split = Split()
+    model: Model = Model()
+    policy: Policy = Policy()
+    attention: Attention = Attention()
+    placement: Placement = Placement()
+    rules: Rules = Rules()
+    sites: dict[str, Site] = Field(default_factory=dict)
+    erasure: Erasure = Erasure()
+    store: Store = Store()
+    ray: RayTable = RayTable()
+    file: Path = Field(default=Path("frmu.toml"), exclude=True)
+
+    @property
+    def slice_by(self) -> str:
+        """What slices are cut by: as declared, else by month, subject or record, whichever exists first."""
+        if self.slices.by is not None:
+            return self.slices.by
+        if self.data.time is not None:
+            return "month"
+        return "subject" if self.data.subject is not None else self.data.record
+
+    @property
+    def slice_rule(self) -> str:
+        """What gives the keys of slices their meaning."""
+        return f"{self.slice_by}/{self.slices.buckets}"
+
+    @property
+    def folder(self) -> Path:
+        """The working folder; by default `<config name>.frmu` beside the config."""
+        if self.store.folder is None:
+            return self.file.parent / f"{self.file.stem}.frmu"
+        return self.file.parent / self.store.folder
+
+    @property
+    def key_file(self) -> Path:
+        """The store's secret; by default `key` in the working folder."""
+        return self.folder / "key" if self.store.key is None else self.file.parent / self.store.key
+
+    @property
+    def policy_file(self) -> Path | None:
+        """The policy that the config names, taken relative to the config."""
+        return None if self.policy.file is None else self.file.parent / self.policy.file
+
+    @property
+    def experiment(self) -> str:
+        """The name of the MLflow experiment; by default the config's."""
+        return self.store.experiment or self.file.stem
+
+    @property
+    def source(self) -> str:
+        """The data path or glob, taken relative to the config."""
+        return str(self.file.parent / self.data.path)
+
+    @property
+    def optional(self) -> bool:
+        """Whether a record may lack a modality: where there are others to learn from and predict by."""
+        return len(self.data.modalities) > 1
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The features that are text, in the order of the config."""
+        modalities = self.data.modalities.items()
+        return tuple(column for name, columns in modalities if self.encoder(name) == "hash" for column in columns)
+
+    def encoder(self, modality: str) -> str:
+        """The kind of encoder that a modality has."""
+        return self.model.encoders.get(modality, self.model.encoder)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything in the config that can change a state.
+
+        Paths, the store, sites, the placement, the rules and the address cannot, nor can the column that says which
+        records are private: like the path it says which records there are, not what is made of them. Nor can the
+        settings of policy training, whose only trace is the policy file, which the state digests by itself.
+        """
+        model = self.model.model_dump(mode="json", exclude={"encoders"})
+        own = {name: kind for name, kind in sorted(self.model.encoders.items()) if kind != self.model.encoder}
+        model |= {"encoders": own} if own else {}
+        # Several modalities are encoded with whether each is there, which states made before that were not.
+        model |= {"present": True} if self.optional else {}
+        parts = {
+            "data": self.data.model_dump(mode="json", exclude={"path", "private"}),
+            "slices": {"by": self.slice_by, "buckets": self.slices.buckets},
+            "split": self.split.model_dump(mode="json", exclude={"until"} if self.split.until is None else None),
+            "model": model,
+            "policy": self.policy.model_dump(mode="json", include={"selector", "margin", "steps", "budget"}),
+            "attention": self.attention.model_dump(mode="json"),
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        by = self.slices.by
+        if by in CALENDAR and self.data.time is None:
+            raise ValueError(f'slices.by = "{by}" needs data.time')
+        if by is not None and by == self.data.private:
+            raise ValueError(f'slices.by = "{by}" must not be data.private: those records are in no slice')
+        if by == "subject" and self.data.subject is None:
+            raise ValueError('slices.by = "subject" needs data.subject')
+        if self.slices.buckets == 0 and by in (*CALENDAR, None, "subject", self.data.record):
+            raise ValueError(
+                f"slices.buckets = 0 makes a slice of each value, so slices.by must name a column that is not the "
+                f"record id, got {by}"
+            )
+        if (self.split.rolling or self.split.dates) and self.data.time is None:
+            raise ValueError("dates in [split] need data.time")
+        self._sites_apart()
+        for name in self.model.encoders:
+            if name not in self.data.modalities:
+                hint = near_miss(name, self.data.modalities)
+                raise ValueError(f'model.encoders: "{name}" is none of data.modalities{hint}')
+        self._no_numbers_of_text()
+        return self
+
+    def _sites_apart(self) -> None:
+        """A client has one site, and a site is told from the others by what is its own."""
+        owner: dict[str, str] = Field(default_factory=dict)
+        for name, site in self.sites.items():
+            if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", name):
+                raise ValueError(
+                    f'site "{name}" must be 1 to 63 letters, digits, "-", "_" or ".": it is a node\'s label'
+                )
+            if site.path is None and site.clients is None:
+                raise ValueError(f'site "{name}" must say its path, its clients, or both')
+            for client in site.clients or ():
+                if owner.setdefault(client, name) != name:
+                    raise ValueError(f'client "{client}" must belong to one site, got "{owner[client]}" and "{name}"')
+
+    def _no_numbers_of_text(self) -> None:
+        """Text has no range, no lag, and is nobody's lag."""
+        data = self.data
+        for name in self.texts:
+            if name in data.ranges:
+                raise ValueError(f'range of "{name}": its encoder is "hash", so it is text, which has no range')
+            if name in data.lags:
+                raise ValueError(f'lag "{name}" is a number; its modality must not have the encoder "hash"')
+        for name, lag in data.lags.items():
+            if lag.column in self.texts:
+                raise ValueError(f'lag "{name}" must look at a number, got "{lag.column}", whose encoder is "hash"')
+
+    def bare(self) -> Config:
+        """This config as it may leave the driver: of `[store]` the folder alone, for its URLs may hold a password."""
+        return self.model_copy(update={"store": Store(folder=self.store.folder)})
+
+    def at(self, day: dt.date) -> Config:
+        """This config with split.until settled, where that is "today"; as it is otherwise."""
+        if not self.split.rolling:
+            return self
+        return self.model_copy(update={"split": self.split.model_copy(update={"until": day})})
+
+
+def load(path: str | Path) -> Config:
+    """Read a config, or raise `ConfigError` with the key at fault and its near miss."""
+    path = Path(path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config; `frmu init PARQUET -o {path}` proposes one") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder, not a config file") from None
+    except OSError as error:
+        raise ConfigError(f"{str(path)[:200]}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    return parse(raw, path)
+
+
+def parse(raw: dict[str, Any], path: Path) -> Config:
+    """Validate the tables of a config that was read from `path`.
+
+    >>> parse({"data": {"path": "a.parquet", "cleint": "home"}}, Path("a.toml"))
+    Traceback (most recent call last):
+    frmu.errors.ConfigError: a.toml: data.cleint: unknown key; did you mean "client"?
+    """
+    if "file" in raw:
+        raise ConfigError(f"{path}: file: unknown key")
+    try:
+        return Config.model_validate(raw | {"file": path.absolute()})
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    # An unknown key comes first: the missing key beside it is most often the same slip.
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    problem = problems[0]
+    where = [str(part) for part in problem["loc"]]
+    key = ".".join(where)
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key{near_miss(where[-1], _keys(where[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{key}: missing, and it has no default"
+    message = problem["msg"].removeprefix("Value error, ")
+    got = problem.get("input")
+    shown = f", got {got!r}"[:80] if isinstance(got, str | int | float | bool | list) and "got" not in message else ""
+    return f"{key}: {message}{shown}" if key else message
+
+
+def _keys(where: list[str]) -> list[str]:
+    """The keys that a table takes, for the near miss."""
+    model: type[BaseModel] = Config
+    for part in where:
+        field = model.model_fields.get(part)
+        kinds = (field.annotation, *get_args(field.annotation)) if field is not None else ()
+        tables = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not tables:
+            return []
+        model = tables[0]
+    return [name for name in model.model_fields if name != "file"]
