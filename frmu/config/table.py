@@ -28,4 +28,6 @@ def parse_duration(text: str) -> dt.timedelta:
 
 
 class Table(BaseModel):
+    """A table that takes no unknown key and no other type than it names, and never changes."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
