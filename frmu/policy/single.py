@@ -75,7 +75,7 @@ def slice_task(config: str | Path, **options: Any) -> SliceTask:
     board, _ = context_of(loaded, LocalFederation(loaded, clients_in(store.shards), store.folder))
     policy = loaded.policy
     return SliceTask(
-        [board], **{"steps": policy.steps, "rounds": policy.rounds, "price": policy.forget_penalty} | options
+        [board], **{"steps": policy.steps, "rounds": policy.rounds, "forget_penalty": policy.forget_penalty} | options
     )
 
 

@@ -244,10 +244,10 @@ def _ppo(
     register_env("frmu-slices", _environment)
     settings = {
         "boards": boards,
-        "most": max_slices,
+        "max_slices": max_slices,
         "steps": policy.steps,
         "rounds": policy.rounds,
-        "price": policy.forget_penalty,
+        "forget_penalty": policy.forget_penalty,
         "seed": seed,
     }
     return (

@@ -25,7 +25,15 @@ if TYPE_CHECKING:
 
 __all__ = ["learn"]
 
-_SETTINGS = {"steps", "rounds", "price", "samples", "federated", "beta", "seed"}  # by which a training is the same
+_SETTINGS = {
+    "steps",
+    "rounds",
+    "forget_penalty",
+    "samples",
+    "federated",
+    "beta",
+    "seed",
+}  # by which a training is the same
 
 
 def learn(

@@ -25,7 +25,7 @@ KNOCKING = """
 import json, os, sys, time
 from frmu.errors import FederationError
 from frmu.runtime.connect import _reread_token
-from frmu.runtime.preflight import knock
+from frmu.runtime.preflight import preflight
 told = []
 for address, insecure, environment in json.load(sys.stdin):
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USE_TLS"):
@@ -34,7 +34,7 @@ for address, insecure, environment in json.load(sys.stdin):
     _reread_token()
     began = time.monotonic()
     try:
-        answer = knock(address, insecure)
+        answer = preflight(address, insecure)
     except FederationError as error:
         answer = str(error)
     told.append((answer, time.monotonic() - began))

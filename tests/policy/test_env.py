@@ -152,12 +152,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize(("steps", "rounds"), [(1, 1), (2, 3)])
 def test_the_single_environment_passes_gymnasiums_checker(trained: str, steps: int, rounds: int) -> None:
-    made = gym.make("frmu.policy.single:frmu/Slices-v0", config=trained, most=MOST, steps=steps, rounds=rounds)
+    made = gym.make("frmu.policy.single:frmu/Slices-v0", config=trained, max_slices=MOST, steps=steps, rounds=rounds)
     check_env(made.unwrapped)
 
 
 def test_the_single_environment_shows_where_a_task_ended(trained: str) -> None:
-    e = gym.make("frmu.policy.single:frmu/Slices-v0", config=trained, most=MOST, steps=2)
+    e = gym.make("frmu.policy.single:frmu/Slices-v0", config=trained, max_slices=MOST, steps=2)
     observation, _ = e.reset(seed=4)
     played = [e.step(np.full(MOST, logit, np.float32)) for logit in (-1.0, 1.0)]
     assert [terminated for _, _, terminated, _, _ in played] == [False, True]
