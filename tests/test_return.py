@@ -91,6 +91,24 @@ def test_who_left_for_good_is_waited_for_no_longer(tmp_path: Path, table: pd.Dat
     assert (receipt["level"], receipt["not_searched"]) == ("L5", [])
 
 
+def test_shredding_destroys_no_meaning_that_is_still_needed(tmp_path: Path, table: pd.DataFrame) -> None:
+    config = together(tmp_path / "homes", table)
+    train(config)
+    leave(config, HOME)
+    train(config)
+    api.erase(config, PERSON)
+    drain(config)
+    with ledger_of(config) as ledger:
+        assert ledger.shred(subject="p2") == ["r1"]
+        assert ledger.receipts() == []
+        assert ledger.check()
+    rejoin(config, HOME)
+    never = together(tmp_path / "never", table[table.person != "p2"])
+    assert train(config)["state_digest"] == train(never)["state_digest"]
+    with ledger_of(config) as ledger:
+        assert ledger.standing() == []
+
+
 def test_a_drain_finds_what_a_joiner_still_holds(tmp_path: Path, table: pd.DataFrame) -> None:
     """It came back with its shard of old, and the next thing that happens is a drain, not a training."""
     config = apart(tmp_path / "homes", table)

@@ -10,46 +10,23 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, get_args
 
-import sqlalchemy as sql
 from sqlalchemy.engine import Connection
 
 from frmu.errors import LedgerError, RequestError, near_miss
-from frmu.ledger.chain import Chain, Line, Writer, tables
+from frmu.ledger import history
+from frmu.ledger.chain import Chain, Line, Writer
 from frmu.ledger.keys import Keys, canonical, new_key, seal, unseal
 from frmu.ledger.receipt import Receipt, issue
 from frmu.ledger.request import OPEN, EraseRequest, Stage
+from frmu.ledger.rows import FILE, MEANING, Found, Rows
 from frmu.types import Selection
 
 __all__ = ["Ledger", "Line"]
 
 STAGES: tuple[str, ...] = get_args(Stage)
-_FILE, _MEANING = "file", "meaning"
-Found = Mapping[str, Mapping[str, Iterable[str]]]  # tombstones by request and client
-
-_key = sql.Table(
-    "frmu_key",
-    tables,
-    sql.Column("request", sql.String(40), primary_key=True),
-    sql.Column("purpose", sql.String(10), primary_key=True),
-    sql.Column("about", sql.String(64), nullable=True, index=True),
-    sql.Column("wrapped", sql.Text, nullable=False),
-)
-_owner = sql.Table(
-    "frmu_owner",
-    tables,
-    sql.Column("owner", sql.String(32), primary_key=True),
-    sql.Column("wrapped", sql.Text, nullable=False),
-)
-_tombstone = sql.Table(
-    "frmu_tombstone",
-    tables,
-    sql.Column("owner", sql.String(32), primary_key=True),
-    sql.Column("hash", sql.String(32), primary_key=True),
-    sql.Column("request", sql.String(40), primary_key=True, index=True),
-)
 
 
 def _utc() -> dt.datetime:
@@ -65,6 +42,7 @@ class Ledger:
     def __init__(self, url: str, secret: bytes, clock: Callable[[], dt.datetime] = _utc, make: bool = True) -> None:
         self._keys = Keys(secret)
         self._clock = clock
+        self._rows = Rows(self._keys)
         self._chain = Chain(url, self._keys, clock, make)
 
     def close(self) -> None:
@@ -118,23 +96,18 @@ class Ledger:
         with self._chain.writing() as writer:
             request = f"r{self._chain.count(writer.connection, 'received') + 1}"
             file, meaning = new_key(), new_key()
-            self._keep(writer, request, _FILE, file, about)
-            self._keep(writer, request, _MEANING, meaning)
-            self._add_tombstones(writer, {request: found or {}})
+            self._rows.keep(writer.connection, request, FILE, file, about)
+            self._rows.keep(writer.connection, request, MEANING, meaning)
+            self._rows.add_tombstones(writer.connection, {request: found or {}}, self.owner)
             body = {
                 "kind": selection.kind,
-                "tombstones": self._tombstone_digest(self._tombstoned(writer.connection, request)),
+                "tombstones": self._rows.digest(self._rows.tombstones(writer.connection, request)),
                 "due": due.isoformat(timespec="seconds"),
-                "file": seal(file, {"reason": reason, "requester": requester}, f"{request} {_FILE}"),
-                "meaning": seal(meaning, selection.to_json(), f"{request} {_MEANING}"),
+                "file": seal(file, {"reason": reason, "requester": requester}, f"{request} {FILE}"),
+                "meaning": seal(meaning, selection.to_json(), f"{request} {MEANING}"),
             }
             writer.append("received", request, body)
         return EraseRequest(request, selection.kind, selection, reason, requester, received, due, "received")
-
-    def _keep(self, writer: Writer, request: str, purpose: str, key: bytes, about: str | None = None) -> None:
-        values = {"request": request, "purpose": purpose, "wrapped": self._keys.wrap(key.hex(), f"{request} {purpose}")}
-        hashed = self._keys.keyed(about) if about else None
-        writer.connection.execute(_key.insert().values(about=hashed, **values))
 
     def withdraw(self, request: str) -> None:
         """Take a request back; raises `RequestError` where its drain has begun, or it is closed."""
@@ -147,8 +120,8 @@ class Ledger:
                     f"request {request} is {stages[request]}; only one that is received can be withdrawn"
                 )
             writer.append("withdrawn", request, {})
-            writer.connection.execute(_tombstone.delete().where(_tombstone.c.request == request))
-            self._forget_meaning(writer, [request])
+            self._rows.remove_tombstones(writer.connection, request)
+            self._rows.forget(writer.connection, [request], MEANING)
         self._scrub()
 
     def add_tombstones(self, found: Found) -> None:
@@ -161,35 +134,18 @@ class Ledger:
             return
         with self._chain.writing() as writer:
             stages = self._chain.stages(writer.connection, STAGES)
-            standing = self._meaning_of_closed(writer.connection)
+            standing = self._standing(writer.connection)
             mine = {r: clients for r, clients in found.items() if stages.get(r) in OPEN or r in standing}
             told = self._told(writer.connection)
             before = {request: self._planned(writer, request) for request in mine}
             for request, body in before.items():
                 if body["tombstones"] != told[request].body["tombstones"]:
                     raise LedgerError(_TOMBSTONES.format(request, told[request].number))
-            self._add_tombstones(writer, mine)
+            self._rows.add_tombstones(writer.connection, mine, self.owner)
             for request in mine:
                 if (body := self._planned(writer, request)) != before[request]:
                     late = stages[request] in ("received", "closed")
                     writer.append("buried" if late else "planned", request, body)
-
-    def _add_tombstones(self, writer: Writer, found: Found) -> None:
-        owners = {client: self.owner(client) for clients in found.values() for client in clients}
-        rows = [
-            {"owner": owners[client], "hash": name, "request": request}
-            for request, clients in found.items()
-            for client, names in clients.items()
-            for name in dict.fromkeys(names)
-        ]
-        if not rows:
-            return
-        insert = _insert_missing(writer.connection)
-        known = {row.owner for row in writer.connection.execute(sql.select(_owner.c.owner))}
-        names = [{"owner": o, "wrapped": self._keys.wrap(client, o)} for client, o in owners.items() if o not in known]
-        if names:
-            writer.connection.execute(insert(_owner), names)
-        writer.connection.execute(insert(_tombstone), rows)
 
     def plan(self, requests: Iterable[str]) -> dict[str, dict[str, int]]:
         """Write what requests take, and the digest of their tombstones; by request, records by client.
@@ -200,7 +156,7 @@ class Ledger:
         with self._chain.writing() as writer:
             stages = self._chain.stages(writer.connection, STAGES)
             told = self._told(writer.connection)
-            names = self._names(writer.connection)
+            names = self._rows.names(writer.connection)
             for request in requests:
                 if stages.get(request) not in OPEN:
                     continue
@@ -216,9 +172,9 @@ class Ledger:
         return {line.request: line for line in self._chain.lines(connection, ["received", "buried", "planned"])}
 
     def _planned(self, writer: Writer, request: str) -> dict[str, Any]:
-        tombstoned = self._tombstoned(writer.connection, request)
+        tombstoned = self._rows.tombstones(writer.connection, request)
         counts = {owner: len(names) for owner, names in tombstoned.items()}
-        return {"records": counts, "tombstones": self._tombstone_digest(tombstoned)}
+        return {"records": counts, "tombstones": self._rows.digest(tombstoned)}
 
     def advance(self, requests: Iterable[str], stage: Stage, body: Mapping[str, Any]) -> None:
         """Write that some requests reached a stage; before the work of that stage's successor begins."""
@@ -239,24 +195,16 @@ class Ledger:
                 if unsearched:
                     writer.append("standing", receipt.request, {"clients": sorted(unsearched)})
             if not unsearched:
-                self._forget_meaning(writer, [receipt["request"] for receipt in filed])
+                self._rows.forget(writer.connection, [receipt["request"] for receipt in filed], MEANING)
         self._scrub()
         return filed
 
     def unsearched(self) -> dict[str, frozenset[str]]:
         """Return for each standing request, by the first 8 digits of their codes, the clients not searched yet."""
         with self._chain.reading() as connection:
-            kept = self._meaning_of_closed(connection)
-        remaining: dict[str, set[str]] = {}
-        for line in self.lines(["standing", "searched", "left"]):
-            if line.kind == "standing":
-                remaining[line.request] = set(line.body["clients"])
-            elif line.kind == "searched" and line.request in remaining:
-                remaining[line.request] -= set(line.body["clients"])
-            elif line.kind == "left" and line.body.get("for_good"):
-                for codes in remaining.values():
-                    codes.discard(line.body["client"][:8])
-        return {request: frozenset(codes) for request, codes in remaining.items() if request in kept}
+            kept = self._standing(connection)
+        remaining = history.unsearched(self.lines(history.STANDING))
+        return {request: codes for request, codes in remaining.items() if request in kept}
 
     def standing(self) -> list[EraseRequest]:
         """Return the closed requests that still mean something, oldest first: not every client has been searched."""
@@ -272,30 +220,10 @@ class Ledger:
             for request, remaining in before.items():
                 if now := remaining & codes:
                     writer.append("searched", request, {"clients": sorted(now)})
-            self._forget_meaning(writer, [request for request, remaining in before.items() if remaining <= codes])
+            self._rows.forget(
+                writer.connection, [request for request, remaining in before.items() if remaining <= codes], MEANING
+            )
         self._scrub()
-
-    def known(self) -> frozenset[str]:
-        """Return who ever took part and may come back, by the first 8 digits of their codes.
-
-        Not a client whose records a closed request erased as a whole, nor one that has left for good.
-        """
-        known: set[str] = set()
-        whole: set[str] = set()
-        kinds: dict[str, str] = {}
-        for line in self.lines(["trained", "empty", "left", "joined", "received", "planned"]):
-            if line.kind == "trained":
-                known |= {code[:8] for code in (*line.body["clients"], *line.body.get("away", ()))}
-            elif line.kind == "empty":  # every record in its files was refused: nothing is there to be searched
-                known -= set(line.body["clients"])
-            elif line.kind in ("left", "joined"):
-                change = known.discard if line.body.get("for_good") else known.add
-                change(line.body["client"][:8])
-            elif line.kind == "received":
-                kinds[line.request] = line.body["kind"]
-            elif kinds.get(line.request) == "client":
-                whole |= {owner[:8] for owner in line.body["records"]}
-        return frozenset(known - whole)
 
     def prove(self, request: str, proof: Mapping[str, Any]) -> dict[str, Any]:
         """Add what a later verification found to a request's receipt, and sign and file it anew."""
@@ -311,7 +239,7 @@ class Ledger:
     def _file(self, writer: Writer, kind: str, receipt: Mapping[str, Any]) -> dict[str, Any]:
         """A line holds a receipt sealed, and in clear only what names nobody."""
         signed = issue(receipt, self._keys, writer.number, writer.digest)
-        key = self._unwrapped(writer.connection, _FILE, {signed["request"]}).get(signed["request"])
+        key = self._rows.keys_of(writer.connection, FILE, {signed["request"]}).get(signed["request"])
         open_part = {name: signed[name] for name in ("outcome", "level", "verified", "state_digest")}
         body = {**open_part, "receipt": self._keys.keyed(canonical(signed).decode())}
         writer.append(kind, signed["request"], body | ({"sealed": seal(key, signed, signed["request"])} if key else {}))
@@ -325,17 +253,16 @@ class Ledger:
         """
         about = self._keys.keyed(f"subject {subject}") if subject is not None else None
         with self._chain.writing() as writer:
-            which = (_key.c.request == request) if request is not None else (_key.c.about == about)
-            query = sql.select(_key.c.request).where(_key.c.purpose == _FILE).where(which)
-            requests = sorted((row.request for row in writer.connection.execute(query)), key=_number)
+            requests = sorted(self._rows.find(writer.connection, request, about), key=_number)
             if not requests:
                 raise RequestError(f"the ledger holds no key of {request or 'this subject'}: nothing is left to shred")
             stages = self._chain.stages(writer.connection, STAGES)
             if still := [name for name in requests if stages[name] in OPEN]:
                 raise RequestError(f"request {still[0]} is open; drain or withdraw it before its key is shredded")
-            writer.connection.execute(_key.delete().where(_key.c.request.in_(requests)))
-            kept = sql.select(_tombstone.c.owner).where(_tombstone.c.request.in_(sql.select(_key.c.request)))
-            writer.connection.execute(_owner.delete().where(_owner.c.owner.not_in(kept)))
+            # What a standing request means is needed until every client was searched: it goes with the last of them.
+            standing = self._standing(writer.connection)
+            self._rows.forget(writer.connection, [name for name in requests if name in standing], FILE)
+            self._rows.forget(writer.connection, [name for name in requests if name not in standing])
             for name in requests:
                 writer.append("shredded", name, {})
         if not self._scrub():
@@ -350,16 +277,10 @@ class Ledger:
         with self._chain.writing() as writer:
             writer.append(kind, "", body)
 
-    def _meaning_of_closed(self, connection: Connection) -> set[str]:
+    def _standing(self, connection: Connection) -> set[str]:
         """The closed requests whose meaning is kept."""
         stages = self._chain.stages(connection, STAGES)
-        rows = connection.execute(sql.select(_key.c.request).where(_key.c.purpose == _MEANING))
-        return {row.request for row in rows if stages.get(row.request) == "closed"}
-
-    def _forget_meaning(self, writer: Writer, requests: Sequence[str]) -> None:
-        for at in range(0, len(requests), 500):
-            some = _key.c.request.in_(requests[at : at + 500])
-            writer.connection.execute(_key.delete().where(_key.c.purpose == _MEANING).where(some))
+        return {name for name in self._rows.requests_with(connection, MEANING) if stages.get(name) == "closed"}
 
     def _scrub(self) -> bool:
         """Whether what was deleted is gone from the write-ahead log, or from dead rows, too.
@@ -380,7 +301,7 @@ class Ledger:
             reached = self._chain.stages(connection, STAGES)
             lines = [line for line in self._chain.lines(connection, ["received"]) if reached[line.request] in stages]
             names = {line.request for line in lines}
-            files, meanings = (self._unwrapped(connection, purpose, names) for purpose in (_FILE, _MEANING))
+            files, meanings = (self._rows.keys_of(connection, purpose, names) for purpose in (FILE, MEANING))
         return [self._request(line, reached[line.request], files, meanings) for line in lines]
 
     def pending(self) -> list[EraseRequest]:
@@ -391,13 +312,11 @@ class Ledger:
         self, line: Line, stage: str, files: Mapping[str, bytes], meanings: Mapping[str, bytes]
     ) -> EraseRequest:
         name, body = line.request, line.body
-        file = (
-            unseal(files[name], body["file"], f"{name} {_FILE}") if name in files else {"reason": "", "requester": ""}
-        )
+        file = unseal(files[name], body["file"], f"{name} {FILE}") if name in files else {"reason": "", "requester": ""}
         selection = None
         if stage in OPEN or (stage == "closed" and name in meanings):
             try:
-                selection = Selection.from_json(unseal(meanings[name], body["meaning"], f"{name} {_MEANING}"))
+                selection = Selection.from_json(unseal(meanings[name], body["meaning"], f"{name} {MEANING}"))
             except (KeyError, LedgerError):
                 raise LedgerError(
                     f"what request {name} means was changed or removed in the ledger's database; it is not acted "
@@ -412,7 +331,7 @@ class Ledger:
         """The receipt of every closed request as it was last filed, oldest first; without those shredded."""
         with self._chain.reading() as connection:
             last = {line.request: line for line in self._chain.lines(connection, ["closed", "proven"])}
-            files = self._unwrapped(connection, _FILE, set(last))
+            files = self._rows.keys_of(connection, FILE, set(last))
         return [
             unseal(files[name], line.body["sealed"], name)
             for name, line in sorted(last.items(), key=lambda pair: _number(pair[0]))
@@ -429,62 +348,52 @@ class Ledger:
         with self._chain.reading() as connection:
             stages = self._chain.stages(connection, STAGES) if begun else {}
             waiting = {name for name, stage in stages.items() if stage == "received"}
-            tombstoned = self._tombstoned(connection, request, waiting)
+            tombstoned = self._rows.tombstones(connection, request, waiting)
         owners = {client: self.owner(client) for client in clients}
         return {client: frozenset(tombstoned[owner]) for client, owner in owners.items() if owner in tombstoned}
 
     def holding(self, requests: Collection[str]) -> set[str]:
         """Those of some requests that have tombstones: somebody holds, or held, what they mean."""
         with self._chain.reading() as connection:
-            rows = connection.execute(sql.select(_tombstone.c.request).distinct())
-            return {row.request for row in rows} & set(requests)
+            return set(self._rows.counts(connection)) & set(requests)
 
     def meant(self, requests: Collection[str]) -> dict[str, int]:
         """How many records some requests mean, as far as they were found; those that mean none are left out."""
-        count = sql.select(_tombstone.c.request, sql.func.count()).group_by(_tombstone.c.request)
         with self._chain.reading() as connection:
-            return {name: number for name, number in connection.execute(count) if name in set(requests)}
+            return {name: number for name, number in self._rows.counts(connection).items() if name in set(requests)}
 
     def has_tombstones(self) -> bool:
         """Whether there is any tombstone."""
         with self._chain.reading() as connection:
-            return connection.execute(sql.select(_tombstone.c.owner).limit(1)).one_or_none() is not None
+            return bool(self._rows.counts(connection))
 
     def retired(self) -> frozenset[str]:
         """Digests of policies that must not be used again."""
         return frozenset(line.body["policy"] for line in self.lines(["retired"]))
 
     def left(self) -> frozenset[str]:
-        """Owners of clients that have left the federation, and have not joined again."""
-        gone: set[str] = set()
-        for line in self.lines(["left", "joined"]):
-            (gone.add if line.kind == "left" else gone.discard)(line.body["client"])
-        return frozenset(gone)
+        """Return the owners of clients that have left the federation, and have not joined again."""
+        return history.left(self.lines(history.MEMBERSHIP))
 
     def gone(self) -> frozenset[str]:
-        """Owners of clients that have left for good."""
-        return frozenset(line.body["client"] for line in self.lines(["left"]) if line.body.get("for_good"))
+        """Return the owners of clients that have left for good."""
+        return history.gone(self.lines(history.MEMBERSHIP))
 
     def away(self, state: str) -> frozenset[str]:
-        """Owners of clients that were away when a state, by its digest, was last trained."""
-        trained = [line.body for line in self.lines(["trained"]) if line.body["state"] == state]
-        return frozenset(trained[-1].get("away", ())) if trained else frozenset()
+        """Return the owners of clients that were away when a state, by its digest, was last trained."""
+        return history.away(self.lines(["trained"]), state)
+
+    def known(self) -> frozenset[str]:
+        """Return who ever took part and may come back, by the first 8 digits of their codes."""
+        return history.known(self.lines(history.KNOWN))
 
     def clean_states(self) -> frozenset[str]:
-        """Digests of the states that no erasure has overtaken: made, and proven, after the last purge that took any."""
-        clean: set[str] = set()
-        for line in self.lines(["trained", "verified", "replayed", "purged"]):
-            if line.kind == "purged" and line.body["records"]:
-                clean.clear()
-            elif line.kind != "purged" and line.body.get("passed", True):
-                clean.add(line.body["state"])
-        return frozenset(clean)
+        """Return the digests of the states that no erasure has overtaken."""
+        return history.clean_states(self.lines(history.STATES))
 
     def runs(self, owners: Collection[str]) -> list[str]:
-        """The MLflow runs that learned from any of some clients, by the first 8 digits of their codes."""
-        wanted = set(owners)
-        lines = self.lines(["trained", "refitted", "replayed", "learned", "delivered"])
-        return list(dict.fromkeys(line.body["run"] for line in lines if wanted & set(line.body["clients"])))
+        """Return the MLflow runs that learned from any of some clients, by the first 8 digits of their codes."""
+        return history.runs(self.lines(history.RUNS), owners)
 
     def lines(self, kinds: Collection[str] | None = None) -> list[Line]:
         """Lines in order, all or those of some kinds."""
@@ -498,45 +407,13 @@ class Ledger:
             number = self._chain.check(connection)
             told = self._told(connection)
             over = {name for name, stage in self._chain.stages(connection, STAGES).items() if stage == "withdrawn"}
-            query = sql.select(_tombstone.c.request, _tombstone.c.owner, _tombstone.c.hash)
-            found: dict[str, dict[str, list[str]]] = {}
-            for request, owner, name in connection.execute(query):
-                found.setdefault(request, {}).setdefault(owner, []).append(name)
+            found = self._rows.by_request(connection)
         for request, line in told.items():
-            if request not in over and line.body["tombstones"] != self._tombstone_digest(found.get(request, {})):
+            if request not in over and line.body["tombstones"] != self._rows.digest(found.get(request, {})):
                 raise LedgerError(_TOMBSTONES.format(request, line.number))
         if strange := sorted(name for name in found if name not in told or name in over):
             raise LedgerError(f"there are tombstones of {strange[0]}, which has none: they were put into the database")
         return number
-
-    def _tombstoned(
-        self, connection: Connection, request: str | None = None, without: Collection[str] = ()
-    ) -> dict[str, list[str]]:
-        """Tombstones by owner, all or of one request, without those of some."""
-        query = sql.select(_tombstone.c.owner, _tombstone.c.hash, _tombstone.c.request)
-        if request is not None:
-            query = query.where(_tombstone.c.request == request)
-        tombstoned: dict[str, list[str]] = {}
-        for owner, name, of in connection.execute(query):
-            if of not in without:
-                tombstoned.setdefault(owner, []).append(name)
-        return tombstoned
-
-    def _names(self, connection: Connection) -> dict[str, str]:
-        """Clients by owner code."""
-        return {row.owner: self._keys.unwrap(row.wrapped, row.owner) for row in connection.execute(sql.select(_owner))}
-
-    def _unwrapped(self, connection: Connection, purpose: str, requests: Collection[str]) -> dict[str, bytes]:
-        """The keys of some requests, those that are still there."""
-        query = sql.select(_key).where(_key.c.purpose == purpose)
-        if len(requests) == 1:
-            query = query.where(_key.c.request == next(iter(requests)))
-        rows = [row for row in connection.execute(query) if row.request in requests]
-        return {row.request: bytes.fromhex(self._keys.unwrap(row.wrapped, f"{row.request} {purpose}")) for row in rows}
-
-    def _tombstone_digest(self, tombstoned: Mapping[str, Iterable[str]]) -> str:
-        pairs = sorted(f"{owner} {name}" for owner, names in tombstoned.items() for name in names)
-        return self._keys.keyed("\n".join(pairs))
 
 
 _TOMBSTONES = (
@@ -546,14 +423,3 @@ _TOMBSTONES = (
 
 def _number(request: str) -> int:
     return int(request[1:])
-
-
-def _insert_missing(connection: Connection) -> Callable[[sql.Table], Any]:
-    """An INSERT that leaves rows alone that are there already."""
-    if connection.dialect.name == "postgresql":
-        from sqlalchemy.dialects.postgresql import insert as postgresql
-
-        return lambda table: postgresql(table).on_conflict_do_nothing()
-    from sqlalchemy.dialects.sqlite import insert as sqlite
-
-    return lambda table: sqlite(table).on_conflict_do_nothing()

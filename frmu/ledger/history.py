@@ -1,0 +1,94 @@
+"""What the lines of a ledger tell of clients, states and runs: functions of the lines alone.
+
+A client stands in the lines as its owner code, or as the first 8 digits of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from frmu.ledger.chain import Line
+
+__all__ = [
+    "KNOWN", "MEMBERSHIP", "RUNS", "STANDING", "STATES", "away", "clean_states", "gone", "known", "left", "runs",
+    "unsearched",
+]  # fmt: skip
+
+MEMBERSHIP = ("left", "joined")
+KNOWN = ("trained", "empty", "left", "joined", "received", "planned")
+STANDING = ("standing", "searched", "left")
+STATES = ("trained", "verified", "replayed", "purged")
+RUNS = ("trained", "refitted", "replayed", "learned", "delivered")
+
+
+def left(lines: Sequence[Line]) -> frozenset[str]:
+    """Return the owners of clients that have left, and have not joined again."""
+    out: set[str] = set()
+    for line in lines:
+        (out.add if line.kind == "left" else out.discard)(line.body["client"])
+    return frozenset(out)
+
+
+def gone(lines: Sequence[Line]) -> frozenset[str]:
+    """Return the owners of clients that have left for good."""
+    return frozenset(line.body["client"] for line in lines if line.kind == "left" and line.body.get("for_good"))
+
+
+def away(lines: Sequence[Line], state: str) -> frozenset[str]:
+    """Return the owners of clients that were away when a state, by its digest, was last trained."""
+    trained = [line.body for line in lines if line.body["state"] == state]
+    return frozenset(trained[-1].get("away", ())) if trained else frozenset()
+
+
+def known(lines: Sequence[Line]) -> frozenset[str]:
+    """Return who ever took part and may come back.
+
+    Not a client whose records a closed request erased as a whole, nor one that has left for good.
+    """
+    found: set[str] = set()
+    whole: set[str] = set()
+    kinds: dict[str, str] = {}
+    for line in lines:
+        if line.kind == "trained":
+            found |= {code[:8] for code in (*line.body["clients"], *line.body.get("away", ()))}
+        elif line.kind == "empty":  # every record in its files was refused: nothing is there to be searched
+            found -= set(line.body["clients"])
+        elif line.kind in MEMBERSHIP:
+            change = found.discard if line.body.get("for_good") else found.add
+            change(line.body["client"][:8])
+        elif line.kind == "received":
+            kinds[line.request] = line.body["kind"]
+        elif kinds.get(line.request) == "client":
+            whole |= {owner[:8] for owner in line.body["records"]}
+    return frozenset(found - whole)
+
+
+def unsearched(lines: Sequence[Line]) -> dict[str, frozenset[str]]:
+    """Return for each request that was closed without some clients those of them that are not searched yet."""
+    remaining: dict[str, set[str]] = {}
+    for line in lines:
+        if line.kind == "standing":
+            remaining[line.request] = set(line.body["clients"])
+        elif line.kind == "searched" and line.request in remaining:
+            remaining[line.request] -= set(line.body["clients"])
+        elif line.kind == "left" and line.body.get("for_good"):
+            for codes in remaining.values():
+                codes.discard(line.body["client"][:8])
+    return {request: frozenset(codes) for request, codes in remaining.items()}
+
+
+def clean_states(lines: Sequence[Line]) -> frozenset[str]:
+    """Return the digests of the states made, and proven, after the last purge that took any record."""
+    clean: set[str] = set()
+    for line in lines:
+        if line.kind == "purged" and line.body["records"]:
+            clean.clear()
+        elif line.kind != "purged" and line.body.get("passed", True):
+            clean.add(line.body["state"])
+    return frozenset(clean)
+
+
+def runs(lines: Sequence[Line], owners: Collection[str]) -> list[str]:
+    """Return the MLflow runs that learned from any of some clients."""
+    wanted = set(owners)
+    return list(dict.fromkeys(line.body["run"] for line in lines if wanted & set(line.body["clients"])))
