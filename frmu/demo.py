@@ -116,7 +116,7 @@ def _between(times: Any, first: dt.datetime, last: dt.datetime) -> Any:
 
 
 def _found(state: State) -> dict[str, Any]:
-    """What the federation decided of the slices that lied, and of all others."""
+    """Return what the federation decided of the slices that lied, and of all others."""
     below = [(c.name, key) for c in state.clients for key, value in c.influence.items() if value < 1.0]
     liar = next(client for client in state.clients if client.name == LIAR)
     return {

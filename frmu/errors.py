@@ -40,7 +40,7 @@ __all__ = [
 
 
 class FrmuError(Exception):
-    """What frmu raises when the world, not its code, is at fault."""
+    """Hold what frmu raises when the world, not its code, is at fault."""
 
 
 class ConfigError(FrmuError):

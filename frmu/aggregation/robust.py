@@ -96,7 +96,7 @@ def krum(messages: Float, bad: int, chosen: int = 1) -> Float:
 
 
 def most_bad(clients: int) -> int:
-    """How many bad clients Krum may be told of.
+    """Return how many bad clients Krum may be told of.
 
     >>> most_bad(10)
     3

@@ -43,7 +43,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What the server thinks of its clients: scores (clients,) and weights (clients,) of mean 1.
+    """Hold what the server thinks of its clients: scores (clients,) and weights (clients,) of mean 1.
 
     A score above zero: the trusted others lose without it. A weight of zero, or a small one: not trusted.
     """
@@ -95,7 +95,7 @@ class _Court:
         return Statistics(total.n, total.G + sign * fit.G, total.b + sign * fit.b, 0.0)
 
     def scores(self, trusted: Mask) -> Float:
-        """What the trusted others lose without each client, relative, (clients,)."""
+        """Return what the trusted others lose without each client, relative, (clients,)."""
         total, clients = self.total(trusted), range(len(self.fits))
         found = self.residuals([total, *(self.flipped(trusted, total, k) for k in clients)])
         scores = np.zeros(len(self.fits))
@@ -107,7 +107,7 @@ class _Court:
 
 
 def _alone(fits: Sequence[Statistics], trusted: Mask) -> Mask:
-    """Who holds records of a class that no trusted client holds, (clients,); nobody in a regression.
+    """Return who holds records of a class that no trusted client holds, (clients,); nobody in a regression.
 
     The trusted cannot contradict it there, and a small weight is enough to be heard where nobody else speaks.
     """

@@ -79,7 +79,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Sites:
-    """Who holds what: one part to fit and one to validate a client, and clean test records."""
+    """Hold who holds what: one part to fit and one to validate a client, and clean test records."""
 
     fits: Sequence[Part]
     validations: Sequence[Part]
@@ -90,7 +90,7 @@ class Sites:
 
     @property
     def classes(self) -> bool:
-        """Whether this is a classification."""
+        """Return whether this is a classification."""
         return len(self.outputs) > 1
 
     def score(self, W: Float) -> float:
@@ -311,7 +311,8 @@ def _case(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _best_variants(table: Mapping[str, Float], higher: bool) -> dict[str, str]:
-    """What stands in each row of the table: itself, or of a rival the variant that did best on the test records."""
+    """Return what stands in each row of the table: itself, or of a rival the variant that did best on the test
+    records."""
     names = {row: row.split(" (")[0] if row != OURS else row for row in table}
     best: dict[str, str] = {}
     for variant, row in names.items():
@@ -331,7 +332,7 @@ def _spread(prefix: str, values: Float) -> dict[str, float]:
 
 
 def _ahead(mine: Float, other: Float, higher: bool) -> Float:
-    """How much better, in per cent: points of accuracy, or the share by which the RMSE is lower.
+    """Return how much better, in per cent: points of accuracy, or the share by which the RMSE is lower.
 
     >>> _ahead(np.array([0.9]), np.array([1.0]), higher=False).round(6).tolist()
     [10.0]
@@ -343,7 +344,7 @@ Bars = Mapping[str, Callable[[Mapping[str, Mapping[str, Any]]], bool]]
 
 
 def _bars(clean: bool, rows: Sequence[str]) -> Bars:
-    """What has to hold of a case, on the mean over seeds."""
+    """Return what has to hold of a case, on the mean over seeds."""
     if clean:
         return {f"within {CLEAN_BAR} % of the {MEAN}": partial(_no_worse, row=MEAN, by=CLEAN_BAR)}
     robust = [row for row in rows if row not in (MEAN, COSINE, SIMPLE, OURS, ORACLE)]

@@ -201,7 +201,7 @@ def _filled(errors: Sequence[float]) -> list[float]:
 
 
 def _task(site: Site, month: int) -> SelectionProblem:
-    """What is there before a month: its predecessor to validate on, all months before that to fit."""
+    """Return what is there before a month: its predecessor to validate on, all months before that to fit."""
     fit = [m for m in range(month - 1) if site.months[m].n]
     keys = [f"{m:03d}" for m in fit]
     d, outputs = site.months[0].b.shape

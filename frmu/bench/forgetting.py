@@ -159,7 +159,7 @@ class _Case:
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """What came of it, by model: scores (records, classes) of every probe, the model itself, seconds."""
+    """Hold what came of it, by model: scores (records, classes) of every probe, the model itself, seconds."""
 
     scores: Mapping[str, Mapping[str, Float]]
     models: Mapping[str, Model] = field(repr=False)
@@ -175,15 +175,15 @@ class _Told:
 
     @property
     def equal(self) -> bool:
-        """Whether the erased state is the retrained one, bit for bit, and the drain said so."""
+        """Return whether the erased state is the retrained one, bit for bit, and the drain said so."""
         return self.verified and self.digests["erased"] == self.digests["retrained"]
 
     def summary(self) -> dict[str, Any]:
-        """What a run keeps beside its rows."""
+        """Return what a run keeps beside its rows."""
         return {"erased": self.erased, "digests": self.digests, "digest_equal": self.equal}
 
     def line(self, row: str) -> Line:
-        """What both set-ups tell of a model: its distance to the retrained one, its seconds."""
+        """Return what both set-ups tell of a model: its distance to the retrained one, its seconds."""
         pairs = zip(self.scores[row].values(), self.scores["retrained"].values(), strict=True)
         return {
             "gap": max(float(np.max(np.abs(mine - other))) for mine, other in pairs),
@@ -273,7 +273,7 @@ def run_backdoor(trap: Backdoor, seed: int) -> dict[str, Any]:
 
 
 def _backdoor_case(trap: Backdoor, seed: int) -> tuple[_Case, Labels]:
-    """What is held and asked, and the labels of the test records."""
+    """Return what is held and asked, and the labels of the test records."""
     images, rng = trap.images, np.random.default_rng(seed)
     order = _balanced(images.labels, rng)
     held, tests = order[: trap.clients * trap.records], order[trap.clients * trap.records :][: trap.tests]
@@ -344,7 +344,8 @@ def run_canary(birds: Canary, seed: int, outside: bool = False, audit: bool = Fa
 
 
 def _canary_case(birds: Canary, seed: int, text: str) -> tuple[_Case, Labels, Labels, Labels]:
-    """What is held and asked; the true labels of the tests, and the wrong ones of canaries fitted and held back."""
+    """Return what is held and asked; the true labels of the tests, and the wrong ones of canaries fitted and held
+    back."""
     images, rng = birds.images, np.random.default_rng(seed)
     order = _balanced(images.labels, rng)
     held, rest = order[: birds.records], order[birds.records :]
@@ -404,7 +405,7 @@ _AUDIT_ROWS = dict(zip(ROWS, (ORIGINAL, TUNED, STATE, RETRAINED), strict=True))
 
 
 def _membership(proofs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """What the product's own membership test said; empty where it was not asked."""
+    """Return what the product's own membership test said; empty where it was not asked."""
     return next((proof for proof in proofs if proof["check"] == "membership (U-LiRA)"), {})
 
 
@@ -541,7 +542,7 @@ def _train(config: Config) -> dict[str, Any]:
 
 
 def _audited(config: Config, request: str) -> list[Mapping[str, Any]]:
-    """What the product's own level 3 says of the receipt."""
+    """Return what the product's own level 3 says of the receipt."""
     with api.Experiment(config, "local") as experiment:
         return list(experiment.verify(request, "L3")["proofs"])
 
@@ -587,6 +588,6 @@ def _tuned(original: Model, never: Config) -> Model:
 
 
 def _shards(config: Config) -> list[Shard]:
-    """What each client of a config's file holds, as it would be cut into splits."""
+    """Return what each client of a config's file holds, as it would be cut into splits."""
     clients = sorted(set(pd.read_parquet(config.source, columns=["client"])["client"]))
     return [Shard.of(table, config) for table in gather(config, clients).values()]

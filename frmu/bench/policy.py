@@ -353,7 +353,7 @@ def _compared(case: Case, network: Network, rng: np.random.Generator, framu: boo
 
 
 def gain_of(case: Case, kept: Fit, influence: Float) -> float:
-    """How much lower the test RMSE is under some influences (K,) than with everything kept, in percent."""
+    """Return how much lower the test RMSE is under some influences (K,) than with everything kept, in percent."""
     return 100.0 * (1.0 - _rmse(fit(case.task, influence), case) / _rmse(kept, case))
 
 

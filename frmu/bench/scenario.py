@@ -67,7 +67,7 @@ class Scenario:
 
     @property
     def must_go(self) -> bool:
-        """Whether somebody has asked for it: then nobody is free to keep the records."""
+        """Return whether somebody has asked for it: then nobody is free to keep the records."""
         return self.kind == "private" and bool(self.affected)
 
 
@@ -160,7 +160,7 @@ def _wrong(table: pd.DataFrame, hit: pd.Series, config: Config, variant: str, rn
 
 
 def _within(values: Any, limits: list[float] | None) -> Any:
-    """What a meter can show."""
+    """Return what a meter can show."""
     return values if limits is None or values.dtype.kind != "f" else np.clip(values, limits[0], limits[1])
 
 

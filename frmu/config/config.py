@@ -42,7 +42,7 @@ class Config(Table):
 
     @property
     def slice_by(self) -> str:
-        """What slices are cut by: as declared, else by month, subject or record, whichever exists first."""
+        """Return what slices are cut by: as declared, else by month, subject or record, whichever exists first."""
         if self.slices.by is not None:
             return self.slices.by
         if self.data.time is not None:
@@ -51,7 +51,7 @@ class Config(Table):
 
     @property
     def slice_rule(self) -> str:
-        """What gives the keys of slices their meaning."""
+        """Return what gives the keys of slices their meaning."""
         return f"{self.slice_by}/{self.slices.buckets}"
 
     @property
@@ -83,7 +83,7 @@ class Config(Table):
 
     @property
     def optional(self) -> bool:
-        """Whether a record may lack a modality: where there are others to learn from and predict by."""
+        """Return whether a record may lack a modality: where there are others to learn from and predict by."""
         return len(self.data.modalities) > 1
 
     @property

@@ -142,7 +142,7 @@ class Split(Table):
 
     @property
     def rolling(self) -> bool:
-        """Whether the borders move with the day of training, which is not settled yet."""
+        """Return whether the borders move with the day of training, which is not settled yet."""
         return self.until == "today"
 
     @property

@@ -102,7 +102,7 @@ def _files(parquet: Sequence[str]) -> list[Path]:
 
 
 def _path(parquet: Sequence[str], out: Path) -> str:
-    """What data.path should say, relative to the config."""
+    """Return what data.path should say, relative to the config."""
     if len(parquet) == 1:
         return os.path.relpath(parquet[0], out.parent or ".")
     folders = {str(Path(name).parent) for name in parquet}
@@ -156,7 +156,7 @@ def _features(table: pa.Table, used: set[str]) -> list[str]:
 
 
 def _left_out(table: pa.Table, roles: Mapping[str, str], features: list[str]) -> list[str]:
-    """What nothing will be learned from, and no filter can name."""
+    """Return what nothing will be learned from, and no filter can name."""
     rest = [name for name in table.column_names if name not in {*features, *roles.values()}]
     told = ", ".join(f"{name} ({table.schema.field(name).type})" for name in rest)
     hint = "features are numbers, so give a class a column of 0 and 1"

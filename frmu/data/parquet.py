@@ -47,7 +47,7 @@ LONGEST = 200  # characters of a client's name in a file's name
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a look at the files tells: their paths, and the number of rows of each client in them."""
+    """Hold what a look at the files tells: their paths, and the number of rows of each client in them."""
 
     files: tuple[str, ...]
     rows_by_client: Mapping[str, int]

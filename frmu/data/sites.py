@@ -94,7 +94,7 @@ def site_locations(config: Config, folder: Path | None = None) -> tuple[SiteLoca
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """What there is at a place: rows by client in the files, clients with a shard, files that are no shards."""
+    """Hold what there is at a place: rows by client in the files, clients with a shard, files that are no shards."""
 
     rows: Mapping[str, int] = field(default_factory=dict)
     held: tuple[str, ...] = ()
@@ -110,7 +110,7 @@ class SiteTask(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TakeInventory:
-    """What there is at a place; with `source` the user's files are looked at as well."""
+    """Hold what there is at a place; with `source` the user's files are looked at as well."""
 
     source: bool
 
@@ -132,7 +132,7 @@ class TakeInventory:
 
 @dataclass(frozen=True, slots=True)
 class ListFiles:
-    """What tells one state of the user's files from another, without opening one: names, times, sizes."""
+    """Hold what tells one state of the user's files from another, without opening one: names, times, sizes."""
 
     def perform(self, place: SiteLocation) -> list[tuple[str, int, int, int]]:
         """One entry a file."""

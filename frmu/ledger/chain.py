@@ -187,7 +187,7 @@ class Chain:
         return (row.number, row.digest) if row else (0, _GENESIS)
 
     def count(self, connection: Connection, kind: str) -> int:
-        """How many lines of a kind there are."""
+        """Return how many lines of a kind there are."""
         return connection.execute(sql.select(sql.func.count()).where(_line.c.kind == kind)).scalar_one()
 
     def digest_of(self, connection: Connection, number: int) -> str | None:

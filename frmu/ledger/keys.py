@@ -91,7 +91,7 @@ class Keys:
 
 
 def signed_by(public: str, value: Mapping[str, Any], signature: str) -> bool:
-    """Whether a signature of a JSON object was made with the private half of a public key.
+    """Return whether a signature of a JSON object was made with the private half of a public key.
 
     >>> keys = Keys(b"k" * 32)
     >>> signed_by(keys.public, {"a": 1}, keys.sign({"a": 1})), signed_by(keys.public, {"a": 2}, keys.sign({"a": 1}))

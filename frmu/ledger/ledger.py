@@ -55,12 +55,12 @@ class Ledger:
 
     @property
     def public_key(self) -> str:
-        """What receipts are checked with, 64 hex digits."""
+        """Return what receipts are checked with, 64 hex digits."""
         return self._keys.public
 
     @property
     def store_id(self) -> str:
-        """What this store is known by in receipts and tags, 16 hex digits."""
+        """Return what this store is known by in receipts and tags, 16 hex digits."""
         return hashlib.sha256(bytes.fromhex(self._keys.public)).hexdigest()[:16]
 
     def head(self) -> tuple[int, str]:
@@ -69,7 +69,8 @@ class Ledger:
             return self._chain.last(connection)
 
     def follows(self, number: int, digest: str) -> bool:
-        """Whether a line that stood here once still does: if not, an older copy of the ledger was put in its place."""
+        """Return whether a line that stood here once still does: if not, an older copy of the ledger was put in its
+        place."""
         with self._chain.reading() as connection:
             return number == 0 or self._chain.digest_of(connection, number) == digest
 
@@ -283,7 +284,7 @@ class Ledger:
         return {name for name in self._rows.requests_with(connection, MEANING) if stages.get(name) == "closed"}
 
     def _scrub(self) -> bool:
-        """Whether what was deleted is gone from the write-ahead log, or from dead rows, too.
+        """Return whether what was deleted is gone from the write-ahead log, or from dead rows, too.
 
         It is not while another program reads the ledger; then the next check does it.
         """
@@ -358,12 +359,12 @@ class Ledger:
             return set(self._rows.counts(connection)) & set(requests)
 
     def meant(self, requests: Collection[str]) -> dict[str, int]:
-        """How many records some requests mean, as far as they were found; those that mean none are left out."""
+        """Return how many records some requests mean, as far as they were found; those that mean none are left out."""
         with self._chain.reading() as connection:
             return {name: number for name, number in self._rows.counts(connection).items() if name in set(requests)}
 
     def has_tombstones(self) -> bool:
-        """Whether there is any tombstone."""
+        """Return whether there is any tombstone."""
         with self._chain.reading() as connection:
             return bool(self._rows.counts(connection))
 

@@ -33,7 +33,7 @@ def regularised(H: Float, ridge: float) -> Float:
 
 
 def shrinkage(diagonal: Float, ridge: float) -> Float:
-    """What is added to the diagonal (d,) of H.
+    """Return what is added to the diagonal (d,) of H.
 
     >>> shrinkage(np.array([2.0, 2.0]), ridge=0.5).round(3).tolist()
     [1.0, 0.0]

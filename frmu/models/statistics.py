@@ -81,7 +81,7 @@ def one_thread() -> Iterator[None]:
 
 
 def numerics() -> dict[str, str]:
-    """What two states must share for their digests to be comparable: libraries, instruction set."""
+    """Return what two states must share for their digests to be comparable: libraries, instruction set."""
     import scipy
 
     blas = sorted(

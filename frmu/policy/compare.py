@@ -27,7 +27,8 @@ HELD_OUT = 2**31  # training draws its seeds below
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How much each policy lowers the later RMSE, mean over rehearsals as a share; the paired difference, its error."""
+    """Hold how much each policy lowers the later RMSE, mean over rehearsals as a share; the paired difference, its
+    error."""
 
     rehearsals: int
     in_force: float
@@ -37,7 +38,7 @@ class Comparison:
 
     @property
     def better(self) -> bool:
-        """Whether the trained policy is ahead by more than chance."""
+        """Return whether the trained policy is ahead by more than chance."""
         return self.difference > self.error
 
 

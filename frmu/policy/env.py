@@ -245,7 +245,7 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         return rewards, gains
 
     def _move(self, game: _Episode, copy: int) -> EnvStep:
-        """What a client is asked to do for one copy; where the task goes on, it looks at once."""
+        """Return what a client is asked to do for one copy; where the task goes on, it looks at once."""
         ends = game.step >= self.steps
         enter = ends and game.round + 1 < game.rounds
         # Where a task ends nobody learns from what is seen, but a copy that is alone shows it.
@@ -271,7 +271,7 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         game.loss = [game.first["keep"]] * len(answers)
 
     def _reward(self, game: _Episode, copy: int, loss: float) -> float:
-        """What the step gained on later records, in percent of keeping everything, squashed; less the price."""
+        """Return what the step gained on later records, in percent of keeping everything, squashed; less the price."""
         gain = np.arcsinh(100.0 * (game.loss[copy] - loss) / (game.first["keep"] + 1e-12))
         game.loss[copy] = loss
         return float(gain - self.forget_penalty * np.mean(1.0 - game.influence[copy]))

@@ -139,7 +139,7 @@ class QModule(TorchRLModule, InferenceOnlyAPI, TargetNetworkAPI, QNetAPI):
         return [(self.net, self._target)]
 
     def get_non_inference_attributes(self) -> list[str]:
-        """What an env runner does without."""
+        """Return what an env runner does without."""
         return ["_target"]
 
     def forward_target(self, batch: dict[str, Any]) -> Tensor:

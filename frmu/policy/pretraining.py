@@ -46,7 +46,7 @@ class _Rollout:
     keep: float
 
     def look(self, step: int) -> Observation:
-        """What is seen from where it stands."""
+        """Return what is seen from where it stands."""
         if self.here is self.first.fit:
             return self.first
         return observe(self.task, self.here, step / (STEPS + 1), self.first.fit.loss)

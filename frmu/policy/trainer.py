@@ -44,7 +44,7 @@ Weights = Mapping[str, NDArray[np.float32]]
 
 
 def runners_for(setting: int | str, cpus: float, clients: int, samples: int) -> int:
-    """How many env runners: as set, else from the CPUs that are free in the cluster.
+    """Return how many env runners: as set, else from the CPUs that are free in the cluster.
 
     "auto" is none on a laptop; on a cluster half the CPUs but one, so that the clients that they step have the rest,
     and no more than there are clients to keep busy or parts of a batch to play. Raises `PolicyError` for

@@ -50,7 +50,7 @@ def forgotten(state: State) -> dict[str, dict[str, float]]:
 
 
 def explain(done: Round) -> dict[str, Any]:
-    """Why each slice counts as much as it does: aggregates, losses of every proposal, who was followed.
+    """Return why each slice counts as much as it does: aggregates, losses of every proposal, who was followed.
 
     With several modalities, also the influence and the score of each within the slice.
     """

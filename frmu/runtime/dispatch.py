@@ -28,7 +28,7 @@ LOOK_AGAIN = 1.0  # and between two looks at which nodes there are
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What a host says: which life it is in; replies, or None where it was asked in another life of its."""
+    """Hold what a host says: which life it is in; replies, or None where it was asked in another life of its."""
 
     incarnation: str
     replies: tuple[Reply, ...] | None = None
@@ -135,14 +135,14 @@ class Dispatch:
                 yield from self._took(flying.pop(ref), ref)
 
     def _wake(self, now: float) -> float:
-        """When something is to be done, whatever arrives."""
+        """Return when something is to be done, whatever arrives."""
         turns = [turn for turn in self._turns if turn.batches]
         moments = [turn.not_before if turn.waits() else turn.deadline for turn in turns]
         moments += [now + LOOK_AGAIN for turn in turns if turn.calling and turn.handle.label]
         return min(moments, default=now)
 
     def _look_for(self, turn: _Turn, now: float) -> None:
-        """Whether the node that a host must run on is there; the clock of patience starts where it is not."""
+        """Return whether the node that a host must run on is there; the clock of patience starts where it is not."""
         was, turn.handle.absent = turn.handle.absent, self._absent(turn.handle.label)
         if turn.handle.absent and not was:
             turn.deadline = min(turn.deadline, now + self._patience)

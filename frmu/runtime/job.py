@@ -37,12 +37,12 @@ def submission() -> str | None:
 
 
 def in_upload(folder: Path) -> bool:
-    """Whether a folder lies in the copy of a working dir that Ray made for this job, and may remove after it."""
+    """Return whether a folder lies in the copy of a working dir that Ray made for this job, and may remove after it."""
     return submission() is not None and "runtime_resources" in folder.absolute().parts
 
 
 def tags() -> dict[str, str]:
-    """What every run of this process says of its job; nothing outside of one."""
+    """Return what every run of this process says of its job; nothing outside of one."""
     found = submission()
     if found is None:
         return {}

@@ -59,7 +59,7 @@ def await_labels(labels: set[str], patience: float) -> None:
 
 
 def absent(label: str | None) -> str:
-    """Why nothing can run where a label is asked for; empty where a node has it, or none is asked for."""
+    """Return why nothing can run where a label is asked for; empty where a node has it, or none is asked for."""
     there = _labels() if label else set()
     if label is None or label in there:
         return ""

@@ -27,7 +27,7 @@ LABEL = "site"
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What a node offers: its label, None without one, and bytes of memory for hosts."""
+    """Hold what a node offers: its label, None without one, and bytes of memory for hosts."""
 
     label: str | None
     memory: int

@@ -49,7 +49,7 @@ def preflight(named: str, insecure: bool = False) -> str:
 
 
 def closed(address: str) -> str:
-    """What is said of a cluster that lets everybody in."""
+    """Return what is said of a cluster that lets everybody in."""
     return (
         f"the Ray cluster at {address} asks for no token, so whoever reaches it runs code beside the records. Start "
         "its nodes with RAY_AUTH_MODE=token and a token (`ray get-auth-token --generate`), or give --insecure to go in "
@@ -69,7 +69,7 @@ def authorization() -> str:
 
 
 def uses_tls() -> bool:
-    """Whether this process speaks TLS to Ray."""
+    """Return whether this process speaks TLS to Ray."""
     return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
 
 

@@ -20,7 +20,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0  # seconds before a host that failed is as
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do with the clients of a host whose answer failed: ask again after a pause, one by one, or let go."""
+    """Hold what to do with the clients of a host whose answer failed: ask again after a pause, one by one, or let
+    go."""
 
     kind: Literal["again", "apart", "away"]
     pause: float = 0.0
@@ -49,7 +50,7 @@ def after_failure(failures: int, clients: int, final: bool, what: str, rules: Ru
 
 
 def go_on_without(away: Mapping[str, str], clients: Collection[str], rules: Rules) -> str:
-    """Whether a training goes on without those who are away: the line that says so, or the error that ends it.
+    """Return whether a training goes on without those who are away: the line that says so, or the error that ends it.
 
     >>> go_on_without({"b": "no reply in 30 s"}, ["a", "b", "c", "d"], Rules())
     'Going on without client b: no reply in 30 s; quorum 0.75 still met (3 of 4)'

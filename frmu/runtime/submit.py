@@ -30,7 +30,7 @@ PATIENCE = "30"  # seconds that `ray job stop` leaves a job to close what is ope
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a job ended: its status in Ray's words, its exit code, what Ray says of it, and what it took."""
+    """Hold how a job ended: its status in Ray's words, its exit code, what Ray says of it, and what it took."""
 
     id: str
     status: str
@@ -112,7 +112,7 @@ class Cluster:
 
 
 def _lets_in(address: str, header: str) -> bool:
-    """Whether the jobs of a cluster can be listed with a header of authorization, or without."""
+    """Return whether the jobs of a cluster can be listed with a header of authorization, or without."""
     request = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": header} if header else {})
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
@@ -133,7 +133,7 @@ def _lets_in(address: str, header: str) -> bool:
 
 
 def _why_not(reason: str, address: str) -> str:
-    """What kept a job from being taken, and the knob."""
+    """Return what kept a job from being taken, and the knob."""
     short = " ".join(reason.split())[:300]
     if "exceeds the maximum size" in reason:
         return f"the folder is larger than the 100 MiB that Ray takes: name what is not needed by --exclude ({short})"

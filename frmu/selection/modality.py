@@ -39,7 +39,7 @@ _BELOW = (0.0, 0.3)  # influences of a modality that are tried
 
 @dataclass(frozen=True, slots=True)
 class Muting:
-    """What is applied: influences of slices (K,), of modalities within them (K, M), and what was seen.
+    """Hold what is applied: influences of slices (K,), of modalities within them (K, M), and what was seen.
 
     `scores` (K, M) say how much the validation loss grows, relative to the present one, if the modality is muted in
     a slice that is kept: above 0 it helps. They are predicted, under the influences that were decided for slices.
@@ -87,7 +87,7 @@ def mute(task: SelectionProblem, influence: Float, blocks: Mapping[str, slice], 
 
 
 def contribution(one: Statistics, influence: float, q: Mapping[str, float], blocks: Mapping[str, slice]) -> Statistics:
-    """What a slice adds under its influence and those of its modalities, which is what a client sends."""
+    """Return what a slice adds under its influence and those of its modalities, which is what a client sends."""
     return attenuated(one, blocks, q).scaled(influence)
 
 
@@ -136,7 +136,7 @@ class _View:
 
 
 def _changes(view: _View) -> Float:
-    """How the validation loss is predicted to change, (K, M + 1), if a slice is kept with one modality muted.
+    """Return how the validation loss is predicted to change, (K, M + 1), if a slice is kept with one modality muted.
 
     And, in the last column, if it is kept with none muted more than it is.
     """

@@ -52,13 +52,13 @@ class Fit:
 
     @cached_property
     def moves(self) -> Float:
-        """What the slices' gradients do to the head, A^-1 (G_s W - b_s), (K, d, outputs)."""
+        """Return what the slices' gradients do to the head, A^-1 (G_s W - b_s), (K, d, outputs)."""
         return _answered(self.factor, self.slice_gradients)
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What is seen: rows (K, features), relation (K, K) with zeros on its diagonal, and the fit seen from."""
+    """Hold what is seen: rows (K, features), relation (K, K) with zeros on its diagonal, and the fit seen from."""
 
     rows: Float
     relation: Float
@@ -207,7 +207,8 @@ def _relation(at: Fit) -> tuple[Float, Float]:
 
 
 def _recent(task: SelectionProblem, at: Fit, sign: Float) -> Float:
-    """What leaving a slice out does to the loss on all other slices, weighed by how new they are, to first order."""
+    """Return what leaving a slice out does to the loss on all other slices, weighed by how new they are, to first
+    order."""
     newer = np.exp(-4.0 * task.age) * at.influence
     total = np.maximum(np.sum(at.W * (at.slice_gradients - task.b), axis=(1, 2)) + task.c, _TINY)
     by = np.where(at.influence > 0.5, at.influence, at.influence - 1.0)

@@ -59,7 +59,7 @@ class SelectionProblem:
 
     @property
     def by_itself(self) -> bool:
-        """Whether there is no other client: then only how slices count against each other matters."""
+        """Return whether there is no other client: then only how slices count against each other matters."""
         return bool(self.rest.G[-1, -1] == 0.0)
 
 

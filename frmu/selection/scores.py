@@ -23,7 +23,7 @@ RATE = 0.1  # eta of line 11
 
 
 def change(td_error: Float, share: Float, sign: Float) -> Float:
-    """What some steps say of a client's scores, (K,): the mean over steps of TD error x share x sign.
+    """Return what some steps say of a client's scores, (K,): the mean over steps of TD error x share x sign.
 
     `td_error` is (steps,); `share` (steps, K) is each slice's part in the value, `sign` (steps, K) what was done
     with it: 1 kept, -0.5 attenuated, -1 forgotten.

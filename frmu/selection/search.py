@@ -22,7 +22,7 @@ __all__ = ["Budget", "RefitCounter", "ascend", "greedy", "leave_one_out"]
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What may be spent on one task: refits, seconds, or either, whichever ends first.
+    """Hold what may be spent on one task: refits, seconds, or either, whichever ends first.
 
     A limit in seconds makes the outcome depend on the machine, so it is for measurements, never for a state.
     """
@@ -47,7 +47,7 @@ class RefitCounter:
         return self._clock() - self._began
 
     def affords(self, refits: int = 1) -> bool:
-        """Whether so many more refits are within the budget."""
+        """Return whether so many more refits are within the budget."""
         limit = self._budget
         within = limit.refits is None or self.refits + refits <= limit.refits
         return within and (limit.seconds is None or self.seconds < limit.seconds)

@@ -30,7 +30,7 @@ LEAST = 0.02  # of a client by itself no slice counts less
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What is applied: influences (K,), who proposed it, each proposal's validation loss, the rows seen, the cost.
+    """Hold what is applied: influences (K,), who proposed it, each proposal's validation loss, the rows seen, the cost.
 
     `rows` (K, features) are seen with everything kept; `pool` (K,) is the policy's attention there.
     """
@@ -45,7 +45,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Guided:
-    """What the policy arrived at: the fit it proposes, its value, and its attention at the first look, (K,)."""
+    """Hold what the policy arrived at: the fit it proposes, its value, and its attention at the first look, (K,)."""
 
     fit: Fit
     value: float
@@ -68,7 +68,7 @@ def rules(rows: Float) -> dict[str, Float]:
 
 
 def follow(network: Network, account: RefitCounter, first: Observation, start: Fit, steps: int) -> list[Guided]:
-    """What a policy makes of a start in some steps: each fit met, the start first, with its value."""
+    """Return what a policy makes of a start in some steps: each fit met, the start first, with its value."""
     met = []
     here = start
     for step in range(steps + 1):

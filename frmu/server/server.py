@@ -111,7 +111,7 @@ class SumStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Aggregated:
-    """What an aggregation gives: the state, the head if everything were kept, attention scores by client."""
+    """Hold what an aggregation gives: the state, the head if everything were kept, attention scores by client."""
 
     state: State
     keep: Float = field(repr=False)

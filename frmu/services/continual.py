@@ -51,7 +51,7 @@ def kept(config: Config, address: str | None, insecure: bool = False) -> Abstrac
 
 @dataclass(frozen=True, slots=True)
 class Follow:
-    """How to follow the data of a config: looks are `every` so long; `rounds` None is without end.
+    """Hold how to follow the data of a config: looks are `every` so long; `rounds` None is without end.
 
     `until` is the day of every round where the split rolls; with None each round's own day counts. With `drain`
     pending requests are drained between rounds, as `erasure.min_batch` lets them.
@@ -123,7 +123,8 @@ class Follow:
             return {"delivered": session.deliver().runs, **session.waiting()}
 
     def _sight(self, config: Config) -> tuple[Sight, dict[str, dict[str, str]]]:
-        """What tells one state of the source from another, without opening a file of records; and who is away."""
+        """Return what tells one state of the source from another, without opening a file of records; and who is
+        away."""
         day = (self.until or dt.datetime.now(dt.UTC).date()) if config.split.rolling else None
         own = sorted(Workspace(config.folder, config.key_file).policies.glob("*.safetensors"))
         policies = [config.policy_file] if config.policy_file is not None else []
@@ -175,7 +176,7 @@ class Follow:
         return {"kind": "away", "round": number, "away": sites, "back": back, "waits": waits}
 
     def _left(self, config: Config) -> tuple[str, ...]:
-        """Who has left: that changes who takes part, and no file of records."""
+        """Return who has left: that changes who takes part, and no file of records."""
         if not Workspace(config.folder, config.key_file).state.exists():
             return ()
         with ledger_of(config) as ledger:

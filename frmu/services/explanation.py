@@ -188,7 +188,7 @@ def _amount(percent: float) -> str:
 
 
 class _History:
-    """What policies in training scored, and what rounds decided: a time and a number by client and slice each."""
+    """Hold what policies in training scored, and what rounds decided: a time and a number by client and slice each."""
 
     def __init__(self, scores: Sequence[tuple[str, Any]], rounds: Sequence[tuple[str, Any]]) -> None:
         self.scores, self.rounds = scores, rounds
@@ -222,7 +222,8 @@ def _from_mlflow(session: Session, chosen: Mapping[str, Sequence[str]]) -> _Hist
 
 
 def _otherwise(one: Mapping[str, Any]) -> float | None:
-    """What the other choice would change: leaving a slice out that counts, or counting one in full that does not."""
+    """Return what the other choice would change: leaving a slice out that counts, or counting one in full that does
+    not."""
     change: float | None = one["without_percent" if one["influence"] > 0.0 else "in_full_percent"]
     return change
 

@@ -117,7 +117,7 @@ def _put_in_force(
 
 
 def _course(learned: Learned) -> dict[str, Any]:
-    """How the training went."""
+    """Return how the training went."""
     first, last = learned.history[0], learned.history[-1]
     return {
         "iterations": learned.iterations,
@@ -145,7 +145,7 @@ def _log(session: Session, run: Run, learned: Learned, summary: Mapping[str, Any
 
 
 def _lineage(session: Session, start: str, parent: Network | None, learners: Sequence[str]) -> dict[str, Any]:
-    """What a policy learned from, and what must be the same where its training is gone on with."""
+    """Return what a policy learned from, and what must be the same where its training is gone on with."""
     inherited = parent.lineage.get("clients", []) if parent is not None else []
     clients = sorted({*learners, *inherited})
     return {

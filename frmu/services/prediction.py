@@ -130,7 +130,7 @@ def _may_be_written(config: Config, file: Path, out: Path) -> None:
 
 
 class _Pyfunc:
-    """What MLflow calls: predictions for a pandas data frame."""
+    """Hold what MLflow calls: predictions for a pandas data frame."""
 
     def __init__(self, model: Model) -> None:
         self._model = model

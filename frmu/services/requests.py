@@ -114,7 +114,7 @@ def check_selection(config: Config, selection: Selection) -> None:
 
 
 def malformed(record: str) -> str:
-    """Why a text cannot be a record id; empty where it can.
+    """Return why a text cannot be a record id; empty where it can.
 
     >>> malformed("h0-1"), malformed("")
     ('', 'it is empty')

@@ -51,7 +51,7 @@ def registry_of(tracker: Tracker, config: Config) -> Registry:
 
 
 class Session:
-    """What every service works with: config, workspace, ledger, tracker, method and a directory of sites.
+    """Hold what every service works with: config, workspace, ledger, tracker, method and a directory of sites.
 
     `address` overrides `[ray] address`: "local" is in process, without Ray; None is the cluster that RAY_ADDRESS
     names, else a private Ray; anything else is a cluster to attach to, which must demand a token unless `insecure`.
@@ -219,7 +219,7 @@ class Session:
         self.ledger.note("delivered", {"outbox": box.key, "run": run, "clients": sorted(held(box.lineage()))})
 
     def waiting(self) -> dict[str, Any]:
-        """What waits in the outbox, where, and why MLflow is away if it is; plain JSON types."""
+        """Return what waits in the outbox, where, and why MLflow is away if it is; plain JSON types."""
         where = {"runs": self.outbox.count(), "folder": str(self.outbox.folder), "away": self.tracker.away or None}
         return {"outbox": where}
 

@@ -25,7 +25,7 @@ __all__ = ["Inventory", "SiteDirectory"]
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """Who is where: places by client, rows by client in the user's files, clients with a shard, stray files.
+    """Hold who is where: places by client, rows by client in the user's files, clients with a shard, stray files.
 
     `away` names clients of sites that did not answer, and `gone` those sites, each with why.
     """
@@ -78,7 +78,7 @@ class SiteDirectory:
 
     @property
     def on_ray(self) -> bool:
-        """Whether the federation runs on Ray."""
+        """Return whether the federation runs on Ray."""
         return self.address != "local"
 
     def connect(self) -> None:
@@ -102,7 +102,7 @@ class SiteDirectory:
         return self._site_workers.visit(errand, self.site_locations)
 
     def look(self, source: bool = False) -> Inventory:
-        """Who is where: with `source` by the user's files as well as by the shards.
+        """Return who is where: with `source` by the user's files as well as by the shards.
 
         Clients of a site that is away are known from before.
         """

@@ -59,14 +59,14 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What a look at the store found, as sentences: what carries a learned state, and what else remains."""
+    """Hold what a look at the store found, as sentences: what carries a learned state, and what else remains."""
 
     carriers: tuple[str, ...] = ()
     remains: tuple[str, ...] = ()
 
     @property
     def clean(self) -> bool:
-        """Whether nothing is left that a state could be read from."""
+        """Return whether nothing is left that a state could be read from."""
         return not self.carriers
 
     @property
@@ -77,7 +77,7 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Purged:
-    """What a purge removed, and what the look after it still found."""
+    """Hold what a purge removed, and what the look after it still found."""
 
     runs: tuple[str, ...]
     artifacts: int
@@ -87,7 +87,7 @@ class Purged:
 
     @property
     def survivors(self) -> tuple[str, ...]:
-        """What is still there."""
+        """Return what is still there."""
         return self.left.survivors
 
     def to_json(self) -> dict[str, Any]:
@@ -191,12 +191,12 @@ class Registry:
         return Purged(runs, removed, found.names, Left(left.carriers, (*left.remains, *notes)))
 
     def scan(self, owners: Collection[str], keep: Collection[str] = ()) -> Left:
-        """What the store still has of these owners: active and deleted runs, files, versions, logged models."""
+        """Return what the store still has of these owners: active and deleted runs, files, versions, logged models."""
         with reaching(self._uri):
             return self._look(self._find(owners, keep))
 
     def left_of(self, runs: Collection[str]) -> Left:
-        """What the store still has of some runs: files, versions, logged models."""
+        """Return what the store still has of some runs: files, versions, logged models."""
         with reaching(self._uri):
             return self._look(self._find((), (), runs))
 
@@ -305,7 +305,7 @@ class Registry:
         return [trace.info.trace_id for trace in _pages(self._client.search_traces, **query)]
 
     def _full(self, place: str) -> bool:
-        """Whether files may be left: their run or model then stays, for the next look finds them by it alone."""
+        """Return whether files may be left: their run or model then stays, for the next look finds them by it alone."""
         return self._elsewhere(place) or any(_walk(self._files(place)))
 
     def _drop_model(self, model: Any, notes: list[str]) -> None:
@@ -339,7 +339,7 @@ class Registry:
         return get_artifact_repository(place, tracking_uri=self._uri)
 
     def _elsewhere(self, place: str) -> bool:
-        """Whether a path was written by a server on another host: here it would look like an empty folder."""
+        """Return whether a path was written by a server on another host: here it would look like an empty folder."""
         parsed = urlparse(place)
         if not self._uri.startswith("http") or parsed.scheme not in ("", "file"):
             return False
@@ -360,7 +360,7 @@ class Registry:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What lineage leads to: runs, logged models, versions under any name, and the places of their files."""
+    """Hold what lineage leads to: runs, logged models, versions under any name, and the places of their files."""
 
     runs: tuple[Any, ...] = ()
     models: tuple[Any, ...] = ()
@@ -410,7 +410,7 @@ def model_name(experiment: str) -> str:
 
 
 def _row(run: Any) -> str:
-    """What the row of a run still says, by the first word of each metric's name."""
+    """Return what the row of a run still says, by the first word of each metric's name."""
     groups = sorted({key.split("/")[0] for key in run.data.metrics})
     has = [f"{_count(run.data.metrics, 'number')} ({_listed(groups)})"] if groups else []
     has += [_count(run.data.params, "parameter")] if run.data.params else []

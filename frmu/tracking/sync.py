@@ -25,7 +25,7 @@ __all__ = ["Delivered", "Emptied", "Taint", "deliver", "empty", "left_in"]
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """How many runs were delivered, and why others were not, as sentences."""
+    """Hold how many runs were delivered, and why others were not, as sentences."""
 
     runs: int = 0
     refused: tuple[str, ...] = ()
@@ -100,7 +100,7 @@ class Emptied:
 
 @dataclass(frozen=True, slots=True)
 class Taint:
-    """What must not wait: runs with these owners or names but for some, and states that are not clean any more."""
+    """Hold what must not wait: runs with these owners or names but for some, and states that are not clean any more."""
 
     owners: Collection[str] = ()
     known: Collection[str] = ()
@@ -108,12 +108,12 @@ class Taint:
     clean: Collection[str] = ()
 
     def has(self, box: QueuedRun) -> bool:
-        """Whether a run carries something learned from the owners."""
+        """Return whether a run carries something learned from the owners."""
         names = {box.key, box.run}
         return not names & set(self.keep) and bool(held(box.lineage()) & set(self.owners) or names & set(self.known))
 
     def overtaken(self, box: QueuedRun) -> bool:
-        """Whether a run carries a state that an erasure has overtaken."""
+        """Return whether a run carries a state that an erasure has overtaken."""
         return not {box.key, box.run} & set(self.keep) and bool(set(box.states()) - set(self.clean))
 
 
@@ -134,7 +134,7 @@ def empty(outbox: Queue, taint: Taint, delete_runs: bool) -> Emptied:
 
 
 def left_in(outbox: Queue, taint: Taint) -> list[str]:
-    """What waits although it must not, as sentences."""
+    """Return what waits although it must not, as sentences."""
     said = []
     for box in outbox.waiting():
         name = f'run "{box.name}" that waits in {box.folder}'

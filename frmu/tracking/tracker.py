@@ -58,7 +58,7 @@ class Run:
 
     @property
     def id(self) -> str:
-        """What the run is called."""
+        """Return what the run is called."""
         return self._run or self._key
 
     def params(self, values: Mapping[str, Any]) -> None:
@@ -163,7 +163,7 @@ class Tracker:
         self.away = str(error)
 
     def tried(self, call: Callable[[Any], Any]) -> bool:
-        """Whether MLflow took something."""
+        """Return whether MLflow took something."""
         if self.away:
             return False
         try:
@@ -201,7 +201,8 @@ class Tracker:
         return found[0].info.run_id if found else None
 
     def alive(self, run: str) -> bool:
-        """Whether nobody deleted a run; one that is not there at all is an error, for this may be another server."""
+        """Return whether nobody deleted a run; one that is not there at all is an error, for this may be another
+        server."""
         return bool(self.client.get_run(run).info.lifecycle_stage == "active")
 
     # -- runs -------------------------------------------------------------------------------------------------

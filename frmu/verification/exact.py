@@ -48,7 +48,7 @@ class ExactVerdict:
         return "L5" if self.passed else "L1" if self.left == 0 and not self.unexpected_files else "L0"
 
     def evidence(self) -> dict[str, Any]:
-        """What a receipt keeps of it."""
+        """Return what a receipt keeps of it."""
         return {
             "digest": self.digest,
             "digest_never_had": self.rebuilt,

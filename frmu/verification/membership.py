@@ -50,7 +50,7 @@ def membership(suspects: ModelsUnderTest, shadows: int, seed: int, ridge: float)
 
 
 def useful(worse: float, error: float) -> bool:
-    """Whether a state that forgot is still of use: one that forgot everything passes every attack."""
+    """Return whether a state that forgot is still of use: one that forgot everything passes every attack."""
     return worse <= 0.01 * error + 1e-12
 
 

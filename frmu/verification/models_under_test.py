@@ -43,7 +43,7 @@ class ModelsUnderTest:
         return self.federation.serve(SumSubsets(d, len(self.outputs), rows), replies)
 
     def errors(self, heads: Mapping[str, Float] | None = None) -> dict[str, dict[str, Errors]]:
-        """How heads (all by default) do, by set ("forget", "retain", "test") and head."""
+        """Return how heads (all by default) do, by set ("forget", "retain", "test") and head."""
         tried = self.heads if heads is None else heads
         reference = RETRAINED if RETRAINED in tried else next(iter(tried))
         work = Gauge(tried, reference, self.outputs, self.tombstones, self.key)
