@@ -37,9 +37,9 @@ OF = {
 }
 MEANT = {
     ("frmu/datasets/archives.py", "read_pickle"),  # run only where its SHA-256 is that of one that was read
-    ("frmu/bench/forgetting.py", "import_module"),  # of a name that stands beside it
+    ("frmu/bench/images.py", "import_module"),  # of a name that stands beside it
     ("frmu/services/prediction.py", "load_model"),  # our own: a safetensors file
-    ("frmu/bench/forgetting.py", "load_model"),
+    ("frmu/bench/told.py", "load_model"),
 }
 
 

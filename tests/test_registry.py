@@ -23,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frmu.errors import TrackingError
-from frmu.tracking.registry import Registry, held, holds_tags, model_name
+from frmu.tracking.lineage import held, holds_tags, model_name
+from frmu.tracking.registry import Registry
 from frmu.tracking.tracker import Tracker
 
 ADA, BOB, EVE = "0000000a", "0000000b", "0000000e"

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from frmu.aggregation.attention import attend, counterfactual
 from frmu.aggregation.robust import by_gradients, by_heads, gradient_cosine, rivals, weighted
 from frmu.aggregation.trust import trust
-from frmu.bench.forgetting import Images, mnist
+from frmu.bench.images import Images, mnist
 from frmu.config import Attention, load
 from frmu.data.parquet import gather, survey
 from frmu.data.shard import Shard

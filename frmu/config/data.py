@@ -12,8 +12,6 @@ from frmu.config.table import Table, parse_duration
 from frmu.errors import ConfigError, near_miss
 
 __all__ = ["CALENDAR", "Data", "Lag", "Slices", "Split"]
-
-
 CALENDAR = ("day", "week", "month")
 
 

@@ -10,8 +10,6 @@ from pydantic import Field, field_validator
 from frmu.config.table import Table
 
 __all__ = ["Placement", "RayTable", "Rules", "Site", "checked_address"]
-
-
 _HOST = r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)"
 
 

@@ -8,8 +8,6 @@ import re
 from pydantic import BaseModel, ConfigDict
 
 __all__ = ["Table", "parse_duration"]
-
-
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 
 

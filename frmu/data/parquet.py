@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -24,25 +23,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from frmu.config import CALENDAR, Config
+from frmu.data.checks import Where, client_names, inside, moments, no_duplicates, numbers, text_of
+from frmu.data.columns import CLIENT, FILE, PRIVATE, RECORD, ROW, SLICE, SUBJECT, TARGET, TIME
 from frmu.errors import DataError, near_miss
 
-__all__ = [
-    "PRIVATE",
-    "Source",
-    "columns_of",
-    "files_of",
-    "gather",
-    "inputs",
-    "names_in",
-    "read_parquet",
-    "survey",
-    "text_of",
-]
-
-RECORD, CLIENT, SUBJECT, TIME, TARGET, SLICE = "#record", "#client", "#subject", "#time", "#target", "#slice"
-PRIVATE = "#private"
-_ROW, _FILE = "#row", "#file"
-LONGEST = 200  # characters of a client's name in a file's name
+__all__ = ["FILE", "ROW", "Source", "columns_of", "files_of", "gather", "inputs", "names_in", "read_parquet", "survey"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +52,7 @@ def survey(config: Config) -> Source:
         if table.num_rows == 0:
             raise DataError(f"{file}: empty shard: the file has no row; remove it or fill it")
         names = text_of(table[config.data.client], file, config.data.client)
-        _client_names(names, file, config.data.client)
+        client_names(names, file, config.data.client)
         _slice_column_there(config, file)
         rows.update({found["values"]: found["counts"] for found in pc.value_counts(names).to_pylist()})
     return Source(tuple(files), rows)
@@ -86,8 +71,8 @@ def gather(config: Config, clients: Iterable[str]) -> dict[str, pa.Table]:
     tables = {}
     for client in wanted.to_pylist():
         table = whole.filter(pc.equal(whole[CLIENT], client))
-        _no_duplicates(table, client, files)
-        tables[client] = table.drop_columns([CLIENT, _ROW, _FILE]).sort_by(RECORD)
+        no_duplicates(table, client, files)
+        tables[client] = table.drop_columns([CLIENT, ROW, FILE]).sort_by(RECORD)
     return tables
 
 
@@ -146,25 +131,25 @@ def _canonical(config: Config, file: str, index: int, wanted: pa.Array) -> pa.Ta
     keep = pc.is_in(clients, wanted)
     rows = np.flatnonzero(keep.to_numpy(zero_copy_only=False))
     table, clients = table.filter(keep), clients.filter(keep)
-    out = {CLIENT: clients, _ROW: pa.array(rows), _FILE: pa.array(np.full(len(rows), index))}
-    where = _Where(file, clients, rows)
+    out = {CLIENT: clients, ROW: pa.array(rows), FILE: pa.array(np.full(len(rows), index))}
+    where = Where(file, clients, rows)
     out[RECORD] = where.whole(text_of(table[data.record], file, data.record), data.record, "record id")
     if data.subject is not None:
         out[SUBJECT] = where.whole(text_of(table[data.subject], file, data.subject), data.subject, "subject")
     if data.time is not None:
-        out[TIME] = where.whole(_moments(table[data.time], file, data.time), data.time, "time")
+        out[TIME] = where.whole(moments(table[data.time], file, data.time), data.time, "time")
     if data.private is not None:
         out[PRIVATE] = where.flags(table[data.private], data.private)
     if _slice_column(config):
         out[SLICE] = where.whole(text_of(table[config.slice_by], file, config.slice_by), config.slice_by, "slice")
     if data.task == "regression":
-        out[TARGET] = where.within(_numbers(table[data.target], file, data.target), data.target, config)
+        out[TARGET] = where.within(numbers(table[data.target], file, data.target), data.target, config)
     else:
         labels = where.whole(text_of(table[data.target], file, data.target), data.target, "target")
         out[TARGET] = where.known(labels, data.target, data.classes)
     missing = _missing(config, table, where)
     for name in _numeric(config):
-        out[name] = where.within(_numbers(table[name], file, name), name, config, missing.get(name))
+        out[name] = where.within(numbers(table[name], file, name), name, config, missing.get(name))
     for name in config.texts:
         out[name] = where.given(text_of(table[name], file, name), name, missing.get(name))
     return pa.table(out)
@@ -181,15 +166,15 @@ def inputs(config: Config, file: str) -> pa.Table:
     named = [data.client, *([data.time] if data.lags and data.time else []), *_numeric(config), *config.texts]
     table = _with_nulls(config, file, list(dict.fromkeys(named)))
     clients = text_of(table[data.client], file, data.client)
-    _client_names(clients, file, data.client)
-    where = _Where(file, clients, np.arange(table.num_rows))
-    out: dict[str, Any] = {CLIENT: clients, _ROW: pa.array(np.arange(table.num_rows))}
+    client_names(clients, file, data.client)
+    where = Where(file, clients, np.arange(table.num_rows))
+    out: dict[str, Any] = {CLIENT: clients, ROW: pa.array(np.arange(table.num_rows))}
     if data.lags and data.time:
-        out[TIME] = where.whole(_moments(table[data.time], file, data.time), data.time, "time")
+        out[TIME] = where.whole(moments(table[data.time], file, data.time), data.time, "time")
     missing = _missing(config, table, where)
     for name in _numeric(config):
-        column = _numbers(table[name], file, name)
-        seen = column if name in data.features else column.fill_null(_inside(config, name))
+        column = numbers(table[name], file, name)
+        seen = column if name in data.features else column.fill_null(inside(config, name))
         where.within(seen, name, config, missing.get(name))
         out[name] = column.fill_null(np.nan)
     for name in config.texts:
@@ -220,7 +205,7 @@ def _own(config: Config, modality: str) -> list[str]:
     return [name for name in config.data.modalities[modality] if name not in config.data.lags]
 
 
-def _missing(config: Config, table: pa.Table, where: _Where) -> dict[str, NDArray[np.bool_]]:
+def _missing(config: Config, table: pa.Table, where: Where) -> dict[str, NDArray[np.bool_]]:
     """The rows that lack a modality, (rows,), for each of its columns; nothing where no record may lack one."""
     found: dict[str, NDArray[np.bool_]] = {}
     for modality in config.data.modalities if config.optional else ():
@@ -236,11 +221,6 @@ def _missing(config: Config, table: pa.Table, where: _Where) -> dict[str, NDArra
                 )
         found |= {name: np.all(null, axis=0) for name in names}
     return found
-
-
-def _inside(config: Config, name: str) -> float:
-    """A value that no check minds."""
-    return config.data.ranges.get(name, [0.0])[0]
 
 
 def _numeric(config: Config) -> list[str]:
@@ -273,106 +253,6 @@ def _slice_column(config: Config) -> bool:
     return config.slice_by not in (*CALENDAR, "subject", config.data.record)
 
 
-@dataclass(frozen=True, slots=True)
-class _Where:
-    """Knows which row of which client an index is, so that an error can say it."""
-
-    file: str
-    clients: pa.ChunkedArray
-    rows: np.ndarray
-
-    def place(self, bad: np.ndarray) -> str:
-        first = int(np.flatnonzero(bad)[0])
-        more = f" (and {int(bad.sum()) - 1} more)" if bad.sum() > 1 else ""
-        return f'client "{self.clients[first]}", row {int(self.rows[first])}{more}'
-
-    def whole(self, column: pa.ChunkedArray, name: str, meaning: str) -> pa.ChunkedArray:
-        if column.null_count:
-            bad = column.is_null().to_numpy(zero_copy_only=False)
-            raise DataError(f'{self.file}: column "{name}" ({meaning}) is null at {self.place(bad)}')
-        return column
-
-    def flags(self, column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-        """Booleans, or numbers that are 0 or 1."""
-        if pa.types.is_boolean(column.type):
-            return self.whole(column, name, "private")
-        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-            raise DataError(f'{self.file}: column "{name}" (private) must be boolean, or 0 and 1, got {column.type}')
-        values = self.whole(column, name, "private").cast(pa.float64()).to_numpy(zero_copy_only=False)
-        bad = (values != 0.0) & (values != 1.0)
-        if bad.any():
-            raise DataError(
-                f'{self.file}: column "{name}" (private) must be boolean, or 0 and 1, got {values[bad][0]:g} at '
-                f"{self.place(bad)}"
-            )
-        return pa.chunked_array([values == 1.0], pa.bool_())
-
-    def known(self, labels: pa.ChunkedArray, name: str, classes: list[str] | None) -> pa.ChunkedArray:
-        if classes is None:
-            return labels
-        bad = ~pc.is_in(labels, pa.array(classes, pa.string())).to_numpy(zero_copy_only=False)
-        if bad.any():
-            label = labels[int(np.flatnonzero(bad)[0])]
-            raise DataError(
-                f'{self.file}: target "{name}" is "{label}" at {self.place(bad)}; data.classes declares only '
-                f"{', '.join(classes)}"
-            )
-        return labels
-
-    def given(self, column: pa.ChunkedArray, name: str, missing: NDArray[np.bool_] | None = None) -> pa.ChunkedArray:
-        """A value in every row, but for those that lack the modality."""
-        bad = column.is_null().to_numpy(zero_copy_only=False)
-        bad = bad if missing is None else bad & ~missing
-        if bad.any():
-            raise DataError(f'{self.file}: column "{name}" is null at {self.place(bad)}; frmu fills nothing in')
-        return column
-
-    def within(
-        self, column: pa.ChunkedArray, name: str, config: Config, missing: NDArray[np.bool_] | None = None
-    ) -> pa.Array:
-        self.given(column, name, missing)
-        values = column.fill_null(_inside(config, name)).to_numpy(zero_copy_only=False)
-        bad = ~np.isfinite(values)
-        if bad.any():
-            raise DataError(f'{self.file}: column "{name}" must be finite, got {values[bad][0]} at {self.place(bad)}')
-        if name in config.data.ranges:
-            low, high = config.data.ranges[name]
-            bad = (values < low) | (values > high)
-            if bad.any():
-                raise DataError(
-                    f'{self.file}: column "{name}" must be within its declared range [{low:g}, {high:g}], got '
-                    f"{values[bad][0]:g} at {self.place(bad)}; widen data.ranges.{name} or mend the record"
-                )
-        return pa.array(values, mask=missing)
-
-
-def _no_duplicates(table: pa.Table, client: str, files: list[str]) -> None:
-    ids = table[RECORD].to_numpy(zero_copy_only=False)
-    order = np.argsort(ids, kind="stable")
-    same = ids[order][1:] == ids[order][:-1]
-    if same.any():
-        at = int(np.flatnonzero(same)[0])
-        places = [(files[table[_FILE][int(i)].as_py()], table[_ROW][int(i)].as_py()) for i in order[at : at + 2]]
-        raise DataError(
-            f'{places[1][0]}: duplicate record id "{ids[order[at]]}" of client "{client}" at row {places[1][1]}; it '
-            f"stands first at row {places[0][1]} of {places[0][0]} ({int(same.sum())} in all). A request by record "
-            "id must mean one record"
-        )
-
-
-def _client_names(column: pa.ChunkedArray, file: str, name: str) -> None:
-    """A client has a name, and one that a file can have."""
-    if column.null_count:
-        bad = column.is_null().to_numpy(zero_copy_only=False)
-        raise DataError(f'{file}: column "{name}" (client) is null at row {int(np.flatnonzero(bad)[0])}')
-    for client in pc.unique(column).to_pylist():
-        if not 0 < len(quote(client, safe="")) <= LONGEST:
-            shown = f"{len(client)} characters" if client else "an empty name"
-            raise DataError(
-                f'{file}: column "{name}" (client) must be 1 to {LONGEST} characters as in a URL, got {shown}'
-            )
-
-
 def _slice_column_there(config: Config, file: str) -> None:
     if not _slice_column(config):
         return
@@ -382,63 +262,3 @@ def _slice_column_there(config: Config, file: str) -> None:
         raise DataError(
             f'{file}: slices.by = "{config.slice_by}" is none of day, week, month, subject or a column{hint}'
         )
-
-
-def text_of(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
-    """Any kind of label as text, the same however it was stored.
-
-    7.0, which is how many tools save an integer with gaps, is "7"; a time is in UTC and microseconds.
-    """
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        column = column.cast(kind.value_type)
-        kind = column.type
-    if pa.types.is_floating(kind):
-        values = column.cast(pa.float64())
-        if pc.any(pc.invert(pc.is_finite(values))).as_py():
-            raise DataError(f'{file}: column "{name}" has a value that is not finite; it is to name something')
-        # Value by value: what a record is called must not depend on the other records.
-        whole = pc.and_(pc.equal(pc.floor(values), values), pc.less(pc.abs(values), 2.0**53))
-        as_whole = pc.if_else(whole, values, 0.0).cast(pa.int64()).cast(pa.string())
-        return pc.if_else(whole, as_whole, values.cast(pa.string()))
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        column = _moments(column, file, name)
-    try:
-        text = column.cast(pa.string())
-        if pa.types.is_decimal(kind) and kind.scale > 0:
-            text = pc.utf8_rtrim(pc.utf8_rtrim(text, "0"), ".")
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        raise DataError(f'{file}: column "{name}" must be text or a number, got {kind}') from None
-    if pc.any(pc.match_substring(text, "\0")).as_py():
-        raise DataError(f'{file}: column "{name}" holds a NUL character, which no name may')
-    return text
-
-
-def _numbers(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
-    kind = column.type
-    if not (
-        pa.types.is_null(kind)  # a column without any value
-        or pa.types.is_floating(kind)
-        or pa.types.is_integer(kind)
-        or pa.types.is_boolean(kind)
-        or pa.types.is_decimal(kind)
-    ):
-        raise DataError(f'{file}: column "{name}" must be a number, got {kind}')
-    if pa.types.is_boolean(kind):
-        column = column.cast(pa.int8())
-    return column.cast(pa.float64(), safe=False)
-
-
-def _moments(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
-    """Timestamps as naive UTC microseconds."""
-    if not (pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)):
-        raise DataError(f'{file}: column "{name}" (time) must be a timestamp or a date, got {column.type}')
-    try:
-        if pa.types.is_date(column.type):
-            column = column.cast(pa.timestamp("s"))
-        elif column.type.tz is not None:
-            column = column.cast(pa.timestamp(column.type.unit, "UTC")).cast(pa.timestamp(column.type.unit))
-        # Nanoseconds are cut; a time that does not fit into microseconds is refused, not wrapped.
-        return column.cast(pa.timestamp("us"), safe=column.type.unit != "ns")
-    except pa.ArrowInvalid as error:
-        raise DataError(f'{file}: column "{name}" (time) is out of range: {error}') from None

@@ -22,7 +22,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from frmu.config import Config
-from frmu.data.parquet import CLIENT, RECORD, SLICE, SUBJECT, TARGET, TIME, columns_of, text_of
+from frmu.data.checks import text_of
+from frmu.data.columns import CLIENT, RECORD, SLICE, SUBJECT, TARGET, TIME
+from frmu.data.parquet import columns_of
 from frmu.errors import RequestError, near_miss
 
 if TYPE_CHECKING:

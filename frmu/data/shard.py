@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from frmu.config import CALENDAR, Config, parse_duration
-from frmu.data.parquet import RECORD, SLICE, SUBJECT, TARGET, TIME, columns_of, read_parquet
+from frmu.data.columns import RECORD, SLICE, SUBJECT, TARGET, TIME
+from frmu.data.parquet import columns_of, read_parquet
 from frmu.data.row_filter import parse_row_filter
 from frmu.errors import RequestError, StoreError
 from frmu.types import Float, Selection

@@ -15,8 +15,6 @@ from frmu.datasets.dataset import SLOTS, DataSet, calendar
 from frmu.datasets.parking import CALENDAR, CALENDAR_RANGES
 
 __all__ = ["RETAIL_SETS"]
-
-
 LINES = 500  # what a country must have for a site of `notes`
 
 

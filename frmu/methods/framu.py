@@ -74,8 +74,6 @@ __all__ = [
 ]  # fmt: skip
 
 Weights = Mapping[str, NDArray[np.float32]]
-
-
 LEVELS = (0.0, 0.3, 1.0)  # forget, attenuate, keep
 
 

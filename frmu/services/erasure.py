@@ -23,7 +23,7 @@ from frmu.policy.checkpoint import lineage_of
 from frmu.report.figures import measure
 from frmu.selection.network import Network, read_policy
 from frmu.services.session import Session
-from frmu.tracking.registry import Purged
+from frmu.tracking.lineage import Purged
 from frmu.tracking.sync import Taint, empty, left_in
 from frmu.tracking.tracker import Run
 from frmu.types import State

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from frmu.config import Config
 from frmu.data import parquet
+from frmu.data.columns import CLIENT
 from frmu.data.shard import features
 from frmu.errors import RequestError, StoreError
 from frmu.models.encoders import encode, encoders
@@ -45,7 +46,7 @@ class Model:
         """
         table = parquet.inputs(self.config, str(file))
         outputs = np.zeros((table.num_rows, len(self.state.outputs)))
-        names = table[parquet.CLIENT].to_numpy(zero_copy_only=False)
+        names = table[CLIENT].to_numpy(zero_copy_only=False)
         by = encoders(self.config)
         with one_thread():
             for client in np.unique(names):
@@ -56,7 +57,7 @@ class Model:
 
     def _answer(self, file: str | Path, table: pa.Table, outputs: Float) -> pa.Table:
         data = self.config.data
-        columns: dict[str, Any] = {data.client: table[parquet.CLIENT]}
+        columns: dict[str, Any] = {data.client: table[CLIENT]}
         if data.record in pq.read_schema(file).names:
             columns[data.record] = parquet.read_parquet(file, [data.record])[data.record]
         if data.task == "regression":

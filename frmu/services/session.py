@@ -28,8 +28,9 @@ from frmu.services.requests import check_anchor
 from frmu.services.sites import SiteDirectory
 from frmu.storage.checkpoint import load_state, save_state, settled
 from frmu.storage.workspace import Anchor, Workspace
+from frmu.tracking.lineage import DETAIL, held, holds_tags
 from frmu.tracking.queue import Queue, QueuedRun
-from frmu.tracking.registry import DETAIL, Registry, held, holds_tags
+from frmu.tracking.registry import Registry
 from frmu.tracking.sync import Delivered, deliver
 from frmu.tracking.tracker import Run, Tracker, public
 from frmu.types import State

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from frmu.clients.tasks.audit import Restore, Size
-from frmu.data.parquet import TARGET
+from frmu.data.columns import TARGET
 from frmu.data.sites import ClearCopies
 from frmu.errors import RequestError, near_miss
 from frmu.federation import Federation, in_order
@@ -23,7 +23,7 @@ from frmu.methods.analytic import analytic
 from frmu.services.erasure import exact_verdict, scoped
 from frmu.services.requests import find_receipt
 from frmu.services.session import Session
-from frmu.tracking.registry import DETAIL
+from frmu.tracking.lineage import DETAIL
 from frmu.tracking.sync import Taint, left_in
 from frmu.types import State
 from frmu.verification.exact import rebuild

@@ -8,30 +8,39 @@ they were. What cannot be removed is listed and never passed over.
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from frmu.tracking.availability import reaching
+from frmu.tracking.lineage import (
+    DETAIL,
+    HOLDS,
+    OF,
+    Found,
+    Left,
+    Purged,
+    Version,
+    counted,
+    held,
+    listed,
+    model_name,
+    row_of,
+    version_of,
+)
 from frmu.tracking.queue import is_key
 from frmu.tracking.tracker import RUN
 
-__all__ = ["DETAIL", "Left", "Purged", "Registry", "Version", "held", "holds_tags", "model_name"]
-
-_HOLDS = "frmu.holds."
-_OF = "frmu.experiment"  # a code means a client within one experiment only
-DETAIL = "frmu.detail"  # a run that holds numbers of single clients: removed whole
+__all__ = ["Registry"]
 _FILE = "state.safetensors"
 _ALIAS = "champion"
-_VALUE = 4000  # characters of a tag value; MLflow takes 5000 at least
 _MLMODEL = """\
 flavors:
   python_function:
@@ -41,65 +50,6 @@ flavors:
 mlflow_version: {mlflow}
 run_id: {run}
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One state in the registry."""
-
-    number: str
-    run_id: str
-    tags: Mapping[str, str]
-
-    @property
-    def digest(self) -> str:
-        """The digest of the state, as its tag says."""
-        return self.tags.get("frmu.state_digest", "")
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """Hold what a look at the store found, as sentences: what carries a learned state, and what else remains."""
-
-    carriers: tuple[str, ...] = ()
-    remains: tuple[str, ...] = ()
-
-    @property
-    def clean(self) -> bool:
-        """Return whether nothing is left that a state could be read from."""
-        return not self.carriers
-
-    @property
-    def survivors(self) -> tuple[str, ...]:
-        """All of it."""
-        return self.carriers + self.remains
-
-
-@dataclass(frozen=True, slots=True)
-class Purged:
-    """Hold what a purge removed, and what the look after it still found."""
-
-    runs: tuple[str, ...]
-    artifacts: int
-    versions: tuple[str, ...]
-    left: Left
-    outbox: int = 0  # files that waited for MLflow
-
-    @property
-    def survivors(self) -> tuple[str, ...]:
-        """Return what is still there."""
-        return self.left.survivors
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {
-            "runs": list(self.runs),
-            "artifacts": self.artifacts,
-            "outbox": self.outbox,
-            "versions": list(self.versions),
-            "clean": self.left.clean,
-            "survivors": list(self.survivors),
-        }
 
 
 class Registry:
@@ -122,7 +72,7 @@ class Registry:
             (Path(folder) / "MLmodel").write_text(text)
             self._client.log_artifacts(run_id, folder, "model")
             source = f"{self._client.get_run(run_id).info.artifact_uri}/model"
-            every = {**tags, _OF: self._experiment}
+            every = {**tags, OF: self._experiment}
             with _unless("RESOURCE_ALREADY_EXISTS"):
                 self._client.create_registered_model(self.name)
             return str(self._client.create_model_version(self.name, source, run_id, tags=every).version)
@@ -138,13 +88,13 @@ class Registry:
         with reaching(self._uri), _unless("RESOURCE_DOES_NOT_EXIST"):
             number = self._client.get_registered_model(self.name).aliases.get(_ALIAS)
             found = self._client.get_model_version(self.name, number) if number else None
-        return _version(found) if found else None
+        return version_of(found) if found else None
 
     def versions(self) -> list[Version]:
         """All versions that were not deleted, oldest first."""
         with reaching(self._uri):
             rows = _pages(self._client.search_model_versions, filter_string=f"name='{self.name}'")
-            return sorted(map(_version, rows), key=lambda version: int(version.number))
+            return sorted(map(version_of, rows), key=lambda version: int(version.number))
 
     def fetch(self, number: str, folder: Path) -> Path:
         """Download the state of a version into a folder; its own digest tells whether it is whole."""
@@ -181,7 +131,7 @@ class Registry:
                 if delete_runs or DETAIL in run.data.tags:
                     self._drop_run(run, notes)
             if found.versions:
-                notes.append(f"emptied rows of {_listed(found.names)}: number, dates and the path where the files were")
+                notes.append(f"emptied rows of {listed(found.names)}: number, dates and the path where the files were")
             if found:
                 self._compact(notes)
             again = self._find(owners, keep, known)
@@ -200,13 +150,13 @@ class Registry:
         with reaching(self._uri):
             return self._look(self._find((), (), runs))
 
-    def _find(self, owners: Collection[str], keep: Collection[str], known: Collection[str] = ()) -> _Found:
+    def _find(self, owners: Collection[str], keep: Collection[str], known: Collection[str] = ()) -> Found:
         from mlflow.entities import ViewType
 
         wanted, kept, client = set(owners), set(keep), self._client
         if not wanted and not known:
-            return _Found()
-        query = {"experiment_ids": [self._experiment], "filter_string": f"tags.`{_HOLDS}0` LIKE '%'"}
+            return Found()
+        query = {"experiment_ids": [self._experiment], "filter_string": f"tags.`{HOLDS}0` LIKE '%'"}
         rows = _pages(client.search_runs, run_view_type=ViewType.ALL, max_results=1000, **query)
         runs = [run for run in rows if held(run.data.tags) & wanted and run.info.run_id not in kept]
         there = {run.info.run_id for run in runs}
@@ -222,14 +172,14 @@ class Registry:
         versions, places = [], [run.info.artifact_uri for run in runs] + [model.artifact_location for model in models]
         for version in _pages(client.search_model_versions, filter_string=""):
             place = self._place(version)
-            ours = version.tags.get(_OF) == self._experiment and held(version.tags) & wanted
+            ours = version.tags.get(OF) == self._experiment and held(version.tags) & wanted
             inside = version.run_id in ids or _mentions(place, ids)
             if inside or (ours and version.run_id not in kept and not _mentions(place, kept)):
                 versions.append(version)
                 # A source outside the tainted runs was named by somebody; only our own tags make it ours to empty.
                 if ours and not _mentions(place, ids | kept) and not place.startswith(("runs:", "models:")):
                     places.append(place)
-        return _Found(tuple(runs), tuple(models), tuple(versions), tuple(dict.fromkeys(places)))
+        return Found(tuple(runs), tuple(models), tuple(versions), tuple(dict.fromkeys(places)))
 
     def _run(self, run_id: str) -> Iterator[Any]:
         """A run by its id, in whatever experiment of this store; one that is gone gives nothing.
@@ -254,18 +204,18 @@ class Registry:
                 if model.experiment_id == self._experiment:
                     yield model
 
-    def _look(self, found: _Found) -> Left:
+    def _look(self, found: Found) -> Left:
         carriers = [f"model version {name}" for name in found.names]
         carriers += [f"logged model {model.model_id}" for model in found.models]
         for place in found.places:
             if self._elsewhere(place):
                 carriers.append(f"perhaps files in {place}: this host does not see the server's folder; look there")
             elif files := list(_walk(self._files(place))):
-                carriers.append(f"{_count(files, 'file')} in {place}: {_listed(files)}")
+                carriers.append(f"{counted(files, 'file')} in {place}: {listed(files)}")
         for run in found.runs:
             if traces := self._traces(run.info.run_id):
-                carriers.append(f"{_count(traces, 'trace')} of run {run.info.run_id}")
-        return Left(tuple(carriers), tuple(map(_row, found.runs)))
+                carriers.append(f"{counted(traces, 'trace')} of run {run.info.run_id}")
+        return Left(tuple(carriers), tuple(map(row_of, found.runs)))
 
     def _place(self, version: Any) -> str:
         """Where the files of a version are; a copy names the version it was made of."""
@@ -278,7 +228,7 @@ class Registry:
     def _forget(self, version: Any) -> None:
         """Delete a version, its tags before it: MLflow keeps the tags of a deleted version and hides them."""
         with _unless("RESOURCE_DOES_NOT_EXIST"):  # somebody was faster
-            for key in sorted(version.tags, key=lambda key: key.startswith(_HOLDS)):
+            for key in sorted(version.tags, key=lambda key: key.startswith(HOLDS)):
                 self._client.delete_model_version_tag(version.name, version.version, key)
             self._client.delete_model_version(version.name, version.version)  # and the aliases that point at it
 
@@ -358,72 +308,6 @@ class Registry:
             notes.append(f"deleted rows in free pages of {path}: not rewritten ({error}); purge again when it is idle")
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """Hold what lineage leads to: runs, logged models, versions under any name, and the places of their files."""
-
-    runs: tuple[Any, ...] = ()
-    models: tuple[Any, ...] = ()
-    versions: tuple[Any, ...] = ()
-    places: tuple[str, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.runs or self.models or self.versions)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(f"{version.name}/{version.version}" for version in self.versions)
-
-
-def holds_tags(owners: Iterable[str]) -> dict[str, str]:
-    """The tags that name the clients in a state, in values no longer than MLflow takes.
-
-    >>> holds_tags(["00000002", "00000001"])
-    {'frmu.holds.0': '00000001,00000002'}
-    """
-    codes = sorted(set(owners))
-    size = _VALUE // (max(map(len, codes), default=0) + 1)
-    return {f"{_HOLDS}{at // size}": ",".join(codes[at : at + size]) for at in range(0, len(codes), size)}
-
-
-def held(tags: Mapping[str, str]) -> set[str]:
-    """The inverse of `holds_tags`; other tags say nothing.
-
-    >>> sorted(held({"frmu.holds.0": "a,b", "frmu.holds.1": "c", "mlflow.runName": "d"}))
-    ['a', 'b', 'c']
-    """
-    return {code for key, value in tags.items() if key.startswith(_HOLDS) for code in value.split(",") if code}
-
-
-def model_name(experiment: str) -> str:
-    """A name that MLflow takes for a model; one that had to be changed gets a hash, so that two stay two.
-
-    >>> model_name("homes")
-    'homes'
-    >>> model_name("a/b: c")
-    'a_b_ c-212e4b'
-    """
-    plain = "".join("_" if ch in "/:'\"`\\%" or not ch.isprintable() else ch for ch in experiment)[:200]
-    if plain == experiment and plain.strip(". "):
-        return plain
-    return f"{plain}-{hashlib.sha256(experiment.encode()).hexdigest()[:6]}"
-
-
-def _row(run: Any) -> str:
-    """Return what the row of a run still says, by the first word of each metric's name."""
-    groups = sorted({key.split("/")[0] for key in run.data.metrics})
-    has = [f"{_count(run.data.metrics, 'number')} ({_listed(groups)})"] if groups else []
-    has += [_count(run.data.params, "parameter")] if run.data.params else []
-    has += [_count(run.inputs.dataset_inputs, "named data set")] if run.inputs and run.inputs.dataset_inputs else []
-    deleted = run.info.lifecycle_stage == "deleted"
-    how = f"is only marked deleted (run `mlflow gc --run-ids {run.info.run_id}` on the server) and" if deleted else ""
-    return f"run {run.info.run_id} ({run.info.run_name}) {how} keeps {', '.join([*has, 'its tags'])}".replace("  ", " ")
-
-
-def _version(row: Any) -> Version:
-    return Version(str(row.version), row.run_id or "", dict(row.tags))
-
-
 def _pages(search: Callable[..., Any], **query: Any) -> Iterator[Any]:
     token: str | None = None
     while True:
@@ -444,15 +328,6 @@ def _walk(files: Any, path: str | None = None) -> Iterator[str]:
 
 def _mentions(place: str, ids: Iterable[str]) -> bool:
     return any(each in place for each in ids if each)
-
-
-def _count(things: Collection[Any], noun: str) -> str:
-    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
-
-
-def _listed(names: Collection[str]) -> str:
-    first = list(names)[:8]
-    return ", ".join(first) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "")
 
 
 @contextmanager

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from frmu.errors import TrackingError, TrackingUnavailableError
 from frmu.tracking.availability import reaching
+from frmu.tracking.lineage import DETAIL, held
 from frmu.tracking.queue import Op, Queue, QueuedRun, is_key
-from frmu.tracking.registry import DETAIL, Registry, held
+from frmu.tracking.registry import Registry
 from frmu.tracking.tracker import Tracker, apply
 
 __all__ = ["Delivered", "Emptied", "Taint", "deliver", "empty", "left_in"]

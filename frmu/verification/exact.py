@@ -21,8 +21,6 @@ from frmu.selection.network import Network
 from frmu.types import State
 
 __all__ = ["Afresh", "ExactVerdict", "left_behind", "rebuild", "verify_exact"]
-
-
 Afresh = Callable[[Config], AbstractContextManager[Federation]]  # another federation over the same shards, for a while
 
 

@@ -126,7 +126,7 @@ def test_an_undeclared_class_is_named(broken: Callable[..., Config]) -> None:
 def test_what_a_record_is_called_depends_on_its_own_value(values: list[object], names: list[str]) -> None:
     import pyarrow as pa
 
-    from frmu.data.parquet import text_of
+    from frmu.data.checks import text_of
 
     assert text_of(pa.chunked_array([values]), "file", "column").to_pylist() == names
 

@@ -22,7 +22,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from frmu.config import Config, parse
-from frmu.data.parquet import RECORD, SLICE, SUBJECT, TARGET, TIME, columns_of, gather, text_of
+from frmu.data.checks import text_of
+from frmu.data.columns import RECORD, SLICE, SUBJECT, TARGET, TIME
+from frmu.data.parquet import columns_of, gather
 from frmu.data.row_filter import DEEPEST, LONGEST, LONGEST_PATTERN, Where, parse_row_filter
 from frmu.errors import RequestError
 

@@ -19,7 +19,8 @@ from frmu.clients.client import Client
 from frmu.clients.tasks.statistics import errors_of
 from frmu.clients.tasks.task import EachClient
 from frmu.data import shard as shards
-from frmu.data.parquet import PRIVATE, RECORD, TARGET, gather
+from frmu.data.columns import PRIVATE, RECORD, TARGET
+from frmu.data.parquet import gather
 from frmu.data.shard import SPLITS
 from frmu.data.tombstones import tombstones
 from frmu.federation import Answer

@@ -13,7 +13,8 @@ import numpy as np
 from frmu.clients.client import Client
 from frmu.clients.tasks.task import EachClient
 from frmu.data import shard as shards
-from frmu.data.parquet import PRIVATE, RECORD, gather, read_parquet
+from frmu.data.columns import PRIVATE, RECORD
+from frmu.data.parquet import gather, read_parquet
 from frmu.data.shard import SPLITS, Shard
 from frmu.data.tombstones import tombstones
 from frmu.federation import Answer

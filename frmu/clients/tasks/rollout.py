@@ -20,8 +20,6 @@ from frmu.selection.search import Budget, RefitCounter, ascend
 from frmu.types import Statistics
 
 __all__ = ["REHEARSALS", "EnvStep", "Rollout", "arrivals"]
-
-
 REHEARSALS = 64  # tasks a client keeps in memory while a policy trains
 
 

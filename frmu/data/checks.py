@@ -1,0 +1,185 @@
+"""Checks of a user's columns: whole, of their type, within their range; else told by file, column and row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from frmu.config import Config
+from frmu.data.columns import FILE, RECORD, ROW
+from frmu.errors import DataError
+
+__all__ = ["LONGEST", "Where", "client_names", "inside", "moments", "no_duplicates", "numbers", "text_of"]
+LONGEST = 200  # characters of a client's name in a file's name
+
+
+def inside(config: Config, name: str) -> float:
+    """A value that no check minds."""
+    return config.data.ranges.get(name, [0.0])[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Knows which row of which client an index is, so that an error can say it."""
+
+    file: str
+    clients: pa.ChunkedArray
+    rows: np.ndarray
+
+    def place(self, bad: np.ndarray) -> str:
+        first = int(np.flatnonzero(bad)[0])
+        more = f" (and {int(bad.sum()) - 1} more)" if bad.sum() > 1 else ""
+        return f'client "{self.clients[first]}", row {int(self.rows[first])}{more}'
+
+    def whole(self, column: pa.ChunkedArray, name: str, meaning: str) -> pa.ChunkedArray:
+        if column.null_count:
+            bad = column.is_null().to_numpy(zero_copy_only=False)
+            raise DataError(f'{self.file}: column "{name}" ({meaning}) is null at {self.place(bad)}')
+        return column
+
+    def flags(self, column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+        """Booleans, or numbers that are 0 or 1."""
+        if pa.types.is_boolean(column.type):
+            return self.whole(column, name, "private")
+        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+            raise DataError(f'{self.file}: column "{name}" (private) must be boolean, or 0 and 1, got {column.type}')
+        values = self.whole(column, name, "private").cast(pa.float64()).to_numpy(zero_copy_only=False)
+        bad = (values != 0.0) & (values != 1.0)
+        if bad.any():
+            raise DataError(
+                f'{self.file}: column "{name}" (private) must be boolean, or 0 and 1, got {values[bad][0]:g} at '
+                f"{self.place(bad)}"
+            )
+        return pa.chunked_array([values == 1.0], pa.bool_())
+
+    def known(self, labels: pa.ChunkedArray, name: str, classes: list[str] | None) -> pa.ChunkedArray:
+        if classes is None:
+            return labels
+        bad = ~pc.is_in(labels, pa.array(classes, pa.string())).to_numpy(zero_copy_only=False)
+        if bad.any():
+            label = labels[int(np.flatnonzero(bad)[0])]
+            raise DataError(
+                f'{self.file}: target "{name}" is "{label}" at {self.place(bad)}; data.classes declares only '
+                f"{', '.join(classes)}"
+            )
+        return labels
+
+    def given(self, column: pa.ChunkedArray, name: str, missing: NDArray[np.bool_] | None = None) -> pa.ChunkedArray:
+        """A value in every row, but for those that lack the modality."""
+        bad = column.is_null().to_numpy(zero_copy_only=False)
+        bad = bad if missing is None else bad & ~missing
+        if bad.any():
+            raise DataError(f'{self.file}: column "{name}" is null at {self.place(bad)}; frmu fills nothing in')
+        return column
+
+    def within(
+        self, column: pa.ChunkedArray, name: str, config: Config, missing: NDArray[np.bool_] | None = None
+    ) -> pa.Array:
+        self.given(column, name, missing)
+        values = column.fill_null(inside(config, name)).to_numpy(zero_copy_only=False)
+        bad = ~np.isfinite(values)
+        if bad.any():
+            raise DataError(f'{self.file}: column "{name}" must be finite, got {values[bad][0]} at {self.place(bad)}')
+        if name in config.data.ranges:
+            low, high = config.data.ranges[name]
+            bad = (values < low) | (values > high)
+            if bad.any():
+                raise DataError(
+                    f'{self.file}: column "{name}" must be within its declared range [{low:g}, {high:g}], got '
+                    f"{values[bad][0]:g} at {self.place(bad)}; widen data.ranges.{name} or mend the record"
+                )
+        return pa.array(values, mask=missing)
+
+
+def no_duplicates(table: pa.Table, client: str, files: list[str]) -> None:
+    """Raise `DataError` where a client has two records of one id."""
+    ids = table[RECORD].to_numpy(zero_copy_only=False)
+    order = np.argsort(ids, kind="stable")
+    same = ids[order][1:] == ids[order][:-1]
+    if same.any():
+        at = int(np.flatnonzero(same)[0])
+        places = [(files[table[FILE][int(i)].as_py()], table[ROW][int(i)].as_py()) for i in order[at : at + 2]]
+        raise DataError(
+            f'{places[1][0]}: duplicate record id "{ids[order[at]]}" of client "{client}" at row {places[1][1]}; it '
+            f"stands first at row {places[0][1]} of {places[0][0]} ({int(same.sum())} in all). A request by record "
+            "id must mean one record"
+        )
+
+
+def client_names(column: pa.ChunkedArray, file: str, name: str) -> None:
+    """A client has a name, and one that a file can have."""
+    if column.null_count:
+        bad = column.is_null().to_numpy(zero_copy_only=False)
+        raise DataError(f'{file}: column "{name}" (client) is null at row {int(np.flatnonzero(bad)[0])}')
+    for client in pc.unique(column).to_pylist():
+        if not 0 < len(quote(client, safe="")) <= LONGEST:
+            shown = f"{len(client)} characters" if client else "an empty name"
+            raise DataError(
+                f'{file}: column "{name}" (client) must be 1 to {LONGEST} characters as in a URL, got {shown}'
+            )
+
+
+def text_of(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
+    """Any kind of label as text, the same however it was stored.
+
+    7.0, which is how many tools save an integer with gaps, is "7"; a time is in UTC and microseconds.
+    """
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.cast(kind.value_type)
+        kind = column.type
+    if pa.types.is_floating(kind):
+        values = column.cast(pa.float64())
+        if pc.any(pc.invert(pc.is_finite(values))).as_py():
+            raise DataError(f'{file}: column "{name}" has a value that is not finite; it is to name something')
+        # Value by value: what a record is called must not depend on the other records.
+        whole = pc.and_(pc.equal(pc.floor(values), values), pc.less(pc.abs(values), 2.0**53))
+        as_whole = pc.if_else(whole, values, 0.0).cast(pa.int64()).cast(pa.string())
+        return pc.if_else(whole, as_whole, values.cast(pa.string()))
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        column = moments(column, file, name)
+    try:
+        text = column.cast(pa.string())
+        if pa.types.is_decimal(kind) and kind.scale > 0:
+            text = pc.utf8_rtrim(pc.utf8_rtrim(text, "0"), ".")
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise DataError(f'{file}: column "{name}" must be text or a number, got {kind}') from None
+    if pc.any(pc.match_substring(text, "\0")).as_py():
+        raise DataError(f'{file}: column "{name}" holds a NUL character, which no name may')
+    return text
+
+
+def numbers(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
+    """Return a column as float64; raises `DataError` where it holds no numbers."""
+    kind = column.type
+    if not (
+        pa.types.is_null(kind)  # a column without any value
+        or pa.types.is_floating(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_decimal(kind)
+    ):
+        raise DataError(f'{file}: column "{name}" must be a number, got {kind}')
+    if pa.types.is_boolean(kind):
+        column = column.cast(pa.int8())
+    return column.cast(pa.float64(), safe=False)
+
+
+def moments(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
+    """Timestamps as naive UTC microseconds."""
+    if not (pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)):
+        raise DataError(f'{file}: column "{name}" (time) must be a timestamp or a date, got {column.type}')
+    try:
+        if pa.types.is_date(column.type):
+            column = column.cast(pa.timestamp("s"))
+        elif column.type.tz is not None:
+            column = column.cast(pa.timestamp(column.type.unit, "UTC")).cast(pa.timestamp(column.type.unit))
+        # Nanoseconds are cut; a time that does not fit into microseconds is refused, not wrapped.
+        return column.cast(pa.timestamp("us"), safe=column.type.unit != "ns")
+    except pa.ArrowInvalid as error:
+        raise DataError(f'{file}: column "{name}" (time) is out of range: {error}') from None
