@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from frmu.models.statistics import loss, statistics_of
+from frmu.selection import selectors
 from frmu.selection.network import Network, read_policy, shapes, shipped
 from frmu.selection.observation import FEATURES, Observation, change, fit, observe, slopes
 from frmu.selection.problem import SelectionProblem, problem_of, refit, validation_loss
@@ -163,3 +164,13 @@ def test_search_lowers_the_validation_loss() -> None:
 def test_the_shipped_policy_has_seen_no_client_of_ours(network: Network) -> None:
     assert network.lineage["clients"] == []
     assert {name: weight.shape for name, weight in network.weights.items()} == shapes()
+
+
+@pytest.mark.parametrize(("loss", "chosen"), [(0.995, "keep"), (0.9901, "keep"), (0.99, "policy"), (0.5, "policy")])
+def test_a_proposal_must_beat_keeping_everything_by_the_margin(loss: float, chosen: str) -> None:
+    assert selectors._guard({"keep": 1.0, "policy": loss}, 0.01) == chosen
+
+
+def test_without_a_policy_the_best_rule_is_proposed() -> None:
+    assert selectors._guard({"keep": 1.0, "a": 0.9, "b": 0.8}, 0.01) == "b"
+    assert selectors._guard({"keep": 1.0, "a": 0.8, "policy": 0.9}, 0.01) == "policy"
