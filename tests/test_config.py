@@ -61,3 +61,11 @@ def test_the_fingerprint_covers_what_computes_and_nothing_else(tmp_path: Path) -
     assert load(write(tmp_path, elsewhere)).fingerprint() == base
     for change in (("features = 8", "features = 9"), ("[0, 100]", "[0, 101]"), ('"month"', '"week"')):
         assert load(write(tmp_path, CONFIG.replace(*change))).fingerprint() != base
+
+
+def test_a_client_belongs_to_one_site(tmp_path: Path) -> None:
+    sites = '\n[sites.a]\nclients = ["home 0", "home 1"]\n[sites.b]\nclients = ["home {}"]\n'
+    apart = load(write(tmp_path, CONFIG + sites.format(2))).sites
+    assert {name: site.clients for name, site in apart.items()} == {"a": ["home 0", "home 1"], "b": ["home 2"]}
+    with pytest.raises(ConfigError, match='client "home 1" must belong to one site, got "a" and "b"'):
+        load(write(tmp_path, CONFIG + sites.format(1)))

@@ -144,7 +144,7 @@ class Config(Table):
 
     def _sites_apart(self) -> None:
         """A client has one site, and a site is told from the others by what is its own."""
-        owner: dict[str, str] = Field(default_factory=dict)
+        owner: dict[str, str] = {}
         for name, site in self.sites.items():
             if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", name):
                 raise ValueError(

@@ -23,6 +23,7 @@ from frmu.policy.checkpoint import lineage_of
 from frmu.report.figures import measure
 from frmu.selection.network import Network, read_policy
 from frmu.services.session import Session
+from frmu.services.sites import Inventory
 from frmu.tracking.lineage import Purged
 from frmu.tracking.sync import Taint, empty, left_in
 from frmu.tracking.tracker import Run
@@ -83,7 +84,7 @@ def _drain(session: Session, now: bool) -> dict[str, Any]:
     session.tracker.need(_UNTOUCHED)
     session.network()  # a policy that cannot be read is told before anything is purged
     before = time.perf_counter()
-    federation = everybody(session, state)
+    federation, inventory = everybody(session, state)
     began += time.perf_counter() - before  # starting actors is not draining
     moved = federation.traffic.up + federation.traffic.down
     standing = session.ledger.standing()
@@ -97,13 +98,13 @@ def _drain(session: Session, now: bool) -> dict[str, Any]:
     # Tagged before anything is logged, so that lineage misses nothing of a drain that is killed.
     with session.run("erasure", session.holds(client.name for client in state.clients)) as run:
         session.tracker.need(_UNTOUCHED)
-        return _Drain(session, run, federation, state, batch, began, moved).honour() | _waiting(
+        return _Drain(session, run, federation, inventory, state, batch, began, moved).honour() | _waiting(
             session, pending, batch.ids
         )
 
 
-def everybody(session: Session, state: State) -> Federation:
-    """Return the federation of all that hold a shard, and of the state's clients.
+def everybody(session: Session, state: State) -> tuple[Federation, Inventory]:
+    """Return the federation of all that hold a shard, and of the state's clients, and who was found where.
 
     Raises `ClientsUnavailableError` where one is away. Those who have left are not in it: they are in no state, and
     their shards go when they are there.
@@ -116,7 +117,7 @@ def everybody(session: Session, state: State) -> Federation:
         session.sites.locations_of({*held, *(client.name for client in state.clients)}, inventory)
     )
     session.sites.dismiss(federation, inventory, session.sites.left(inventory.held))
-    return federation
+    return federation, inventory
 
 
 def _waiting(session: Session, pending: Sequence[EraseRequest], drained: Collection[str] = ()) -> dict[str, Any]:
@@ -185,9 +186,11 @@ class _Drain:
     """One batch on its way from plan to receipt."""
 
     def __init__(
-        self, session: Session, run: Run, federation: Federation, state: State, batch: _Batch, began: float, moved: int
-    ) -> None:
-        self.session, self.run, self.federation, self.state, self.batch = session, run, federation, state, batch
+        self, session: Session, run: Run, federation: Federation, inventory: Inventory, state: State, batch: _Batch,
+        began: float, moved: int,
+    ) -> None:  # fmt: skip
+        self.session, self.run, self.federation, self.inventory = session, run, federation, inventory
+        self.state, self.batch = state, batch
         self._began, self._moved = began, moved
 
     def honour(self) -> dict[str, Any]:
@@ -205,7 +208,7 @@ class _Drain:
         verdict = exact_verdict(session, state, session.ledger.tombstones(self.federation.clients, begun=True))
         proving = round(time.perf_counter() - proving, 4)
         passed = verdict.passed and removed["clean"]
-        unsearched = not_searched(session, self.state, batch.searched)
+        unsearched = not_searched(session, self.inventory, self.state, batch.searched)
         session.ledger.advance(
             batch.ids, "verified", {"passed": passed, "state": state.digest, "rebuilt": verdict.rebuilt}
         )
@@ -222,7 +225,10 @@ class _Drain:
             "bytes": moved,
             "requests_in_batch": len(batch.ids),
             "evidence": verdict.evidence() | {"policies_retired": retired, "policy": state.policy},
-            "not_covered": (*_unsearched(unsearched.values()), *_not_covered(session, sources is not None)),
+            "not_covered": (
+                *_unsearched(unsearched.values()),
+                *_not_covered(session, self.inventory, sources is not None),
+            ),
             "closed": session.ledger.now().isoformat(timespec="seconds"),
         }
         receipts = [
@@ -308,12 +314,11 @@ class _Drain:
             self.session.log_round(self.run, done)
 
 
-def not_searched(session: Session, state: State, searched: Collection[str]) -> dict[str, str]:
+def not_searched(session: Session, inventory: Inventory, state: State, searched: Collection[str]) -> dict[str, str]:
     """Return the clients that took part once and were not searched, by the first 8 digits of their codes.
 
     Each by name where this folder still knows it; by code otherwise.
     """
-    inventory = session.sites.look()
     names = {
         *session.workspace.client_sites(),
         *inventory.held,
@@ -342,11 +347,11 @@ def _unsearched(clients: Collection[str]) -> tuple[str, ...]:
     return (f"the records of {told}: not searched, and searched before one is learned from again",) * bool(clients)
 
 
-def _not_covered(session: Session, rewritten: bool) -> tuple[str, ...]:
+def _not_covered(session: Session, inventory: Inventory, rewritten: bool) -> tuple[str, ...]:
     """What the receipt does not speak of."""
     orphan = f"sums in the memory of a server that a killed job left at {session.sites.orphaned_server} (stop it there)"
     left = "the shards of clients that have left, at sites that are away (they are removed when these are back)"
-    away = bool(session.sites.left(session.workspace.client_sites()) and session.sites.left(session.sites.look().away))
+    away = bool(session.sites.left(session.workspace.client_sites()) and session.sites.left(inventory.away))
     return (
         *((_SOURCE,) * (not rewritten)),
         *((orphan,) * bool(session.sites.orphaned_server)),
@@ -435,19 +440,20 @@ def exact_verdict(session: Session, state: State, tombstones: dict[str, frozense
         if client not in known and client not in left and session.ledger.owner(client) not in away
     ]
     verdict = verify_exact(
-        session.config, session.method, session.network(), session.sites.afresh, state, tombstones, session.key, strange
-    )
-    return replace(verdict, left=verdict.left + _meant(session))
+        session.config, session.method, session.network(),
+        lambda config: session.sites.afresh(config, inventory), state, tombstones, session.key, strange,
+    )  # fmt: skip
+    return replace(verdict, left=verdict.left + _meant(session, inventory))
 
 
-def _meant(session: Session) -> int:
+def _meant(session: Session, inventory: Inventory) -> int:
     """Count the records in the shards that standing requests mean: tombstones were made only where a drain looked."""
     selections = {
         request.id: request.selection for request in session.ledger.standing() if request.selection is not None
     }
     if not selections:
         return 0
-    with session.sites.afresh() as federation:
+    with session.sites.afresh(inventory=inventory) as federation:
         replies = list(federation.run(LocateRecords(selections, session.key)))
     return len(
         {(reply.client, name) for reply in replies for names in reply.record["found"].values() for name in names}

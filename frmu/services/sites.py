@@ -204,13 +204,13 @@ class SiteDirectory:
         return federation
 
     @contextmanager
-    def afresh(self, config: Config | None = None) -> Iterator[Federation]:
+    def afresh(self, config: Config | None = None, inventory: Inventory | None = None) -> Iterator[Federation]:
         """Another federation over the same shards, which shares nothing with the live one, for a while.
 
         It is in process where the shards lie on this machine. Without clients who have left, or who were away when the
-        state in force was trained: nothing is known of them.
+        state in force was trained: nothing is known of them. `inventory` is one that was taken a moment ago.
         """
-        inventory = self.look()
+        inventory = inventory or self.look()
         away = self.ledger.away(self._in_force())
         everybody = {*inventory.held, *inventory.away}
         out = self.left(everybody) | {client for client in everybody if self.ledger.owner(client) in away}
