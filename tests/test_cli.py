@@ -15,8 +15,9 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import put
 
+from frmu import __version__
 from frmu.cli import main
-from frmu.cli.shell import command, json_option
+from frmu.cli.shell import SECTIONS, command, json_option
 from frmu.config import Config, load
 
 
@@ -203,3 +204,20 @@ def test_sigterm_ends_a_command_as_ctrl_c_does_and_a_second_at_once_breaks_nothi
         "kind": "Interrupted",
     }
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_help_says_of_every_command_what_it_does_under_a_heading() -> None:
+    shown = frmu("--help").output
+    listed = [name for commands in SECTIONS.values() for name in commands]
+    assert sorted(listed) == sorted(main.commands)
+    assert "..." not in shown.replace("[ARGS]...", "")
+    assert all(f"\n{heading}:\n" in shown for heading in SECTIONS)
+    assert max(map(len, shown.splitlines())) <= 80
+    for heading in ("client", "policy", "receipt", "ledger", "bench"):
+        assert "..." not in frmu(heading, "--help").output.partition("Commands:")[2]
+
+
+def test_python_runs_the_package_as_the_script_does() -> None:
+    for module in ("frmu", "frmu.cli"):
+        run = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
+        assert __version__ in run.stdout

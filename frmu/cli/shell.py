@@ -40,8 +40,56 @@ def address_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return where(insecure_option(function))
 
 
+SECTIONS = {
+    "Learn": {
+        "demo": "See it all in a minute: sites, a liar, erasures, a proof.",
+        "init": "Propose a config from Parquet files.",
+        "train": "Import the records that remain, and train one exact round.",
+        "policy": "Train the policy that says what each slice should count; show it.",
+        "predict": "Predict for rows of a Parquet file.",
+    },
+    "Forget": {
+        "erase": "Request the erasure of a person, records, a window, a client.",
+        "requests": "List requests, the most urgent first.",
+        "withdraw": "Take a request back that no drain has begun with.",
+        "drain": "Honour what is pending in one batch, and prove it.",
+    },
+    "Prove": {
+        "verify": "Prove the state again, or one receipt, at a level.",
+        "receipt": "Show a receipt as JSON or a page; check one without the federation.",
+        "ledger": "Show and check the system of record; destroy keys.",
+    },
+    "Look": {
+        "status": "Say where an experiment stands, and what is pending by when.",
+        "explain": "Say why each slice counts as it does.",
+        "bench": "Make the tables of the benchmarks.",
+    },
+    "Run on a cluster": {
+        "plan": "Say which hosts a training would start, and the memory it takes.",
+        "submit": "Run a command as a job on a cluster.",
+        "client": "List who takes part; let clients join and leave.",
+        "deliver": "Deliver to MLflow what was kept while it was away.",
+    },
+}
+
+
 class _Group(click.Group):
-    """A group that tells what click itself refuses as everything else is told: in one line, and as JSON if asked."""
+    """A group that tells what click itself refuses as everything else is told: in one line, and as JSON if asked.
+
+    Its help says of each command what it does, whole; those of the top stand by what they are for.
+    """
+
+    group_class = type  # groups in it are of this class, too
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands, under headings at the top."""
+        if ctx.parent is not None:
+            with formatter.section("Commands"):
+                formatter.write_dl([(name, _first_sentence(self.commands[name])) for name in self.list_commands(ctx)])
+            return
+        for section, commands in SECTIONS.items():
+            with formatter.section(section):
+                formatter.write_dl(list(commands.items()))
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         given = options.get("args") or (arguments[0] if arguments else None) or sys.argv[1:]
@@ -53,6 +101,12 @@ class _Group(click.Group):
             _fail(f"{error.format_message()}{where}", "UsageError", "--json" in given)
         except click.Abort:
             _interrupted("--json" in given)
+
+
+def _first_sentence(command: click.Command) -> str:
+    """Return what a command does, as the first sentence of its help has it."""
+    text = " ".join((command.help or "").split("\n\n")[0].split())
+    return f"{text.split('. ')[0].removesuffix('.')}."
 
 
 def _fail(message: str, kind: str, as_json: bool, code: int = 2) -> NoReturn:
