@@ -28,6 +28,7 @@ from frmu.data.columns import RECORD, SLICE, SUBJECT, TARGET, TIME
 from frmu.data.parquet import columns_of, read_parquet
 from frmu.data.row_filter import parse_row_filter
 from frmu.errors import RequestError, StoreError
+from frmu.storage.atomic import write_file
 from frmu.types import Float, Selection
 
 __all__ = [
@@ -79,16 +80,7 @@ def unexpected_files(folder: Path) -> list[str]:
 def write(table: pa.Table, path: Path) -> None:
     """Replace a shard atomically: after a crash the old file or the new one is there, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            pq.write_table(table, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
+    write_file(path, lambda file: pq.write_table(table, file), aside=path.with_suffix(f".{os.getpid()}.partial"))
 
 
 def digest_of_file(path: Path) -> str:

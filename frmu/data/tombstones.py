@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from frmu.config import Config
 from frmu.data.parquet import files_of, names_in, read_parquet
+from frmu.storage.atomic import write_file
 
 __all__ = ["purge_files", "tombstone", "tombstones"]
 
@@ -61,16 +62,13 @@ def _purge_file(file: Path, config: Config, tombstoned: Tombstones, key: bytes) 
     with pq.ParquetFile(file) as parquet:
         codec = parquet.metadata.row_group(0).column(0).compression
     table = read_parquet(file).filter(pa.array(~gone))
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        with partial.open("wb") as out:
-            pq.write_table(table, out, compression=codec.lower() if codec != "UNCOMPRESSED" else "none")
-            out.flush()
-            os.fsync(out.fileno())
-        partial.chmod(file.stat().st_mode)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    compression = codec.lower() if codec != "UNCOMPRESSED" else "none"
+
+    def put(out: BinaryIO) -> None:
+        os.fchmod(out.fileno(), file.stat().st_mode)
+        pq.write_table(table, out, compression=compression)
+
+    write_file(file, put, aside=file.with_name(f".{file.name}.partial"))
     return True
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from safetensors.numpy import save
 from frmu.errors import PolicyError
 from frmu.selection.network import shapes
 from frmu.selection.observation import VERSION
+from frmu.storage.atomic import write_bytes
 
 __all__ = ["Progress", "lineage_of", "read_progress", "write_progress"]
 
@@ -67,12 +67,8 @@ def write_progress(progress: Progress, lineage: Mapping[str, Any], path: Path, s
     }
     tensors = {f"weights/{name}": weight for name, weight in progress.weights.items()}
     tensors |= {f"moments/{name}": moment for name, moment in progress.moments.items()}
-    partial = scratch / path.name
-    with partial.open("wb") as file:
-        file.write(save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, metadata=metadata))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    content = save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, metadata=metadata)
+    write_bytes(path, content, aside=scratch / path.name)
 
 
 def read_progress(path: Path) -> tuple[Progress, dict[str, Any]]:

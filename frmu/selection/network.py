@@ -24,6 +24,7 @@ from safetensors.numpy import save
 
 from frmu.errors import PolicyError
 from frmu.selection.observation import FEATURES, VERSION, Observation
+from frmu.storage.atomic import write_bytes
 from frmu.types import Float
 
 __all__ = [
@@ -160,11 +161,8 @@ def read_policy(path: Path) -> Network:
 def write_policy(weights: Mapping[str, Any], lineage: Mapping[str, Any], path: Path) -> Network:
     """Save weights (float32 arrays by name) and lineage, atomically, and read them back."""
     metadata = {"features": str(VERSION), "lineage": json.dumps(lineage, sort_keys=True)}
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(
-        save({name: np.ascontiguousarray(weights[name]) for name in sorted(weights)}, metadata=metadata)
-    )
-    partial.replace(path)
+    content = save({name: np.ascontiguousarray(weights[name]) for name in sorted(weights)}, metadata=metadata)
+    write_bytes(path, content, aside=path.with_suffix(".partial"))
     return read_policy(path)
 
 

@@ -8,9 +8,9 @@ leaving. The ledger keeps who left, as a keyed hash.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from frmu.data.parquet import gather, survey
 from frmu.data.shard import clients_in
 from frmu.errors import ConfigError, DataError, RequestError, near_miss
 from frmu.services.requests import ledger_of
+from frmu.storage.atomic import write_file
 from frmu.storage.checkpoint import load_state
 from frmu.storage.workspace import Workspace
 
@@ -113,9 +114,8 @@ def add(config: Config, files: Sequence[Path]) -> dict[str, Any]:
         gather(own, rows)
         found |= rows
     for file in files:
-        partial = folder / f".{file.name}.partial"
-        shutil.copyfile(file, partial)
-        os.replace(partial, folder / file.name)  # noqa: PTH105 - atomic, over a name that was free
+        with file.open("rb") as given:
+            write_file(folder / file.name, partial(shutil.copyfileobj, given), aside=folder / f".{file.name}.partial")
     return {"clients": {name: found[name] for name in sorted(found)}, "folder": str(folder)}
 
 

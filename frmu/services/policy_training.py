@@ -15,6 +15,7 @@ from frmu.errors import ClientsUnavailableError, FederationError, PolicyError, R
 from frmu.selection.network import Network, write_policy
 from frmu.selection.scores import below
 from frmu.services.session import Session
+from frmu.storage.atomic import put_in_place
 from frmu.tracking.tracker import Run
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _put_in_force(
     compared = compare(board, before, trained, MOST)
     adopted = compared.better or adopt == "always"
     if adopted:
-        file.replace(_next_policy(session.workspace.policies))
+        put_in_place(file, _next_policy(session.workspace.policies))
     else:
         file.unlink()
     session.workspace.training.unlink(missing_ok=True)

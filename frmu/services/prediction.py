@@ -24,6 +24,7 @@ from frmu.models.encoders import encode, encoders
 from frmu.models.statistics import one_thread
 from frmu.services.requests import ledger_of
 from frmu.services.session import registry_of, tracker_of
+from frmu.storage.atomic import write_file
 from frmu.storage.checkpoint import config_of, load_state
 from frmu.storage.workspace import Workspace
 from frmu.tracking.queue import Queue
@@ -104,9 +105,7 @@ def predict(config: Config, file: Path, out: Path, version: str | None = None) -
                 "has overtaken or this federation never made; it is not served. Leave --version out: the champion is"
             )
     answer = model.predict(file)
-    partial = out.with_name(f".{out.name}.partial")
-    pq.write_table(answer, partial)
-    partial.replace(out)
+    write_file(out, lambda file: pq.write_table(answer, file), aside=out.with_name(f".{out.name}.partial"))
     return {
         "rows": answer.num_rows,
         "out": str(out),

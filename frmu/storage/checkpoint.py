@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -15,6 +14,7 @@ from safetensors.numpy import save
 
 from frmu.config import Config
 from frmu.errors import StoreError
+from frmu.storage.atomic import write_bytes
 from frmu.types import State
 
 __all__ = ["config_of", "load_state", "save_state", "settled"]
@@ -31,12 +31,7 @@ def save_state(state: State, config: Config, path: Path) -> None:
         "header": json.dumps(state.header(), sort_keys=True),
         "config": config.model_dump_json(include=_PARTS, exclude_unset=True),
     }
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        file.write(save({"W": state.W}, metadata=metadata))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_bytes(path, save({"W": state.W}, metadata=metadata), aside=path.with_suffix(".partial"))
 
 
 def config_of(path: Path) -> Config:

@@ -30,6 +30,7 @@ from pathlib import Path
 from frmu.config import Config
 from frmu.data.shard import FENCE, unexpected_files
 from frmu.errors import StoreError
+from frmu.storage.atomic import write_bytes
 from frmu.tracking import queue
 
 __all__ = ["Anchor", "Workspace"]
@@ -141,7 +142,7 @@ class Workspace:
         """Remember that a server of ours is on a cluster that outlives us; an empty address: that it is no more."""
         path = self.folder / "server"
         if address:
-            path.write_text(address, encoding="utf-8")
+            write_bytes(path, address.encode(), aside=self.scratch / "server")
         else:
             path.unlink(missing_ok=True)
 
@@ -152,9 +153,8 @@ class Workspace:
 
     def keep_client_sites(self, homes: Mapping[str, str]) -> None:
         """Remember the sites of clients, atomically."""
-        partial = self.scratch / "homes"
-        partial.write_text(json.dumps(dict(homes), sort_keys=True))
-        partial.replace(self.folder / "homes.json")
+        content = json.dumps(dict(homes), sort_keys=True).encode()
+        write_bytes(self.folder / "homes.json", content, aside=self.scratch / "homes")
 
     def away(self) -> dict[str, dict[str, str]]:
         """Return the sites that were away when somebody last looked: since when, in UTC, and why."""
@@ -170,9 +170,8 @@ class Workspace:
         }
         if after != before:
             self.scratch.mkdir(mode=0o700, exist_ok=True)
-            partial = self.scratch / f"away-{os.getpid()}"
-            partial.write_text(json.dumps(after, sort_keys=True))
-            partial.replace(self.folder / "away.json")
+            content = json.dumps(after, sort_keys=True).encode()
+            write_bytes(self.folder / "away.json", content, aside=self.scratch / f"away-{os.getpid()}")
         return after
 
     def anchor(self) -> Anchor | None:
@@ -188,9 +187,8 @@ class Workspace:
 
     def drop_anchor(self, anchor: Anchor) -> None:
         """Write the anchor, atomically."""
-        partial = self.folder / "scratch" / "anchor"
-        partial.write_text(json.dumps({"home": anchor.home, "number": anchor.number, "digest": anchor.digest}))
-        partial.replace(self.folder / "anchor")
+        content = json.dumps({"home": anchor.home, "number": anchor.number, "digest": anchor.digest}).encode()
+        write_bytes(self.folder / "anchor", content, aside=self.scratch / "anchor")
 
     def ledger_url(self, config: Config) -> str:
         """Where the ledger is: as declared, else SQLite in the folder."""

@@ -15,7 +15,6 @@ What lies here was learned from records like all that is in MLflow: it is purged
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import shutil
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from frmu.errors import StoreError
+from frmu.storage.atomic import write_bytes, write_file
 
 __all__ = ["Op", "Queue", "QueuedRun", "is_key", "key", "unexpected_files"]
 
@@ -216,19 +216,12 @@ def _box(place: Path) -> QueuedRun:
 
 
 def _write(path: Path, value: Any) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_bytes(path, json.dumps(value).encode())
 
 
 def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as there, target.open("wb") as here:
-        shutil.copyfileobj(there, here)
-        here.flush()
-        os.fsync(here.fileno())
+    with source.open("rb") as there:
+        write_file(target, lambda here: shutil.copyfileobj(there, here))
 
 
 def _read(path: Path) -> Any:

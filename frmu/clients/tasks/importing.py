@@ -18,6 +18,7 @@ from frmu.data.parquet import gather, read_parquet
 from frmu.data.shard import SPLITS, Shard
 from frmu.data.tombstones import tombstones
 from frmu.federation import Answer
+from frmu.storage.atomic import put_in_place
 from frmu.types import Selection
 
 __all__ = ["CommitShard", "DescribeShard", "DiscardShard", "StageShard"]
@@ -99,7 +100,7 @@ class CommitShard(EachClient):
                     incoming.unlink()
                 return Answer(client.name, {})
             if incoming.exists():
-                incoming.replace(client.path)
+                put_in_place(incoming, client.path)
                 client.reload()
             if client.has_shard and not len(client.shard):
                 client.path.unlink()
