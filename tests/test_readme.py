@@ -18,8 +18,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BIN = Path(sys.executable).parent
 
 
-def block(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", README, re.S)
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("*/README.md")), ROOT / "frmu/bench/README.md"]
+
+
+def block(language: str, page: str = "README.md") -> str:
+    found = re.search(rf"```{language}\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S)
     assert found
     return found[1]
 
@@ -40,7 +43,7 @@ def test_your_own_data(tmp_path: Path) -> None:
 
 
 def test_the_config_by_hand_is_a_config(tmp_path: Path) -> None:
-    (tmp_path / "homes.toml").write_text(block("toml"))
+    (tmp_path / "homes.toml").write_text(block("toml", "frmu/README.md"))
     assert load(tmp_path / "homes.toml").slice_by == "month"
 
 
@@ -54,8 +57,34 @@ def test_the_two_commands_name_what_is_there(line: str) -> None:
 def test_every_command_that_is_named_exists() -> None:
     from frmu.cli import main
 
-    for words in re.findall(r"`frmu ([a-z]+)", README):
-        assert words in main.commands
+    for page in PAGES:
+        for words in re.findall(r"`frmu ([a-z]+)", page.read_text(encoding="utf-8")):
+            assert words in main.commands, page
+
+
+def test_the_readme_is_for_people_in_a_hurry() -> None:
+    assert len(README.splitlines()) < 200
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((?!http)([^)\s]+)\)", text):
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.M)
+            assert anchor in {re.sub(r"[^a-z0-9 -]", "", head.lower()).replace(" ", "-") for head in heads}, link
+
+
+@pytest.mark.parametrize(
+    "name", re.findall(r"^\d+\. (.*)$", (ROOT / "frmu/README.md").read_text(encoding="utf-8"), re.M)
+)
+def test_the_walks_go_through_files_that_are_there(name: str) -> None:
+    files = re.findall(r"`([a-z_/]+\.py)`", name)
+    assert files
+    assert all((ROOT / "frmu" / file).exists() for file in files)
 
 
 def test_the_demo_proves_what_it_says(tmp_path: Path) -> None:
