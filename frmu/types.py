@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ClientState", "Float", "Selection", "State", "Statistics", "digest_of"]
+__all__ = ["HEAD", "ClientState", "Float", "Selection", "State", "Statistics", "digest_of"]
 
 Float = NDArray[np.float64]
 
@@ -64,6 +64,9 @@ class Statistics:
         return total
 
 
+HEAD = "W"  # the name of a ridge model's only parameter
+
+
 @dataclass(frozen=True, slots=True)
 class ClientState:
     """One client's place in a state: records per slice, influence per slice, attention.
@@ -83,24 +86,31 @@ class ClientState:
 class State:
     """What the federation has learned: a pure function of the records, the config and the policy file.
 
-    `W` is the head, (d, outputs). The digest covers everything here, and nothing else steers a state, so two
-    federations with equal digests are the same federation.
+    `parameters` are arrays by name; that of a ridge model has one, `HEAD`, (d, outputs). The digest covers everything
+    here, and nothing else steers a state, so two federations with equal digests are the same federation.
     """
 
     config: str
     policy: str
     outputs: tuple[str, ...]
     clients: tuple[ClientState, ...]
-    W: Float = field(repr=False)
+    parameters: Mapping[str, Float] = field(repr=False)
+
+    @property
+    def W(self) -> Float:  # noqa: N802 - the symbol of the equations
+        """The head, (d, outputs)."""
+        return self.parameters[HEAD]
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the bits of the head and of every weight that made it."""
-        return digest_of(self.header(), self.W)
+        """SHA-256 over the bits of the parameters, in the order of their names, and of every weight that made them."""
+        return digest_of(self.header(), *(self.parameters[name] for name in sorted(self.parameters)))
 
     def header(self) -> dict[str, Any]:
-        """Everything but the head, as plain JSON types; floats keep all their bits."""
-        return {
+        """Everything but the arrays, as plain JSON types; floats keep all their bits."""
+        # A head alone goes without saying, as it did before there could be more.
+        named = {} if set(self.parameters) == {HEAD} else {"parameters": sorted(self.parameters)}
+        return named | {
             "config": self.config,
             "policy": self.policy,
             "outputs": list(self.outputs),
@@ -123,7 +133,7 @@ class State:
         }
 
     @staticmethod
-    def from_header(header: Mapping[str, Any], W: Float) -> State:
+    def from_header(header: Mapping[str, Any], parameters: Mapping[str, Float]) -> State:
         """The inverse of `header`."""
         clients = tuple(
             ClientState(
@@ -136,7 +146,7 @@ class State:
             )
             for entry in header["clients"]
         )
-        return State(header["config"], header["policy"], tuple(header["outputs"]), clients, W)
+        return State(header["config"], header["policy"], tuple(header["outputs"]), clients, parameters)
 
 
 def _hex(values: Mapping[str, float]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from frmu.config import Config, load
 from frmu.errors import RequestError
 from frmu.ledger.receipt import check_receipt
 from frmu.storage.checkpoint import load_state, save_state
-from frmu.types import Float, Selection, State
+from frmu.types import HEAD, Float, Selection, State
 
 # Slices of persons and no choice of influences: what differs between two models is the erased records alone.
 TEXT = CONFIG.replace("features = 8", 'features = 40\n\n[policy]\nselector = "keep"\n\n[attention]\nrule = "size"')
@@ -48,7 +48,7 @@ def put_head(config: Config, W: Float) -> None:
     path = config.folder / "state.safetensors"
     state = load_state(path)
     assert state is not None
-    save_state(State(state.config, state.policy, state.outputs, state.clients, W), config, path)
+    save_state(State(state.config, state.policy, state.outputs, state.clients, {HEAD: W}), config, path)
 
 
 def head(config: Config) -> Float:

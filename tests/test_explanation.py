@@ -23,7 +23,7 @@ from frmu.selection.network import read_policy, shipped, write_policy
 from frmu.selection.observation import FEATURES
 from frmu.selection.problem import validation_loss
 from frmu.storage.checkpoint import load_state
-from frmu.types import ClientState, Selection, State
+from frmu.types import HEAD, ClientState, Selection, State
 
 
 def spoiled(table: pd.DataFrame) -> pd.DataFrame:
@@ -188,8 +188,8 @@ def test_a_picture_of_any_state(by: str, tmp_path: Path) -> None:
         ClientState(f"$client_{n}$", 3, 1.0, dict(zip(keys, (0.3, n % 2 / 1.0), strict=True)) if n else {})
         for n in range(90)
     )
-    plot_influence(State("", "", ("y",), clients, np.zeros((2, 1))), by, tmp_path / "a.png")
-    plot_influence(State("", "", ("y",), clients[:1], np.zeros((2, 1))), by, tmp_path / "b.png")
+    plot_influence(State("", "", ("y",), clients, {HEAD: np.zeros((2, 1))}), by, tmp_path / "a.png")
+    plot_influence(State("", "", ("y",), clients[:1], {HEAD: np.zeros((2, 1))}), by, tmp_path / "b.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 

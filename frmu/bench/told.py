@@ -23,7 +23,7 @@ from frmu.errors import StoreError
 from frmu.models.encoders import encode, encoders, width
 from frmu.models.statistics import statistics_of, targets
 from frmu.services.prediction import Model, load_model, predict
-from frmu.types import Float, Selection, Statistics
+from frmu.types import HEAD, Float, Selection, Statistics
 from frmu.verification.models_under_test import fine_tune
 
 __all__ = ["CLASSES", "ROWS", "TUNING", "Case", "Line", "ask", "labels_said", "put", "shards", "tell"]
@@ -173,7 +173,9 @@ def _tuned(original: Model, never: Config) -> Model:
         phi = encode({name: X[rows] for name, X in shard.modalities.items()}, by)
         parts.append(statistics_of(phi, targets(shard.target[rows], outputs)))
     retain = Statistics.total(parts, width(never), len(outputs))
-    return replace(original, state=replace(original.state, W=fine_tune(original.state.W, retain, TUNING)))
+    return replace(
+        original, state=replace(original.state, parameters={HEAD: fine_tune(original.state.W, retain, TUNING)})
+    )
 
 
 def shards(config: Config) -> list[Shard]:

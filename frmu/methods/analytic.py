@@ -26,7 +26,7 @@ from frmu.methods.method import Method, Round
 from frmu.models.encoders import width
 from frmu.selection.network import Network
 from frmu.server.server import AggregateByAttention, Aggregated, DropClients, HeldClients, SumStatistics
-from frmu.types import State, Statistics
+from frmu.types import HEAD, State, Statistics
 
 __all__ = ["analytic", "digests_of", "outputs_of", "total_of"]
 
@@ -38,7 +38,7 @@ def analytic(config: Config) -> Method:
     fingerprint = config.fingerprint()
 
     def init() -> State:
-        return State(fingerprint, "", (), (), np.zeros((width(config), 0)))
+        return State(fingerprint, "", (), (), {HEAD: np.zeros((width(config), 0))})
 
     def apply(federation: Federation, state: State, network: Network | None) -> Round:
         return _round(config, fingerprint, federation, network)

@@ -65,7 +65,7 @@ from frmu.models.statistics import unpack
 from frmu.selection.network import Network
 from frmu.selection.problem import SelectionProblem
 from frmu.server.server import DropClients, Server
-from frmu.types import ClientState, Float, State, Statistics
+from frmu.types import HEAD, ClientState, Float, State, Statistics
 
 __all__ = [
     "LEVELS",
@@ -349,7 +349,7 @@ def framu(config: Config, agents_of: AgentsOf, settings: Settings | None = None)
     fingerprint = config.fingerprint()
 
     def init() -> State:
-        return State(fingerprint, "framu", (), (), np.zeros((width(config), 0)))
+        return State(fingerprint, "framu", (), (), {HEAD: np.zeros((width(config), 0))})
 
     def apply(federation: Federation, state: State, network: Network | None) -> Round:
         return _round(config, federation, agents_of, chosen)
@@ -387,7 +387,7 @@ def _round(config: Config, federation: Federation, agents_of: AgentsOf, settings
         ClientState(name, record["rows"], 1.0, record["influence"], record["chosen_by"])
         for name, record in records.items()
     )
-    state = State(config.fingerprint(), "framu", outputs, clients, W)
+    state = State(config.fingerprint(), "framu", outputs, clients, {HEAD: W})
     scores = _by_client(world, outcome) if world is not None and outcome is not None else {}
     return Round(state, keep, {name: scores.get(name, 0.0) for name in names}, records, names, refits)
 

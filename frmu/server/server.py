@@ -20,7 +20,7 @@ from frmu.federation import Payload
 from frmu.models.encoders import width
 from frmu.models.ridge import solve
 from frmu.models.statistics import one_thread, unpack
-from frmu.types import ClientState, Float, State, Statistics
+from frmu.types import HEAD, ClientState, Float, State, Statistics
 
 __all__ = ["AggregateByAttention", "Aggregated", "DropClients", "HeldClients", "Server", "SumStatistics"]
 
@@ -152,7 +152,7 @@ class AggregateByAttention:
                 )
                 for (name, record), a in zip(sorted(self.records.items()), weights, strict=True)
             ),
-            W=solve(total.G, total.b, ridge),
+            parameters={HEAD: solve(total.G, total.b, ridge)},
         )
         return Aggregated(state, solve(keep.G, keep.b, ridge), dict(zip(names, scores.tolist(), strict=True)))
 

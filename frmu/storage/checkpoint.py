@@ -31,7 +31,7 @@ def save_state(state: State, config: Config, path: Path) -> None:
         "header": json.dumps(state.header(), sort_keys=True),
         "config": config.model_dump_json(include=_PARTS, exclude_unset=True),
     }
-    write_bytes(path, save({"W": state.W}, metadata=metadata), aside=path.with_suffix(".partial"))
+    write_bytes(path, save(dict(state.parameters), metadata=metadata), aside=path.with_suffix(".partial"))
 
 
 def config_of(path: Path) -> Config:
@@ -61,13 +61,13 @@ def load_state(path: Path) -> State | None:
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            W = file.get_tensor("W")
+            parameters = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         raise StoreError(f"{path}: not a whole checkpoint: {error}; remove it and train again") from None
     if metadata.get("format") != _FORMAT:
         raise StoreError(f"{path}: not a checkpoint of this frmu (format {metadata.get('format')}); train again")
     try:
-        state = State.from_header(json.loads(metadata["header"]), W)
+        state = State.from_header(json.loads(metadata["header"]), parameters)
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{path}: not a whole checkpoint: {error!r}; remove it and train again") from None
     if state.digest != metadata.get("digest"):

@@ -11,7 +11,7 @@ from frmu import api
 from frmu.config import Config
 from frmu.errors import LedgerError, StoreError
 from frmu.storage.checkpoint import load_state, save_state
-from frmu.types import Selection, State
+from frmu.types import HEAD, Selection, State
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_the_last_bit_of_the_head_counts(drained: Config) -> None:
     assert state is not None
     W = state.W.copy()
     W.view("u8")[0, 0] ^= 1
-    save_state(State(state.config, state.policy, state.outputs, state.clients, W), drained, path)
+    save_state(State(state.config, state.policy, state.outputs, state.clients, {HEAD: W}), drained, path)
     assert not verify(drained)["verified"]
 
 
