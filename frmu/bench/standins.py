@@ -170,8 +170,9 @@ def ours(scene: Scenario) -> Answer:
         federation = LocalFederation(scene.config, scene.federation.clients, Path(folder))
         state = method.apply(federation, method.init(), network).state
         tombstoned = {name: frozenset(tombstones(KEY, name, sorted(ids))) for name, ids in scene.affected.items()}
+        kept = method.prepare(federation, state, tombstoned)
         list(federation.run(PurgeShard(tombstoned, KEY)))
-        done = method.erase(federation, state, network, tuple(tombstoned))
+        done = method.erase(federation, state, network, tuple(tombstoned), kept)
     return Answer(_head(done.state.W), done.state.digest, done.refits)
 
 

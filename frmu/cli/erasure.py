@@ -241,7 +241,8 @@ def _tell_drain(result: dict[str, Any]) -> None:
         *unsent(result["outbox"]),
     )
     if not result["verified"]:
-        say("NOT VERIFIED: the requests stay open. Run `frmu train` and `frmu drain` again, and `frmu verify`.")
+        again = "the requests stay open. Run `frmu train` and `frmu drain` again, and `frmu verify`."
+        say(f"NOT VERIFIED: {result.get('why_open') or again}")
 
 
 @command(main)

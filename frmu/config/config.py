@@ -103,7 +103,8 @@ class Config(Table):
         records are private: like the path it says which records there are, not what is made of them. Nor can the
         settings of policy training, whose only trace is the policy file, which the state digests by itself.
         """
-        model = self.model.model_dump(mode="json", exclude={"encoders"})
+        model = self.model.model_dump(mode="json", exclude={"encoders", "method"})
+        model |= {"method": self.model.method} if self.model.method != "analytic" else {}
         own = {name: kind for name, kind in sorted(self.model.encoders.items()) if kind != self.model.encoder}
         model |= {"encoders": own} if own else {}
         # Several modalities are encoded with whether each is there, which states made before that were not.

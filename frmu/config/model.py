@@ -14,7 +14,8 @@ __all__ = ["Attention", "Model"]
 class Model(Table):
     """`[model]`: a frozen encoder for each modality and a ridge head.
 
-    `encoders` names the encoder of single modalities; "hash" is for columns of text.
+    `encoders` names the encoder of single modalities; "hash" is for columns of text. `method` is how the
+    federation unlearns: only "analytic" closes a request.
     """
 
     encoder: Literal["relu", "fourier", "linear"] = "relu"
@@ -22,6 +23,7 @@ class Model(Table):
     features: int = Field(default=64, ge=1, le=8192)
     ridge: float = Field(default=1e-3, gt=0)
     seed: int = Field(default=0, ge=0)
+    method: Literal["analytic", "finetune"] = "analytic"
 
 
 class Attention(Table):

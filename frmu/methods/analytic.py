@@ -22,10 +22,10 @@ from frmu.clients.tasks.statistics import ComputeStatistics, PackedStatistics
 from frmu.config import Config
 from frmu.errors import RoundLostError
 from frmu.federation import Federation, Reply, in_order
-from frmu.methods.method import Method, Round
+from frmu.methods.method import Method, Round, nothing_kept
 from frmu.models.encoders import width
 from frmu.selection.network import Network
-from frmu.server.server import AggregateByAttention, Aggregated, DropClients, HeldClients, SumStatistics
+from frmu.server.server import AggregateByAttention, Aggregated, HeldClients, SumStatistics
 from frmu.types import HEAD, State, Statistics
 
 __all__ = ["analytic", "digests_of", "outputs_of", "total_of"]
@@ -43,11 +43,13 @@ def analytic(config: Config) -> Method:
     def apply(federation: Federation, state: State, network: Network | None) -> Round:
         return _round(config, fingerprint, federation, network)
 
-    def erase(federation: Federation, state: State, network: Network | None, clients: tuple[str, ...]) -> Round:
-        federation.serve(DropClients(clients))
+    def erase(
+        federation: Federation, state: State, network: Network | None, clients: tuple[str, ...], kept: None
+    ) -> Round:
+        # The server lets go of sums that were made of another shard: it is told the digest of each.
         return _round(config, fingerprint, federation, network)
 
-    return Method("analytic", True, init, apply, erase)
+    return Method("analytic", "exact", init, apply, nothing_kept, erase)
 
 
 def outputs_of(config: Config, classes: set[str]) -> tuple[str, ...]:

@@ -58,7 +58,7 @@ from frmu.config import Config
 from frmu.errors import FrmuError
 from frmu.federation import Federation, Payload, in_order
 from frmu.methods.analytic import digests_of, outputs_of, total_of
-from frmu.methods.method import Method, Round
+from frmu.methods.method import Method, Round, nothing_kept
 from frmu.models.encoders import width
 from frmu.models.ridge import solve
 from frmu.models.statistics import unpack
@@ -354,11 +354,13 @@ def framu(config: Config, agents_of: AgentsOf, settings: Settings | None = None)
     def apply(federation: Federation, state: State, network: Network | None) -> Round:
         return _round(config, federation, agents_of, chosen)
 
-    def erase(federation: Federation, state: State, network: Network | None, clients: tuple[str, ...]) -> Round:
+    def erase(
+        federation: Federation, state: State, network: Network | None, clients: tuple[str, ...], kept: None
+    ) -> Round:
         federation.serve(DropClients(clients))
         return _round(config, federation, agents_of, chosen)
 
-    return Method("framu", False, init, apply, erase)
+    return Method("framu", "none", init, apply, nothing_kept, erase)
 
 
 def _round(config: Config, federation: Federation, agents_of: AgentsOf, settings: Settings) -> Round:

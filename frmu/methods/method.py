@@ -1,16 +1,18 @@
-"""What a method is: `init`, `apply` one round, `erase` one step. All memory is in the state they pass on."""
+"""A method: `init`, `apply` one round, `prepare` and `erase`. All memory is in the state that they pass on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from frmu.federation import Federation
 from frmu.selection.network import Network
 from frmu.types import Float, State
 
-__all__ = ["Method", "Round"]
+__all__ = ["Guarantee", "Method", "Round", "nothing_kept"]
+
+Guarantee = Literal["exact", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +37,20 @@ class Method:
     """A named record of functions over a federation.
 
     `init()` is the state that knows nothing. `apply(federation, state, policy)` is one round over the records
-    as they stand. `erase(federation, state, policy, clients)` follows a purge at some clients.
+    as they stand. `prepare(federation, state, forget_set)` runs before a purge, while the records are still there -
+    `forget_set` holds their tombstones by client - and what it gives is handed to
+    `erase(federation, state, policy, clients, kept)`, which follows the purge at some clients. `guarantee` names the
+    verifier that may close a request: "exact" is equality of digests with a federation rebuilt from what remains, and
+    by "none" no request is closed.
     """
 
     name: str
-    exact: bool
+    guarantee: Guarantee
     init: Callable[[], State]
     apply: Callable[[Federation, State, Network | None], Round]
-    erase: Callable[[Federation, State, Network | None, tuple[str, ...]], Round]
+    prepare: Callable[[Federation, State, Mapping[str, frozenset[str]]], Any]
+    erase: Callable[[Federation, State, Network | None, tuple[str, ...], Any], Round]
+
+
+def nothing_kept(federation: Federation, state: State, forget_set: Mapping[str, frozenset[str]]) -> None:
+    """Keep nothing of what will go: the `prepare` of a method that begins again from what remains."""

@@ -13,9 +13,9 @@ import numpy as np
 from scipy.linalg.lapack import dposv, dpotrf, dpotrs
 
 from frmu.errors import FrmuError
-from frmu.types import Float
+from frmu.types import Float, Statistics
 
-__all__ = ["Factor", "factorise", "regularised", "shrinkage", "solve"]
+__all__ = ["Factor", "descend", "factorise", "regularised", "shrinkage", "solve", "stable_rate"]
 
 FLOOR = 1e-6
 
@@ -91,3 +91,15 @@ def _check(info: int, d: int, ridge: float) -> None:
             f"the sums of {d} features are not positive definite in float64; raise model.ridge above {ridge:g}, or "
             "declare data.ranges for features of very different size"
         )
+
+
+def stable_rate(G: Float) -> float:
+    """Return the largest step of gradient descent that is stable under sums G (d, d)."""
+    return 1.0 / max(float(np.linalg.eigvalsh(G)[-1]), 1e-300)
+
+
+def descend(W: Float, sums: Statistics, rate: float, steps: int) -> Float:
+    """Return a head (d, outputs) after some steps of gradient descent on sums: W - rate (G W - b), again and again."""
+    for _ in range(steps):
+        W = W - rate * (sums.G @ W - sums.b)
+    return W

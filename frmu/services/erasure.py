@@ -40,6 +40,9 @@ _UNTOUCHED = "No request is closed before MLflow is purged of what was learned f
 _SOURCE = "the files that data.path points at (set store.purge_source to have them rewritten as well)"
 
 
+VERIFIERS = frozenset({"exact"})  # guarantees whose check may close a request: `exact_verdict`
+
+
 @dataclass(frozen=True, slots=True)
 class _Batch:
     """What one drain honours: requests, and by request the records found, by client."""
@@ -195,9 +198,11 @@ class _Drain:
 
     def honour(self) -> dict[str, Any]:
         session, batch = self.session, self.batch
-        sources = self._purge()
+        forget_set = session.ledger.tombstones(batch.touched, begun=True)
+        kept = session.method.prepare(self.federation, self.state, forget_set) if batch.touched else None
+        sources = self._purge(forget_set)
         retired = _retire(session, batch.ids, batch.touched)
-        done = self._refit()
+        done = self._refit(kept)
         state = self.state if done is None else done.state
         seconds = round(time.perf_counter() - self._began, 4)
         moved = self.federation.traffic.up + self.federation.traffic.down - self._moved
@@ -207,7 +212,8 @@ class _Drain:
         proving = time.perf_counter()
         verdict = exact_verdict(session, state, session.ledger.tombstones(self.federation.clients, begun=True))
         proving = round(time.perf_counter() - proving, 4)
-        passed = verdict.passed and removed["clean"]
+        why_open = _no_guarantee(session)
+        passed = verdict.passed and removed["clean"] and not why_open
         unsearched = not_searched(session, self.inventory, self.state, batch.searched)
         session.ledger.advance(
             batch.ids, "verified", {"passed": passed, "state": state.digest, "rebuilt": verdict.rebuilt}
@@ -245,14 +251,13 @@ class _Drain:
             "bytes": moved,
             "metrics": measure(self.federation, done) if done is not None else {},
             "run_id": self.run.id,
-        }
+        } | ({"why_open": why_open} if why_open else {})
         self._log(done, state, summary)
         return summary
 
-    def _purge(self) -> list[str] | None:
+    def _purge(self, tombstoned: Mapping[str, frozenset[str]]) -> list[str] | None:
         """The clients that hold what was planned rewrite their shards without it; files of the user's too, if told."""
         session, batch = self.session, self.batch
-        tombstoned = session.ledger.tombstones(batch.touched, begun=True)
         replies = in_order(self.federation.run(PurgeShard(tombstoned, session.key), on=batch.touched))
         sources = self._rewrite(tombstoned) if session.config.store.purge_source else None
         rows = sum(reply.record["dropped"] for reply in replies)
@@ -269,11 +274,11 @@ class _Drain:
             raise FederationError(f"{told}. Its files are still to be rewritten: drain again when it is back")
         return [f"{site}: {file}" if site else file for site, files in sorted(done.items()) for file in files]
 
-    def _refit(self) -> Round | None:
+    def _refit(self, kept: Any) -> Round | None:
         """One refit for the whole batch; none where nobody held anything."""
         if not self.batch.touched:
             return None
-        done = self.session.method.erase(self.federation, self.state, self.session.network(), self.batch.touched)
+        done = self.session.method.erase(self.federation, self.state, self.session.network(), self.batch.touched, kept)
         self.session.checkpoint(done.state)
         return done
 
@@ -312,6 +317,17 @@ class _Drain:
         self.run.json([_open_part(receipt) for receipt in summary["receipts"]], "receipts.json")
         if done is not None:
             self.session.log_round(self.run, done)
+
+
+def _no_guarantee(session: Session) -> str:
+    """Return why the method in force can close no request; empty where its verifier can."""
+    method = session.method
+    if method.guarantee in VERIFIERS:
+        return ""
+    return (
+        f'the method "{method.name}" guarantees nothing that could close a request, so the requests stay open: set '
+        'model.method = "analytic", train, and drain again'
+    )
 
 
 def not_searched(session: Session, inventory: Inventory, state: State, searched: Collection[str]) -> dict[str, str]:
@@ -489,7 +505,7 @@ def _replay(session: Session) -> dict[str, Any]:
             file.unlink()
     session.workspace.training.unlink(missing_ok=True)  # what it learned from may have come back with it
     with session.run("replay", session.holds(clients)) as run:
-        done = session.method.erase(federation, session.method.init(), session.network(), federation.clients)
+        done = session.method.apply(federation, session.method.init(), session.network())
         session.checkpoint(done.state)
         removed = _purge_runs(session, list(back), run.id)
         verdict = exact_verdict(session, done.state, session.ledger.tombstones(federation.clients, begun=True))

@@ -17,7 +17,7 @@ from frmu.data.shard import sweep
 from frmu.data.sites import SweepSite
 from frmu.errors import LedgerError, StoreError, TrackingUnavailableError
 from frmu.ledger.ledger import Ledger
-from frmu.methods.analytic import analytic
+from frmu.methods.choice import method_of
 from frmu.methods.method import Round
 from frmu.report.figures import explain
 from frmu.report.plots import plot_influence
@@ -90,7 +90,7 @@ class Session:
             stack.callback(self._drop_anchor)
             sweep(self.workspace.policies)
             self.config = settled(self.declared, self.workspace.state)  # again: now nobody else trains
-            self.method = analytic(self.config.bare())
+            self.method = method_of(self.config.bare())
             self.sites = stack.enter_context(
                 SiteDirectory(
                     self.config, self.address, self.insecure, self.workspace, self.ledger, self._home,
@@ -129,7 +129,7 @@ class Session:
         moved = self.declared.at(until)
         if moved.fingerprint() == self.config.fingerprint():
             return
-        self.config, self.method = moved, analytic(moved.bare())
+        self.config, self.method = moved, method_of(moved.bare())
         self.sites.move(moved)
 
     # -- what is in force -------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import numpy as np
 
 from frmu.clients.tasks.audit import Gauge, Part
 from frmu.federation import Federation, in_order
+from frmu.models.ridge import descend, stable_rate
 from frmu.server.audit import SumSubsets
 from frmu.types import Float, Statistics
 
@@ -80,7 +81,4 @@ class Errors:
 
 def fine_tune(W: Float, retain: Statistics, steps: int = TUNING) -> Float:
     """Gradient descent from a head on what remains, at the largest stable step."""
-    rate = 1.0 / max(float(np.linalg.eigvalsh(retain.G)[-1]), 1e-300)
-    for _ in range(steps):
-        W = W - rate * (retain.G @ W - retain.b)
-    return W
+    return descend(W, retain, stable_rate(retain.G), steps)

@@ -111,8 +111,9 @@ def _plant_and_erase(stage: RehearsalContext, work: Plant) -> tuple[dict[str, Fl
     tombstoned = {client: frozenset(tombstones(stage.key, client, names)) for client, names in ids.items() if names}
     tuned = _tuned(stage, federation, original, tombstoned)
     touched = tuple(sorted(tombstoned))
+    kept = method.prepare(federation, original, tombstoned)
     list(federation.run(PurgeShard(tombstoned, stage.key), on=touched))
-    erased = method.erase(federation, original, network, touched).state
+    erased = method.erase(federation, original, network, touched, kept).state
     federation.close()
     heads = {ORIGINAL: original.W, STATE: erased.W, RETRAINED: stage.state.W, TUNED: tuned}
     return heads, ids

@@ -197,7 +197,7 @@ def test_tasks_of_a_federation_are_judged_like_its_clients(
 
 def state_of(config: Config, federation: Federation) -> str:
     method = framu(config, dqn, SETTINGS)
-    assert (method.name, method.exact) == ("framu", False)
+    assert (method.name, method.guarantee) == ("framu", "none")
     done = method.apply(federation, method.init(), None)
     assert done.refits > 0
     assert {name for client in done.state.clients for name in [client.chosen_by]} == {"framu"}
@@ -224,7 +224,7 @@ def test_it_runs_again_after_a_purge(tmp_path: Path, config: Config) -> None:
     before = method.apply(federation, method.init(), None)
     gone = frozenset(tombstones(b"k", "home 1", [f"h1-{i}" for i in range(80)]))
     list(federation.run(PurgeShard({"home 1": gone}, b"k"), on=["home 1"]))
-    after = method.erase(federation, before.state, None, ("home 1",))
+    after = method.erase(federation, before.state, None, ("home 1",), None)
     assert sum(c.records for c in before.state.clients) - sum(c.records for c in after.state.clients) == 80
     assert len(after.state.clients[1].influence) == len(before.state.clients[1].influence) - 1
 
