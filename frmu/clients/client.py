@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from frmu.selection.network import Network
 from frmu.selection.observation import Fit
 from frmu.selection.problem import PARTS, SelectionProblem, problem_of
 from frmu.types import Float, Statistics
+from frmu.wire.pipeline import IDENTITY, Pipeline
 
 __all__ = ["Client", "Host", "Rehearsal"]
 
@@ -205,10 +207,14 @@ class Host:
     """Several clients in one process; what a Ray actor wraps and what runs in process.
 
     `folder` is that of the shards; `fencing_token` is the number of the job, for which see `frmu.data.shard.fenced`.
+    Payloads leave through the `pipeline`.
     """
 
-    def __init__(self, config: Config, names: Sequence[str], folder: Path, fencing_token: int = 0) -> None:
+    def __init__(
+        self, config: Config, names: Sequence[str], folder: Path, fencing_token: int = 0, pipeline: Pipeline = IDENTITY
+    ) -> None:
         by = encoders(config)
+        self._pipeline = pipeline
         self._clients = {name: Client(name, config, folder, by, fencing_token) for name in names}
 
     def answer(self, work: ClientTask, names: Sequence[str]) -> list[Answer]:
@@ -216,7 +222,8 @@ class Host:
         with one_thread():
             clients = self.clients(names)
             work.prepare(clients)
-            return [work.perform(client) for client in clients]
+            answers = [work.perform(client) for client in clients]
+        return [replace(answer, payload=self._pipeline.encode(answer.payload)) for answer in answers]
 
     def clients(self, names: Sequence[str]) -> list[Client]:
         """Some of the clients, in the order of their names."""

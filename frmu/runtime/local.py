@@ -11,6 +11,7 @@ from frmu.config import Config
 from frmu.data.sites import SiteLocation
 from frmu.federation import ClientTask, Reply, ServerTask, Traffic
 from frmu.server.server import Server
+from frmu.wire.pipeline import IDENTITY, Pipeline
 
 __all__ = ["LocalFederation"]
 
@@ -22,13 +23,15 @@ class LocalFederation:
     """
 
     def __init__(
-        self, config: Config, clients: Sequence[str] | Mapping[str, SiteLocation], folder: Path, fencing_token: int = 0
-    ) -> None:
+        self, config: Config, clients: Sequence[str] | Mapping[str, SiteLocation], folder: Path,
+        fencing_token: int = 0, pipeline: Pipeline = IDENTITY,
+    ) -> None:  # fmt: skip
         self.traffic = Traffic()
         self.away: dict[str, str] = {}
         self._fencing_token = fencing_token
         self._clients: dict[str, Host] = {}
-        self._server = Server()
+        self._pipeline = pipeline
+        self._server = Server(pipeline)
         self.admit(
             clients if isinstance(clients, Mapping) else {n: SiteLocation("", config, folder) for n in clients}, {}
         )
@@ -45,7 +48,7 @@ class LocalFederation:
         for name in sorted(set(locations) - set(self._clients)):
             new.setdefault(locations[name].shards, []).append(name)
         for shards, names in new.items():
-            host = Host(at[shards].config, names, shards, self._fencing_token)
+            host = Host(at[shards].config, names, shards, self._fencing_token, self._pipeline)
             self._clients |= dict.fromkeys(names, host)
 
     @property

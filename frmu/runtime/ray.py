@@ -26,6 +26,7 @@ from frmu.runtime.dispatch import ActorHandle, Answered, Dispatch
 from frmu.runtime.nodes import LIGHT, absent, await_labels, plan_on, request
 from frmu.runtime.placement import LABEL, HostPlan, Plan
 from frmu.server.server import Server
+from frmu.wire.pipeline import IDENTITY, Pipeline
 
 __all__ = ["NAMESPACE", "RayFederation", "measured"]
 
@@ -38,8 +39,10 @@ PROCESS = 160 * 2**20  # bytes of a host's process where nobody measured
 class _HostActor:
     """A host in its own process; each life of it has a name of its own."""
 
-    def __init__(self, config: Config, names: Sequence[str], shards: Path, fencing_token: int) -> None:
-        self._host = Host(config, names, shards, fencing_token)
+    def __init__(
+        self, config: Config, names: Sequence[str], shards: Path, fencing_token: int, pipeline: Pipeline
+    ) -> None:
+        self._host = Host(config, names, shards, fencing_token, pipeline)
         self._incarnation = secrets.token_hex(8)
 
     def hello(self) -> Answered:
@@ -76,8 +79,8 @@ class _Served:
 class _ServerActor:
     """The server in its own process: the central aggregator."""
 
-    def __init__(self) -> None:
-        self._server = Server()
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._server = Server(pipeline)
         self._incarnation = secrets.token_hex(8)
 
     def serve(self, task: ServerTask, refs: Mapping[str, Any], incarnation: str | None, timeout: float) -> _Served:
@@ -106,6 +109,7 @@ class RayFederation:
         rows: Mapping[str, int] | None = None,
         name: str | None = None,
         fencing_token: int = 0,
+        pipeline: Pipeline = IDENTITY,
     ) -> None:
         self.traffic = Traffic()
         self.away: dict[str, str] = {}
@@ -113,7 +117,8 @@ class RayFederation:
         self._rules, self._placement, self._fencing_token = config.rules, config.placement, fencing_token
         self._handles: list[ActorHandle] = []
         self._incarnation: str | None = None
-        self._server = _server_actor(name)
+        self._pipeline = pipeline
+        self._server = _server_actor(name, pipeline)
         self.outlives = "" if name is None or _ours() else _address()
         self.admit(locations, rows or {})
 
@@ -163,7 +168,9 @@ class RayFederation:
         actor = ray.remote(_HostActor).options(**options)
         place = host.place
         handle = ActorHandle(
-            host.names, actor.remote(place.config, host.names, place.shards, self._fencing_token), place.label
+            host.names,
+            actor.remote(place.config, host.names, place.shards, self._fencing_token, self._pipeline),
+            place.label,
         )
         handle.absent = absent(handle.label)
         return handle
@@ -233,13 +240,13 @@ class RayFederation:
                 ray.kill(actor)
 
 
-def _server_actor(name: str | None) -> Any:
+def _server_actor(name: str | None, pipeline: Pipeline) -> Any:
     import ray
 
     options = LIGHT | {"max_restarts": -1}
     if name is not None and not _ours():
         options |= {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
-    return ray.remote(_ServerActor).options(**options).remote()
+    return ray.remote(_ServerActor).options(**options).remote(pipeline)
 
 
 def _address() -> str:
@@ -270,7 +277,7 @@ def measured() -> int:
     """The same, of a process that is started for it."""
     import ray
 
-    server = _server_actor(None)
+    server = _server_actor(None, IDENTITY)
     try:
         return _measure(server, 60.0)
     finally:

@@ -21,6 +21,7 @@ from frmu.models.encoders import width
 from frmu.models.ridge import solve
 from frmu.models.statistics import one_thread, unpack
 from frmu.types import HEAD, ClientState, Float, State, Statistics
+from frmu.wire.pipeline import IDENTITY, Pipeline
 
 __all__ = ["AggregateByAttention", "Aggregated", "DropClients", "HeldClients", "Server", "SumStatistics"]
 
@@ -40,14 +41,16 @@ class Contribution:
 class Server:
     """The holder of contributions, under the name (`spec`) of what they were made with."""
 
-    def __init__(self) -> None:
+    def __init__(self, pipeline: Pipeline = IDENTITY) -> None:
+        self._pipeline = pipeline
         self.spec = ""
         self.contributions: dict[str, Contribution] = {}
 
     def serve(self, task: Any, payloads: Mapping[str, Payload]) -> Any:
         """Do a task on one thread."""
+        decoded = {name: self._pipeline.decode(payload) for name, payload in payloads.items()}
         with one_thread():
-            return task.perform(self, payloads)
+            return task.perform(self, decoded)
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,7 @@ def held(tags: Mapping[str, str]) -> set[str]:
     """The inverse of `holds_tags`; other tags say nothing.
 
     >>> sorted(held({"frmu.holds.0": "a,b", "frmu.holds.1": "c", "mlflow.runName": "d"}))
-    ['a", "b", "c"]
+    ['a', 'b', 'c']
     """
     return {code for key, value in tags.items() if key.startswith(HOLDS) for code in value.split(",") if code}
 
