@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 from frmu.config import Config, parse
 from frmu.data.checks import text_of
 from frmu.data.columns import RECORD, SLICE, SUBJECT, TARGET, TIME
+from frmu.data.condition import DEEPEST, LONGEST
 from frmu.data.parquet import columns_of, gather
-from frmu.data.row_filter import DEEPEST, LONGEST, LONGEST_PATTERN, Where, parse_row_filter
+from frmu.data.row_filter import LONGEST_PATTERN, Where, parse_row_filter
 from frmu.errors import RequestError
 
 CLIENT = "home 1"
