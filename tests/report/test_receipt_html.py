@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import hashlib
 import re
@@ -241,6 +242,13 @@ def test_names_are_escaped_cleaned_and_kept_from_turning_the_line_round() -> Non
     assert "<bdi>&lt;b&gt;&amp;\ufffdX\ufffd</bdi>" in text
     assert "<bdi>&lt;i&gt; (1)</bdi>" in text
     assert max(map(len, re.findall("\u0301+", receipt_html(receipt(reason=EVIL), KEYS.public)))) == 3
+
+
+def test_a_value_is_no_template_and_the_policy_lets_the_style_through() -> None:
+    assert "{{ 7 * 7 }}{% raw %}" in read(receipt(requester="{{ 7 * 7 }}{% raw %}"))
+    page = receipt_html(receipt(), KEYS.public)
+    style = re.findall("<style>(.*?)</style>", page, re.DOTALL)[0]
+    assert f"'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'" in page
 
 
 def test_what_is_long_is_folded_and_says_so() -> None:
