@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from frmu.config import Config
-from frmu.services import erasure, explanation, policy_training, training, verification
+from frmu.services import erasure, explanation, policy_training, replay, training, verification
 from frmu.services.requests import erase, ledger_of, receipt_of, requests, status, withdraw
 from frmu.services.session import Session
 from frmu.tracking.sync import Delivered
@@ -57,8 +57,8 @@ class Experiment:
         return erasure.drain(self.session, now)
 
     def replay(self) -> dict[str, Any]:
-        """Remove again whatever has a tombstone; see `frmu.services.erasure.replay`."""
-        return erasure.replay(self.session)
+        """Remove again whatever has a tombstone; see `frmu.services.replay.replay`."""
+        return replay.replay(self.session)
 
     def verify(
         self, receipt: str | None = None, level: str = "L5", forget: Path | None = None, seed: int = 0

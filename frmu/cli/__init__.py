@@ -1,6 +1,18 @@
 """The command line: thin over `frmu.api`. Every command takes --json; bad input exits with code 2."""
 
-from frmu.cli import bench, client, erasure, experiment, outbox, policy, submit
+from frmu.cli import bench, bench_erasure, client, erasure, experiment, ledger, outbox, policy, requests, submit
 from frmu.cli.shell import main
 
-__all__ = ["bench", "client", "erasure", "experiment", "main", "outbox", "policy", "submit"]
+__all__ = [
+    "bench",
+    "bench_erasure",
+    "client",
+    "erasure",
+    "experiment",
+    "ledger",
+    "main",
+    "outbox",
+    "policy",
+    "requests",
+    "submit",
+]

@@ -20,7 +20,8 @@ from frmu.data.sites import ClearCopies
 from frmu.errors import RequestError, near_miss
 from frmu.federation import Federation, in_order
 from frmu.methods.analytic import analytic
-from frmu.services.erasure import exact_verdict, scoped
+from frmu.services.proof import exact_verdict
+from frmu.services.receipts import scoped
 from frmu.services.requests import find_receipt
 from frmu.services.session import Session
 from frmu.tracking.lineage import DETAIL

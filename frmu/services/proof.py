@@ -1,0 +1,48 @@
+"""The proof of a state: against a federation rebuilt from the shards, tombstones and standing requests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from frmu.clients.tasks.erasure import LocateRecords
+from frmu.services.session import Session
+from frmu.services.sites import Inventory
+from frmu.types import State
+from frmu.verification.exact import ExactVerdict, verify_exact
+
+__all__ = ["exact_verdict"]
+
+
+def exact_verdict(session: Session, state: State, tombstones: dict[str, frozenset[str]]) -> ExactVerdict:
+    """Level 5 of a state: against a federation rebuilt from the shards, and the shards against tombstones."""
+    inventory = session.sites.look()
+    known = {client.name for client in state.clients}
+    away = session.ledger.away(state.digest)
+    left = session.sites.left(inventory.held)
+    strange = session.workspace.unexpected_files() + [
+        name for name in inventory.unexpected_files if session.config.sites
+    ]
+    strange += [
+        f"the shard of {client}, which the state does not know"
+        for client in inventory.held
+        if client not in known and client not in left and session.ledger.owner(client) not in away
+    ]
+    verdict = verify_exact(
+        session.config, session.method, session.network(),
+        lambda config: session.sites.afresh(config, inventory), state, tombstones, session.key, strange,
+    )  # fmt: skip
+    return replace(verdict, left=verdict.left + _meant(session, inventory))
+
+
+def _meant(session: Session, inventory: Inventory) -> int:
+    """Count the records in the shards that standing requests mean: tombstones were made only where a drain looked."""
+    selections = {
+        request.id: request.selection for request in session.ledger.standing() if request.selection is not None
+    }
+    if not selections:
+        return 0
+    with session.sites.afresh(inventory=inventory) as federation:
+        replies = list(federation.run(LocateRecords(selections, session.key)))
+    return len(
+        {(reply.client, name) for reply in replies for names in reply.record["found"].values() for name in names}
+    )
