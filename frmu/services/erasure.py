@@ -22,7 +22,7 @@ from frmu.methods.method import Round
 from frmu.report.figures import measure
 from frmu.services.proof import exact_verdict
 from frmu.services.purge import purge_runs, retire
-from frmu.services.receipts import not_covered, not_searched, open_part, receipt_of, scoped
+from frmu.services.receipts import not_covered, not_searched, open_part, receipt_of, scoped, unsearched
 from frmu.services.session import Session
 from frmu.services.sites import Inventory
 from frmu.tracking.tracker import Run
