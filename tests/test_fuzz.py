@@ -155,6 +155,7 @@ def check(folder: Path, seed: int) -> None:
             assert (again["state_digest"], again["refused"]) == (drained["state_digest"], int(gone.sum()))
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("seed", range(4))
 def test_erased_is_never_had(tmp_path: Path, seed: int) -> None:
     check(tmp_path, seed)

@@ -113,7 +113,9 @@ def live(folder: Path, seed: int) -> None:
     life.hold()
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    "seed", [seed if seed < 4 else pytest.param(seed, marks=pytest.mark.cluster) for seed in range(20)]
+)
 def test_in_any_order(tmp_path: Path, seed: int) -> None:
     live(tmp_path / "homes", seed)
 

@@ -27,6 +27,7 @@ def block(language: str, page: str = "README.md") -> str:
     return found[1]
 
 
+@pytest.mark.cluster
 def test_your_own_data(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", block("python")], cwd=tmp_path, check=True, timeout=60)
     for line in block("sh").splitlines():
@@ -87,6 +88,7 @@ def test_the_walks_go_through_files_that_are_there(name: str) -> None:
     assert all((ROOT / "frmu" / file).exists() for file in files)
 
 
+@pytest.mark.cluster
 def test_the_demo_proves_what_it_says(tmp_path: Path) -> None:
     run = subprocess.run(
         [BIN / "frmu", "demo", "--dir", tmp_path / "demo", "--json"],

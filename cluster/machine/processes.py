@@ -12,10 +12,12 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from machine.errors import ClusterError
 
@@ -30,7 +32,7 @@ class Process:
 
     name: str
     pid: int
-    started: int  # in clock ticks since boot
+    started: float  # in seconds since boot
     mark: str
     log: str
     signal: int = signal.SIGTERM
@@ -62,7 +64,7 @@ def start(
             **started_as,
         )
     process.returncode = 0  # it is to outlive us: no warning that it still runs
-    return Process(name, process.pid, _started(process.pid) or 0, mark, str(log), stop_by)
+    return Process(name, process.pid, _started(process.pid) or 0.0, mark, str(log), stop_by)
 
 
 def await_(process: Process, answers: Callable[[], bool], patience: float, knob: str) -> None:
@@ -92,63 +94,68 @@ def stop(processes: Iterable[Process], patience: float = 20.0) -> list[str]:
 
 def kill(process: Process) -> int:
     """End at once, with -9, the process and all that carry its mark; how many there were."""
-    killed: set[int] = set()
-    while pids := [pid for pid in family(process) if pid not in killed]:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            killed.add(pid)
-    while any(_started(pid) for pid in killed):
+    killed: set[psutil.Process] = set()
+    while found := [one for one in _family(process) if one not in killed]:
+        for one in found:
+            with contextlib.suppress(psutil.Error):
+                one.kill()
+            killed.add(one)
+    while any(_started(one.pid) for one in killed if one.is_running()):
         time.sleep(0.02)
     return len(killed)
 
 
 def family(process: Process) -> list[int]:
-    """The ids of the process and of all that it started, and those started, that still run.
+    """The ids of the process and of all that it started, and those started, that still run."""
+    return sorted(one.pid for one in _family(process))
 
-    They are in its session, or carry its mark, or have one of these as parent: a Ray worker that shows a title has
-    written it over its environment, and one whose parent died has another parent.
+
+def _family(process: Process) -> set[psutil.Process]:
+    """Those that are in its session, or carry its mark, or have one of these as parent.
+
+    A Ray worker that shows a title has written it over its environment, and one whose parent died has another parent.
     """
-    wanted = f"{_MARK}={process.mark}".encode()
-    parents: dict[int, int] = {}
-    found = {process.pid} if process.alive else set()
-    for pid, parent, session in _all():
-        parents[pid] = parent
-        if session == process.pid or _carries(pid, wanted):
-            found.add(pid)
-    while more := {pid for pid, parent in parents.items() if parent in found and pid not in found}:
+    running = {one.pid: one for one in psutil.process_iter() if one.pid != os.getpid()}
+    parents = {pid: _parent(one) for pid, one in running.items()}
+    found = {pid for pid, one in running.items() if _is_ours(one, process)}
+    if process.alive:
+        found.add(process.pid)
+    while more := {pid for pid in running if parents.get(pid) in found and pid not in found}:
         found |= more
-    return sorted(found - {os.getpid()})
+    return {running[pid] for pid in found if pid in running and _started(pid) is not None}
 
 
-def _all() -> Iterator[tuple[int, int, int]]:
-    """The id, the parent and the session of everything that runs."""
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and (fields := _stat(int(folder.name))) and fields[0] not in "ZX":
-            yield int(folder.name), int(fields[1]), int(fields[3])
+def _parent(one: psutil.Process) -> int:
+    try:
+        return one.ppid()
+    except psutil.Error:
+        return 0
 
 
-def _carries(pid: int, mark: bytes) -> bool:
+def _is_ours(one: psutil.Process, process: Process) -> bool:
+    """Return whether a process is in the session of ours, or carries its mark."""
     with contextlib.suppress(OSError):
-        return mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        if os.getsid(one.pid) == process.pid:
+            return True
+    with contextlib.suppress(psutil.Error, OSError):
+        return one.environ().get(_MARK) == process.mark
     return False
 
 
-def _stat(pid: int) -> list[str] | None:
-    """What the kernel says of a process, from its state on; None where there is none."""
-    try:
-        # The name in parentheses may hold anything, so what counts begins behind the last one.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
+def _started(pid: int) -> float | None:
+    """When a process started, in seconds since boot; None where there is none, or only what a parent has yet to read.
 
-
-def _started(pid: int) -> int | None:
-    """When a process started, in ticks since boot; None where there is none, or only what a parent has yet to read."""
+    Since boot, not since 1970: a clock that is set meanwhile moves the one and not the other.
+    """
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-    fields = _stat(pid)
-    return None if fields is None or fields[0] in "ZX" else int(fields[19])
+    try:
+        one = psutil.Process(pid)
+        if one.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return None
+        return round(one.create_time() - psutil.boot_time(), 2)
+    except psutil.Error:
+        return None
 
 
 def _tail(log: str, lines: int = 15) -> str:

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from frmu.bench.policy import STEPS, Case, Selector, best_rule, dvrl, gain_of
+from frmu.bench.policy import gain_of
+from frmu.bench.selectors import STEPS, Case, Selector, best_rule, dvrl
 from frmu.clients.tasks.importing import CommitShard, StageShard
 from frmu.clients.tasks.rollout import Rollout
 from frmu.clients.tasks.statistics import PackedStatistics

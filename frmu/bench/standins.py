@@ -34,8 +34,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frmu.bench.policy import Case, best_rule
 from frmu.bench.scenario import KEY, SETS, VARIANTS, Scenario, held, scenario
+from frmu.bench.selectors import Case, best_rule
 from frmu.clients.client import Client
 from frmu.clients.tasks.erasure import PurgeShard
 from frmu.data.tombstones import tombstones

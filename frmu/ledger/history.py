@@ -5,23 +5,20 @@ A client stands in the lines as its owner code, or as the first 8 digits of it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from frmu.ledger.chain import Line
 
-__all__ = [
-    "KNOWN", "MEMBERSHIP", "RUNS", "STANDING", "STATES", "away", "clean_states", "gone", "known", "left", "runs",
-    "unsearched",
-]  # fmt: skip
+__all__ = ["STANDING", "History", "unsearched"]
 
-MEMBERSHIP = ("left", "joined")
-KNOWN = ("trained", "empty", "left", "joined", "received", "planned")
+_MEMBERSHIP = ("left", "joined")
+_KNOWN = ("trained", "empty", "left", "joined", "received", "planned")
 STANDING = ("standing", "searched", "left")
-STATES = ("trained", "verified", "replayed", "purged")
-RUNS = ("trained", "refitted", "replayed", "learned", "delivered")
+_STATES = ("trained", "verified", "replayed", "purged")
+_RUNS = ("trained", "refitted", "replayed", "learned", "delivered")
 
 
-def left(lines: Sequence[Line]) -> frozenset[str]:
+def _left(lines: Sequence[Line]) -> frozenset[str]:
     """Return the owners of clients that have left, and have not joined again."""
     out: set[str] = set()
     for line in lines:
@@ -29,18 +26,18 @@ def left(lines: Sequence[Line]) -> frozenset[str]:
     return frozenset(out)
 
 
-def gone(lines: Sequence[Line]) -> frozenset[str]:
+def _gone(lines: Sequence[Line]) -> frozenset[str]:
     """Return the owners of clients that have left for good."""
     return frozenset(line.body["client"] for line in lines if line.kind == "left" and line.body.get("for_good"))
 
 
-def away(lines: Sequence[Line], state: str) -> frozenset[str]:
+def _away(lines: Sequence[Line], state: str) -> frozenset[str]:
     """Return the owners of clients that were away when a state, by its digest, was last trained."""
     trained = [line.body for line in lines if line.body["state"] == state]
     return frozenset(trained[-1].get("away", ())) if trained else frozenset()
 
 
-def known(lines: Sequence[Line]) -> frozenset[str]:
+def _known(lines: Sequence[Line]) -> frozenset[str]:
     """Return who ever took part and may come back.
 
     Not a client whose records a closed request erased as a whole, nor one that has left for good.
@@ -53,7 +50,7 @@ def known(lines: Sequence[Line]) -> frozenset[str]:
             found |= {code[:8] for code in (*line.body["clients"], *line.body.get("away", ()))}
         elif line.kind == "empty":  # every record in its files was refused: nothing is there to be searched
             found -= set(line.body["clients"])
-        elif line.kind in MEMBERSHIP:
+        elif line.kind in _MEMBERSHIP:
             change = found.discard if line.body.get("for_good") else found.add
             change(line.body["client"][:8])
         elif line.kind == "received":
@@ -77,7 +74,7 @@ def unsearched(lines: Sequence[Line]) -> dict[str, frozenset[str]]:
     return {request: frozenset(codes) for request, codes in remaining.items()}
 
 
-def clean_states(lines: Sequence[Line]) -> frozenset[str]:
+def _clean_states(lines: Sequence[Line]) -> frozenset[str]:
     """Return the digests of the states made, and proven, after the last purge that took any record."""
     clean: set[str] = set()
     for line in lines:
@@ -88,7 +85,42 @@ def clean_states(lines: Sequence[Line]) -> frozenset[str]:
     return frozenset(clean)
 
 
-def runs(lines: Sequence[Line], owners: Collection[str]) -> list[str]:
+def _runs(lines: Sequence[Line], owners: Collection[str]) -> list[str]:
     """Return the MLflow runs that learned from any of some clients."""
     wanted = set(owners)
     return list(dict.fromkeys(line.body["run"] for line in lines if wanted & set(line.body["clients"])))
+
+
+class History:
+    """What the lines of one ledger tell; `lines` gives those of some kinds, in order."""
+
+    def __init__(self, lines: Callable[[Collection[str]], list[Line]]) -> None:
+        self._lines = lines
+
+    def left(self) -> frozenset[str]:
+        """Return the owners of clients that have left the federation, and have not joined again."""
+        return _left(self._lines(_MEMBERSHIP))
+
+    def gone(self) -> frozenset[str]:
+        """Return the owners of clients that have left for good."""
+        return _gone(self._lines(_MEMBERSHIP))
+
+    def away(self, state: str) -> frozenset[str]:
+        """Return the owners of clients that were away when a state, by its digest, was last trained."""
+        return _away(self._lines(["trained"]), state)
+
+    def known(self) -> frozenset[str]:
+        """Return who ever took part and may come back, by the first 8 digits of their codes."""
+        return _known(self._lines(_KNOWN))
+
+    def clean_states(self) -> frozenset[str]:
+        """Return the digests of the states that no erasure has overtaken."""
+        return _clean_states(self._lines(_STATES))
+
+    def runs(self, owners: Collection[str]) -> list[str]:
+        """Return the MLflow runs that learned from any of some clients, by the first 8 digits of their codes."""
+        return _runs(self._lines(_RUNS), owners)
+
+    def retired(self) -> frozenset[str]:
+        """Return the digests of policies that must not be used again."""
+        return frozenset(line.body["policy"] for line in self._lines(["retired"]))

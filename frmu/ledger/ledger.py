@@ -16,8 +16,8 @@ from typing import Any, get_args
 from sqlalchemy.engine import Connection
 
 from frmu.errors import LedgerError, RequestError, near_miss
-from frmu.ledger import history
 from frmu.ledger.chain import Chain, Line, Writer
+from frmu.ledger.history import STANDING, History, unsearched
 from frmu.ledger.keys import Keys, canonical, new_key, seal, unseal
 from frmu.ledger.receipt import Receipt, issue
 from frmu.ledger.request import OPEN, EraseRequest, Stage
@@ -44,6 +44,7 @@ class Ledger:
         self._clock = clock
         self._rows = Rows(self._keys)
         self._chain = Chain(url, self._keys, clock, make)
+        self.history = History(self.lines)
 
     def close(self) -> None:
         """Let go of the database."""
@@ -204,7 +205,7 @@ class Ledger:
         """Return for each standing request, by the first 8 digits of their codes, the clients not searched yet."""
         with self._chain.reading() as connection:
             kept = self._standing(connection)
-        remaining = history.unsearched(self.lines(history.STANDING))
+        remaining = unsearched(self.lines(STANDING))
         return {request: codes for request, codes in remaining.items() if request in kept}
 
     def standing(self) -> list[EraseRequest]:
@@ -367,34 +368,6 @@ class Ledger:
         """Return whether there is any tombstone."""
         with self._chain.reading() as connection:
             return bool(self._rows.counts(connection))
-
-    def retired(self) -> frozenset[str]:
-        """Digests of policies that must not be used again."""
-        return frozenset(line.body["policy"] for line in self.lines(["retired"]))
-
-    def left(self) -> frozenset[str]:
-        """Return the owners of clients that have left the federation, and have not joined again."""
-        return history.left(self.lines(history.MEMBERSHIP))
-
-    def gone(self) -> frozenset[str]:
-        """Return the owners of clients that have left for good."""
-        return history.gone(self.lines(history.MEMBERSHIP))
-
-    def away(self, state: str) -> frozenset[str]:
-        """Return the owners of clients that were away when a state, by its digest, was last trained."""
-        return history.away(self.lines(["trained"]), state)
-
-    def known(self) -> frozenset[str]:
-        """Return who ever took part and may come back, by the first 8 digits of their codes."""
-        return history.known(self.lines(history.KNOWN))
-
-    def clean_states(self) -> frozenset[str]:
-        """Return the digests of the states that no erasure has overtaken."""
-        return history.clean_states(self.lines(history.STATES))
-
-    def runs(self, owners: Collection[str]) -> list[str]:
-        """Return the MLflow runs that learned from any of some clients, by the first 8 digits of their codes."""
-        return history.runs(self.lines(history.RUNS), owners)
 
     def lines(self, kinds: Collection[str] | None = None) -> list[Line]:
         """Lines in order, all or those of some kinds."""

@@ -41,7 +41,8 @@ from torch import Tensor, nn
 
 from frmu.clients.tasks.framu import Blocks, Seen, Trial
 from frmu.errors import PolicyError
-from frmu.methods.framu import LEVELS, Agents, Outcome, Settings, Weights, World, rows_of, run, world_of_tasks
+from frmu.methods.agents import World, world_of_tasks
+from frmu.methods.framu import LEVELS, Agents, Outcome, Settings, Weights, rows_of, run
 from frmu.policy.trainer import quiet
 from frmu.selection.observation import FEATURES
 from frmu.selection.problem import SelectionProblem

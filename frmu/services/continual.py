@@ -156,7 +156,7 @@ class Follow:
             return ""
         locations = Workspace(config.folder, config.key_file).client_sites()
         with ledger_of(config) as ledger:
-            left = ledger.left()
+            left = ledger.history.left()
             clients = [client for client in locations if ledger.owner(client) not in left]
         from frmu.runtime.rules import unmet
 
@@ -180,7 +180,7 @@ class Follow:
         if not Workspace(config.folder, config.key_file).state.exists():
             return ()
         with ledger_of(config) as ledger:
-            return tuple(sorted(ledger.left()))
+            return tuple(sorted(ledger.history.left()))
 
     def _waiting(self, config: Config) -> tuple[Any, ...]:
         """The open requests; with the day, for a deadline may have come near."""

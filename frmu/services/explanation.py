@@ -108,7 +108,7 @@ def _network(session: Session, state: State) -> Network:
         return session.network()
     for file in [*sorted(session.workspace.policies.glob("*.safetensors")), shipped()]:
         network = read_policy(file)
-        if network.digest == state.policy and network.digest not in session.ledger.retired():
+        if network.digest == state.policy and network.digest not in session.ledger.history.retired():
             return network
     raise StoreError(f"the policy {state.policy[:16]} that made the state is not here any more; run `frmu train`")
 

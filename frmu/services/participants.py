@@ -33,8 +33,8 @@ def members(config: Config) -> list[dict[str, Any]]:
     at, sites_away = workspace.client_sites(), workspace.away()
     known = {client.name: client for client in state.clients} if state is not None else {}
     with ledger_of(config) as ledger:
-        left = ledger.left()
-        away = ledger.away(state.digest) if state is not None else frozenset()
+        left = ledger.history.left()
+        away = ledger.history.away(state.digest) if state is not None else frozenset()
         names = sorted({*known, *at, *clients_in(workspace.shards)})
         owners = {name: ledger.owner(name) for name in names}
     return [
@@ -65,9 +65,9 @@ def leave(config: Config, client: str, for_good: bool = False) -> dict[str, Any]
     known = [row["client"] for row in members(config)]
     with ledger_of(config) as ledger:
         owner = ledger.owner(client)
-        if client not in known and owner not in ledger.left():
+        if client not in known and owner not in ledger.history.left():
             raise RequestError(f'no client "{client}"{near_miss(client, known)}')
-        if owner in (ledger.gone() if for_good else ledger.left()):
+        if owner in (ledger.history.gone() if for_good else ledger.history.left()):
             raise RequestError(f'client "{client}" has left already{" for good" * for_good}')
         ledger.note("left", {"client": owner} | ({"for_good": True} if for_good else {}))
         ledger.searched(())  # what nobody needs any more is forgotten
@@ -81,12 +81,12 @@ def rejoin(config: Config, client: str) -> dict[str, Any]:
     """
     with ledger_of(config) as ledger:
         owner = ledger.owner(client)
-        if owner in ledger.gone():
+        if owner in ledger.history.gone():
             raise RequestError(
                 f'client "{client}" has left for good: requests were closed without searching it, so it cannot join '
                 "again. Give its records another client name"
             )
-        if owner not in ledger.left():
+        if owner not in ledger.history.left():
             raise RequestError(
                 f'client "{client}" has not left, so it cannot join again; new ones join by their records'
             )

@@ -99,7 +99,7 @@ def predict(config: Config, file: Path, out: Path, version: str | None = None) -
     with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
         model = load_model(registry.fetch(number, Path(folder)))
     with ledger_of(config) as ledger:
-        if model.state.digest not in ledger.clean_states():
+        if model.state.digest not in ledger.history.clean_states():
             raise RequestError(
                 f'version {number} of "{registry.name}" holds the state {model.state.digest[:16]}, which an erasure '
                 "has overtaken or this federation never made; it is not served. Leave --version out: the champion is"

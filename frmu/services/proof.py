@@ -17,7 +17,7 @@ def exact_verdict(session: Session, state: State, tombstones: dict[str, frozense
     """Level 5 of a state: against a federation rebuilt from the shards, and the shards against tombstones."""
     inventory = session.sites.look()
     known = {client.name for client in state.clients}
-    away = session.ledger.away(state.digest)
+    away = session.ledger.history.away(state.digest)
     left = session.sites.left(inventory.held)
     strange = session.workspace.unexpected_files() + [
         name for name in inventory.unexpected_files if session.config.sites

@@ -41,8 +41,8 @@ def purge_runs(session: Session, touched: Sequence[str], keep: str, requests: Se
     From the outbox first: that is done, and noted, even where MLflow goes away now.
     """
     owners = set(session.owners(touched))
-    whole, known = session.config.erasure.runs == "delete", session.ledger.runs(owners)
-    taint = Taint(owners, known, (keep,), session.ledger.clean_states())
+    whole, known = session.config.erasure.runs == "delete", session.ledger.history.runs(owners)
+    taint = Taint(owners, known, (keep,), session.ledger.history.clean_states())
     gone = empty(session.outbox, taint, whole)
     if gone.files or gone.runs:
         session.ledger.note("emptied", {"requests": list(requests), "runs": list(gone.runs), "files": gone.files})

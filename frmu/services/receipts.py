@@ -32,10 +32,10 @@ def not_searched(session: Session, inventory: Inventory, state: State, searched:
         *inventory.away,
         *(client.name for client in state.clients),
     }
-    known = session.ledger.known() | {
+    known = session.ledger.history.known() | {
         session.ledger.owner(name)[:8] for name in (*session.workspace.client_sites(), *inventory.away)
     }
-    gone = {owner[:8] for owner in session.ledger.gone()}
+    gone = {owner[:8] for owner in session.ledger.history.gone()}
     out = known - gone - {session.ledger.owner(client)[:8] for client in searched}
     if not out:
         return {}
@@ -50,12 +50,13 @@ def scoped(level: str, unsearched: Collection[str]) -> str:
 
 
 def unsearched(clients: Collection[str]) -> tuple[str, ...]:
+    """Return what a receipt does not cover where clients were not searched; nothing where all were."""
     told = ", ".join(clients)
     return (f"the records of {told}: not searched, and searched before one is learned from again",) * bool(clients)
 
 
 def not_covered(session: Session, inventory: Inventory, rewritten: bool) -> tuple[str, ...]:
-    """What the receipt does not speak of."""
+    """Return what a receipt does not speak of, a line each."""
     orphan = f"sums in the memory of a server that a killed job left at {session.sites.orphaned_server} (stop it there)"
     left = "the shards of clients that have left, at sites that are away (they are removed when these are back)"
     away = bool(session.sites.left(session.workspace.client_sites()) and session.sites.left(inventory.away))
@@ -68,7 +69,7 @@ def not_covered(session: Session, inventory: Inventory, rewritten: bool) -> tupl
 
 
 def open_part(receipt: Mapping[str, Any]) -> dict[str, Any]:
-    """A receipt without what may name somebody: MLflow is no place that the ledger can shred."""
+    """Return a receipt without what may name somebody: MLflow is no place that the ledger can shred."""
     named = ("reason", "requester", "signature", "removed", "searched", "purge", "not_searched", "not_covered")
     counts = {name: sum(receipt[name].values()) for name in ("removed", "searched")}
     return {name: value for name, value in receipt.items() if name not in named} | counts
@@ -77,7 +78,7 @@ def open_part(receipt: Mapping[str, Any]) -> dict[str, Any]:
 def receipt_of(
     request: EraseRequest, removed: Mapping[str, int], shared: Mapping[str, Any], purge: Mapping[str, Any]
 ) -> Receipt:
-    """One request's receipt: what is its own, and what it shares with its batch."""
+    """Build one request's receipt: what is its own, and what it shares with its batch."""
     return Receipt(
         request=request.id,
         kind=request.kind,

@@ -39,7 +39,7 @@ def _replay(session: Session) -> dict[str, Any]:
         if reply.record["dropped"]
     }
     for file in sorted(session.workspace.policies.glob("*.safetensors")):
-        if read_policy(file).digest in session.ledger.retired():
+        if read_policy(file).digest in session.ledger.history.retired():
             file.unlink()
     session.workspace.training.unlink(missing_ok=True)  # what it learned from may have come back with it
     with session.run("replay", session.holds(clients)) as run:

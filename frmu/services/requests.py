@@ -224,8 +224,8 @@ def status(config: Config) -> dict[str, Any]:
         pending = [{"request": r.id, "kind": r.kind, "stage": r.stage, "days_left": r.days_left(now)} for r in open_]
         private = sum(meant.get(r.id, 0) for r in open_ if r.requester == DECLARED)
         closed = len(ledger.requests(["closed"]))
-        policy = current_policy(config.policy_file, workspace.policies, ledger.retired())
-        clean = state.digest in ledger.clean_states()
+        policy = current_policy(config.policy_file, workspace.policies, ledger.history.retired())
+        clean = state.digest in ledger.history.clean_states()
         public_key = ledger.public_key
     return {
         "state_digest": state.digest,

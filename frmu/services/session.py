@@ -144,7 +144,7 @@ class Session:
 
     def network(self) -> Network:
         """The policy in force."""
-        return current_policy(self.config.policy_file, self.workspace.policies, self.ledger.retired())
+        return current_policy(self.config.policy_file, self.workspace.policies, self.ledger.history.retired())
 
     def state(self) -> State:
         """The state as last checkpointed, or a `StoreError` where nothing was trained."""
@@ -203,7 +203,7 @@ class Session:
         before = self.outbox.count()
         if self.tracker.away or not before or any(request.stage != "received" for request in self.ledger.pending()):
             return Delivered()
-        clean = self.ledger.clean_states()
+        clean = self.ledger.history.clean_states()
         lines = self.ledger.lines(["trained", "verified", "replayed"])
         made = {line.body["state"]: line.number for line in lines if line.body["state"] in clean}
         try:

@@ -149,7 +149,7 @@ class SiteDirectory:
 
     def left(self, clients: Iterable[str]) -> set[str]:
         """Those of some clients that have left the federation."""
-        gone = self.ledger.left()
+        gone = self.ledger.history.left()
         return {client for client in clients if self.ledger.owner(client) in gone} if gone else set()
 
     # -- federations ------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ class SiteDirectory:
         state in force was trained: nothing is known of them. `inventory` is one that was taken a moment ago.
         """
         inventory = inventory or self.look()
-        away = self.ledger.away(self._in_force())
+        away = self.ledger.history.away(self._in_force())
         everybody = {*inventory.held, *inventory.away}
         out = self.left(everybody) | {client for client in everybody if self.ledger.owner(client) in away}
         at = {name: self._as(inventory.locations[name], config) for name in inventory.held if name not in out}

@@ -58,7 +58,7 @@ def verify(
     if forget is not None and not forget.is_file():
         raise RequestError(f"{forget}: no such file, given with --forget")
     state = session.state()
-    known = state.digest in session.ledger.clean_states()
+    known = state.digest in session.ledger.history.clean_states()
     shared = {"receipt": receipt, "state_digest": state.digest, "ledger_lines": lines, "state_in_ledger": known}
     if level in ("L1", "L5"):
         return shared | _exact(session, state, filed, level, known)
@@ -86,7 +86,7 @@ def _exact(
     verdict = exact_verdict(session, state, session.ledger.tombstones(inventory.held, request, begun=True))
     runs = receipt["purge"]["mlflow"]["runs"] if receipt is not None else ()
     left = list(session.registry.left_of(runs).carriers) if runs else []
-    left += left_in(session.outbox, Taint(known=runs, clean=session.ledger.clean_states()))
+    left += left_in(session.outbox, Taint(known=runs, clean=session.ledger.history.clean_states()))
     reached = "L0" if left else verdict.level
     open_ = session.ledger.unsearched()
     waits = frozenset().union(*open_.values()) if request is None else open_.get(request, frozenset())

@@ -11,19 +11,8 @@ from click.testing import CliRunner
 from conftest import homes, put
 
 from frmu.bench import policy
-from frmu.bench.policy import (
-    BUDGETS,
-    FAMILIES,
-    OWN,
-    Case,
-    _budgets,
-    _by_family,
-    _compared,
-    _table,
-    bench_policy,
-    gain_of,
-    selectors,
-)
+from frmu.bench.policy import FAMILIES, OWN, _budgets, _by_family, _compared, _table, bench_policy, gain_of
+from frmu.bench.selectors import BUDGETS, Case, selectors
 from frmu.cli import main
 from frmu.errors import DataError
 from frmu.models.statistics import loss, statistics_of

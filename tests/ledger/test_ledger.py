@@ -396,16 +396,16 @@ def test_what_is_proven_later_is_signed_anew(ledger: Ledger) -> None:
 def test_states_that_an_erasure_has_overtaken_are_not_clean(ledger: Ledger) -> None:
     ledger.note("trained", {"state": "a"})
     request = fill(ledger, 1)
-    assert ledger.clean_states() == {"a"}
+    assert ledger.history.clean_states() == {"a"}
     ledger.advance(request, "purged", {"records": 0})
-    assert ledger.clean_states() == {"a"}
+    assert ledger.history.clean_states() == {"a"}
     ledger.advance(request, "purged", {"records": 2})
-    assert ledger.clean_states() == frozenset()
+    assert ledger.history.clean_states() == frozenset()
     ledger.advance(request, "verified", {"state": "b", "passed": False})
-    assert ledger.clean_states() == frozenset()
+    assert ledger.history.clean_states() == frozenset()
     ledger.advance(request, "verified", {"state": "b", "passed": True})
     ledger.note("replayed", {"state": "c", "passed": True})
-    assert ledger.clean_states() == {"b", "c"}
+    assert ledger.history.clean_states() == {"b", "c"}
 
 
 # -- on a disk ------------------------------------------------------------------------------------------------

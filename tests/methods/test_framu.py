@@ -19,17 +19,8 @@ from frmu.clients.tasks.framu import Trial, blocks, perform, seen_by, views_of
 from frmu.clients.tasks.importing import CommitShard, StageShard
 from frmu.config import Config
 from frmu.errors import FrmuError
-from frmu.methods.framu import (
-    Settings,
-    averaged,
-    gained,
-    mean_score,
-    mixed,
-    reduced,
-    stops,
-    world_of,
-    world_of_tasks,
-)
+from frmu.methods.agents import world_of, world_of_tasks
+from frmu.methods.framu import Settings, averaged, gained, mean_score, mixed, reduced, stops
 from frmu.models.encoders import encode, encoders, width
 from frmu.models.statistics import statistics_of
 from frmu.runtime.local import LocalFederation

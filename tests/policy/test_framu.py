@@ -20,8 +20,9 @@ from frmu.data.sites import SiteLocation
 from frmu.data.tombstones import tombstones
 from frmu.errors import PolicyError
 from frmu.federation import Federation
+from frmu.methods.agents import World, world_of
 from frmu.methods.analytic import analytic
-from frmu.methods.framu import LEVELS, Outcome, Settings, World, averaged, framu, gained, mixed, rows_of, run, world_of
+from frmu.methods.framu import LEVELS, Outcome, Settings, averaged, framu, gained, mixed, rows_of, run
 from frmu.policy.framu import dqn, select
 from frmu.runtime.local import LocalFederation
 from frmu.types import Float
