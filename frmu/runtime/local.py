@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,46 @@ from frmu.clients.client import Host
 from frmu.config import Config
 from frmu.data.sites import SiteLocation
 from frmu.federation import ClientTask, Reply, ServerTask, Traffic
+from frmu.runtime.dispatch import ActorHandle, Answered, Dispatcher
 from frmu.server.server import Server
 from frmu.wire.pipeline import IDENTITY, Pipeline
 
 __all__ = ["LocalFederation"]
+_HERE = "here"  # the one incarnation of a host in this process
+
+
+class _InProcess:
+    """Calls that are made when they are taken, one after another. Nobody is late: time stands still meanwhile."""
+
+    def now(self) -> float:
+        return 0.0
+
+    def share(self, work: ClientTask) -> ClientTask:
+        return work
+
+    def hello(self, handle: ActorHandle) -> Callable[[], Answered]:
+        return lambda: Answered(_HERE)
+
+    def answer(
+        self, handle: ActorHandle, shared: ClientTask, names: Sequence[str], incarnation: str | None
+    ) -> Callable[[], Answered]:
+        def call() -> Answered:
+            answers = handle.actor.answer(shared, names)
+            return Answered(_HERE, tuple(Reply(a.client, a.record, a.payload, a.nbytes) for a in answers))
+
+        return call
+
+    def wait(self, calls: Sequence[Any], timeout: float) -> Sequence[Any]:
+        return calls[:1]
+
+    def take(self, call: Callable[[], Answered]) -> Answered:
+        return call()
+
+    def restart(self, handle: ActorHandle) -> None:
+        raise AssertionError("a host in this process does not hang apart from it")
+
+    def absent(self, label: str | None) -> str:
+        return ""
 
 
 class LocalFederation:
@@ -29,7 +65,7 @@ class LocalFederation:
         self.traffic = Traffic()
         self.away: dict[str, str] = {}
         self._fencing_token = fencing_token
-        self._clients: dict[str, Host] = {}
+        self._dispatcher = Dispatcher(_InProcess(), config.rules, config.placement.patience)
         self._pipeline = pipeline
         self._server = Server(pipeline)
         self.admit(
@@ -39,36 +75,28 @@ class LocalFederation:
     @property
     def clients(self) -> tuple[str, ...]:
         """Every client, in the order of their names."""
-        return tuple(sorted(self._clients))
+        return self._dispatcher.clients
 
     def admit(self, locations: Mapping[str, SiteLocation], rows: Mapping[str, int]) -> None:
         """See `Federation.admit`."""
         new: dict[Path, list[str]] = {}
         at = {place.shards: place for place in locations.values()}
-        for name in sorted(set(locations) - set(self._clients)):
+        for name in sorted(set(locations) - set(self.clients)):
             new.setdefault(locations[name].shards, []).append(name)
         for shards, names in new.items():
             host = Host(at[shards].config, names, shards, self._fencing_token, self._pipeline)
-            self._clients |= dict.fromkeys(names, host)
+            self._dispatcher.handles.append(ActorHandle(tuple(names), host))
 
     @property
     def host(self) -> Host:
         """The host, where there is one place: what runs in this process may look into it."""
-        (host,) = set(self._clients.values())
+        (handle,) = self._dispatcher.handles
+        host: Host = handle.actor
         return host
 
     def run(self, work: ClientTask, on: Iterable[str] | None = None) -> Iterator[Reply]:
         """See `Federation.run`."""
-        wanted = set(self.clients if on is None else on) & set(self.clients) - set(self.away)
-        if not wanted:
-            return
-        self.traffic.sent(work, len(wanted))
-        hosts = dict.fromkeys(self._clients[name] for name in sorted(wanted))
-        for host in hosts:
-            here = tuple(name for name in sorted(wanted) if self._clients[name] is host)
-            for answer in host.answer(work, here):
-                self.traffic.up += answer.nbytes
-                yield Reply(answer.client, answer.record, answer.payload, answer.nbytes)
+        return self._dispatcher.run(work, on, self.away, self.traffic)
 
     def serve(self, task: ServerTask, replies: Iterable[Reply] = ()) -> Any:
         """See `Federation.serve`."""

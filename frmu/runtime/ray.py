@@ -20,9 +20,9 @@ from typing import Any
 from frmu.clients.client import Host
 from frmu.config import Config
 from frmu.data.sites import SiteLocation
-from frmu.errors import ClientsUnavailableError, FederationError, FrmuError, RoundLostError
+from frmu.errors import FederationError, FrmuError, RoundLostError
 from frmu.federation import ClientTask, Payload, Reply, ServerTask, Traffic
-from frmu.runtime.dispatch import ActorHandle, Answered, Dispatch
+from frmu.runtime.dispatch import ActorHandle, Answered, Dispatcher, Lost
 from frmu.runtime.nodes import LIGHT, absent, await_labels, plan_on, request
 from frmu.runtime.placement import LABEL, HostPlan, Plan
 from frmu.server.server import Server
@@ -76,6 +76,57 @@ class _Served:
     value: Any = None
 
 
+class _ActorCalls:
+    """Calls to host actors, as refs of what will come."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def share(self, work: ClientTask) -> Any:
+        import ray
+
+        return ray.put(work)
+
+    def hello(self, handle: ActorHandle) -> Any:
+        return handle.actor.hello.remote()
+
+    def answer(self, handle: ActorHandle, shared: Any, names: Sequence[str], incarnation: str | None) -> Any:
+        return handle.actor.answer.remote(shared, names, incarnation)
+
+    def wait(self, calls: Sequence[Any], timeout: float) -> Sequence[Any]:
+        import ray
+
+        if not calls:
+            time.sleep(timeout)
+            return []
+        done, _ = ray.wait(list(calls), num_returns=1, timeout=timeout)
+        return list(done)
+
+    def take(self, call: Any) -> Answered | Lost:
+        """An error of ours that a client raised is raised as it was."""
+        import ray
+
+        try:
+            answered: Answered = ray.get(call)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, FrmuError):
+                raise error.cause from None
+            raise
+        except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnschedulableError) as error:
+            return Lost(f"its host died ({_first_line(error)})", final=True)
+        except ray.exceptions.RayError:
+            return Lost("its host died")
+        return answered
+
+    def restart(self, handle: ActorHandle) -> None:
+        import ray
+
+        ray.kill(handle.actor, no_restart=False)
+
+    def absent(self, label: str | None) -> str:
+        return absent(label)
+
+
 class _ServerActor:
     """The server in its own process: the central aggregator."""
 
@@ -115,7 +166,7 @@ class RayFederation:
         self.away: dict[str, str] = {}
         self.plans: list[Plan] = []
         self._rules, self._placement, self._fencing_token = config.rules, config.placement, fencing_token
-        self._handles: list[ActorHandle] = []
+        self._dispatcher = Dispatcher(_ActorCalls(), config.rules, config.placement.patience)
         self._incarnation: str | None = None
         self._pipeline = pipeline
         self._server = _server_actor(name, pipeline)
@@ -125,7 +176,7 @@ class RayFederation:
     @property
     def clients(self) -> tuple[str, ...]:
         """Every client, in the order of their names."""
-        return tuple(sorted(name for handle in self._handles for name in handle.names))
+        return self._dispatcher.clients
 
     def admit(self, locations: Mapping[str, SiteLocation], rows: Mapping[str, int]) -> None:
         """Start hosts for clients that are new; raises `FederationError` where no memory is left for them.
@@ -155,7 +206,7 @@ class RayFederation:
             hellos = [handle.actor.hello.remote() for handle in handles if not handle.absent]
             if hellos:
                 ray.wait(hellos, num_returns=len(hellos), timeout=self._placement.start)
-            self._handles += handles
+            self._dispatcher.handles += handles
 
     def _handle(self, host: HostPlan) -> ActorHandle:
         import ray
@@ -177,19 +228,7 @@ class RayFederation:
 
     def run(self, work: ClientTask, on: Iterable[str] | None = None) -> Iterator[Reply]:
         """See `Federation.run`."""
-        import ray
-
-        wanted = set(self.clients if on is None else on) & set(self.clients) - set(self.away)
-        if not wanted:
-            return
-        self.traffic.sent(work, len(wanted))
-        asked = [(handle, here) for handle in self._handles if (here := tuple(n for n in handle.names if n in wanted))]
-        trip = Dispatch(work, ray.put(work), asked, self._rules, self._placement.patience, absent)
-        for reply in trip.replies():
-            self.traffic.up += reply.nbytes
-            yield reply
-        if trip.away:
-            raise ClientsUnavailableError.of(trip.away)
+        return self._dispatcher.run(work, on, self.away, self.traffic)
 
     def serve(self, task: ServerTask, replies: Iterable[Reply] = ()) -> Any:
         """See `Federation.serve`."""
@@ -235,9 +274,14 @@ class RayFederation:
         if self._placement.elastic:
             with suppress(Exception):
                 request([])
-        for actor in [*(handle.actor for handle in self._handles), self._server]:
+        for actor in [*(handle.actor for handle in self._dispatcher.handles), self._server]:
             with suppress(Exception):  # a cluster that is gone has ended them
                 ray.kill(actor)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _server_actor(name: str | None, pipeline: Pipeline) -> Any:

@@ -327,7 +327,7 @@ def test_a_client_is_back_soon(tmp_path: Path, table: pd.DataFrame) -> None:
 
 
 def _lane_of(experiment: api.Experiment, client: str) -> Any:
-    return next(lane for lane in experiment.session.sites._federation._handles if client in lane.names)  # type: ignore[union-attr]
+    return next(handle for handle in experiment.session.sites._federation._dispatcher.handles if client in handle.names)  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True, slots=True)

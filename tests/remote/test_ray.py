@@ -86,7 +86,7 @@ def test_a_client_that_died_is_named(tmp_path: Path, table: pd.DataFrame) -> Non
     with api.Experiment(config) as experiment:
         experiment.train()
         federation = experiment.session.sites.federation(experiment.session.sites.look().locations)
-        ray.kill(federation._handles[0].actor, no_restart=True)  # type: ignore[attr-defined]
+        ray.kill(federation._dispatcher.handles[0].actor, no_restart=True)  # type: ignore[attr-defined]
         with pytest.raises(ClientsUnavailableError, match="clients home 0, home 1 are away: its host died"):
             list(federation.run(DescribeShard()))
 
