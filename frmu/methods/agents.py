@@ -1,4 +1,4 @@
-"""The agents that FRAMU"s algorithm plays with: who they are, and one call that plays turns where they live."""
+"""The agents that FRAMU's algorithm plays with: who they are, and one call that plays turns where they live."""
 
 from __future__ import annotations
 

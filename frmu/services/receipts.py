@@ -1,4 +1,4 @@
-"""What a receipt may claim: who was searched, what it does not cover, and the receipt itself."""
+"""Receipts: who was searched, the level that may be claimed, what is not covered."""
 
 from __future__ import annotations
 

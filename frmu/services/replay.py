@@ -1,4 +1,4 @@
-"""After a backup came back: what has a tombstone is removed again, and the state is made anew."""
+"""The replay after a backup came back: what has a tombstone is removed again, and the state is made anew."""
 
 from __future__ import annotations
 
