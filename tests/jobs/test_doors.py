@@ -19,6 +19,7 @@ from frmu.errors import ConfigError, FederationError
 
 Head = dict[str, str]
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.cluster  # most of them start a head
 
 # One process asks at every door: a Ray that was imported before would not look at the environment again.
 KNOCKING = """
@@ -51,7 +52,6 @@ def preflight(head: Head, *cases: tuple[str, bool, dict[str, str]]) -> list[tupl
     return json.loads(run.stdout)
 
 
-@pytest.mark.cluster
 def test_a_cluster_that_demands_its_token_is_entered_with_it_alone(head: Head) -> None:
     mine = {name: head[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
     wrong = mine | {"RAY_AUTH_TOKEN": "0" * 64}
@@ -121,7 +121,6 @@ client.internal_kv_put(b"CLUSTER_METADATA", sys.argv[2].encode(), True, b"cluste
 """
 
 
-@pytest.mark.cluster
 def test_a_cluster_that_lets_everybody_in_is_not_entered_unless_that_is_meant(open_head: Head) -> None:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     doors = (open_head["GCS"], open_head["CLIENT"])
