@@ -32,7 +32,7 @@ class Process:
 
     name: str
     pid: int
-    started: float  # in seconds since boot
+    started: int  # in clock ticks since boot
     mark: str
     log: str
     signal: int = signal.SIGTERM
@@ -64,7 +64,7 @@ def start(
             **started_as,
         )
     process.returncode = 0  # it is to outlive us: no warning that it still runs
-    return Process(name, process.pid, _started(process.pid) or 0.0, mark, str(log), stop_by)
+    return Process(name, process.pid, _started(process.pid) or 0, mark, str(log), stop_by)
 
 
 def await_(process: Process, answers: Callable[[], bool], patience: float, knob: str) -> None:
@@ -137,13 +137,15 @@ def _is_ours(one: psutil.Process, process: Process) -> bool:
     with contextlib.suppress(OSError):
         if os.getsid(one.pid) == process.pid:
             return True
-    with contextlib.suppress(psutil.Error, OSError):
-        return one.environ().get(_MARK) == process.mark
+    # Not `environ()`, which ends at the first empty entry: a worker that shows a title may leave one before the mark.
+    with contextlib.suppress(OSError):
+        mark = f"{_MARK}={process.mark}".encode()
+        return mark in Path(f"/proc/{one.pid}/environ").read_bytes().split(b"\0")
     return False
 
 
-def _started(pid: int) -> float | None:
-    """When a process started, in seconds since boot; None where there is none, or only what a parent has yet to read.
+def _started(pid: int) -> int | None:
+    """When a process started, in ticks since boot; None where there is none, or only what a parent has yet to read.
 
     Since boot, not since 1970: a clock that is set meanwhile moves the one and not the other.
     """
@@ -153,7 +155,7 @@ def _started(pid: int) -> float | None:
         one = psutil.Process(pid)
         if one.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
             return None
-        return round(one.create_time() - psutil.boot_time(), 2)
+        return round((one.create_time() - psutil.boot_time()) * os.sysconf("SC_CLK_TCK"))
     except psutil.Error:
         return None
 

@@ -48,6 +48,55 @@ def test_a_process_goes_with_all_that_it_started(process: Process) -> None:
     assert not process.alive
 
 
+# A child in a session of its own, whose parent ends, and which writes over the start of its environment.
+TITLED = (
+    """
+import subprocess, sys, time
+title = """
+    + '"""'
+    + """
+import ctypes, time
+environment = ctypes.POINTER(ctypes.c_void_p).in_dll(ctypes.CDLL(None), "environ")
+ctypes.memset(environment[0], 0, len(ctypes.string_at(environment[0])))
+time.sleep(600)
+"""
+    + '"""'
+    + """
+child = [sys.executable, "-c", title]
+subprocess.run([sys.executable, "-c", f"import subprocess; subprocess.Popen({child!r}, start_new_session=True)"])
+time.sleep(600)
+"""
+)
+
+
+def test_a_process_that_wrote_over_the_start_of_its_environment_is_known_by_its_mark(tmp_path: Path) -> None:
+    """Its parent has ended and its session is its own, so nothing but the mark tells whose it is."""
+    environment = {"A": "title"} | dict(os.environ)
+    process = processes.start("parent", [sys.executable, "-c", TITLED], environment, tmp_path / "log", tmp_path.name)
+    try:
+        until = time.monotonic() + 30
+        while not (overwritten := [pid for pid in processes.family(process) if _begins_empty(pid)]):
+            assert time.monotonic() < until, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+    finally:
+        processes.kill(process)
+    assert processes.family(process) == []
+    assert not any(Path(f"/proc/{pid}").exists() and _begins_empty(pid) for pid in overwritten)
+
+
+def _begins_empty(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()[:1] == b"\0"
+    except OSError:
+        return False
+
+
+def test_a_start_is_counted_in_ticks_since_boot_as_the_kernel_does(process: Process) -> None:
+    """So one that an earlier version wrote down is still known."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    assert process.started == int(fields[19])
+
+
 def test_a_process_is_not_taken_for_another_of_the_same_id(process: Process) -> None:
     reborn = replace(process, started=process.started - 1, mark="another")
     assert not reborn.alive
