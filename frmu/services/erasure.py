@@ -22,7 +22,7 @@ from frmu.methods.method import Round
 from frmu.report.figures import measure
 from frmu.services.proof import exact_verdict
 from frmu.services.purge import purge_runs, retire
-from frmu.services.receipts import not_covered, not_searched, open_part, receipt_of, scoped, unsearched
+from frmu.services.receipts import new_receipt, not_covered, not_searched, open_part, scoped, unsearched
 from frmu.services.session import Session
 from frmu.services.sites import Inventory
 from frmu.tracking.tracker import Run
@@ -231,7 +231,7 @@ class _Drain:
             "closed": session.ledger.now().isoformat(timespec="seconds"),
         }
         receipts = [
-            receipt_of(request, batch.removed[request.id], shared, self._purged(request, sources, removed))
+            new_receipt(request, batch.removed[request.id], shared, self._purged(request, sources, removed))
             for request in batch.requests
         ]
         filed = self._close(receipts, state, missed) if passed else [receipt.to_json() for receipt in receipts]
@@ -296,11 +296,11 @@ class _Drain:
             "mlflow": removed,
         }
 
-    def _close(self, receipts: Sequence[Receipt], state: State, unsearched: Collection[str]) -> list[dict[str, Any]]:
+    def _close(self, receipts: Sequence[Receipt], state: State, missed: Collection[str]) -> list[dict[str, Any]]:
         """The clean version is the champion before a request is closed."""
         if state.clients:
             self.session.register(self.run, state, self.batch.ids)
-        return self.session.ledger.close_requests(receipts, unsearched)
+        return self.session.ledger.close_requests(receipts, missed)
 
     def _log(self, done: Round | None, state: State, summary: Mapping[str, Any]) -> None:
         self.run.tags({"frmu.verified": str(summary["verified"])})

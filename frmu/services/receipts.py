@@ -11,7 +11,7 @@ from frmu.services.session import Session
 from frmu.services.sites import Inventory
 from frmu.types import State
 
-__all__ = ["not_covered", "not_searched", "open_part", "receipt_of", "scoped", "unsearched"]
+__all__ = ["new_receipt", "not_covered", "not_searched", "open_part", "scoped", "unsearched"]
 
 
 _COVER = (
@@ -75,7 +75,7 @@ def open_part(receipt: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in receipt.items() if name not in named} | counts
 
 
-def receipt_of(
+def new_receipt(
     request: EraseRequest, removed: Mapping[str, int], shared: Mapping[str, Any], purge: Mapping[str, Any]
 ) -> Receipt:
     """Build one request's receipt: what is its own, and what it shares with its batch."""
