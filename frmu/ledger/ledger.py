@@ -343,7 +343,7 @@ class Ledger:
     def tombstones(
         self, clients: Iterable[str], request: str | None = None, begun: bool = False
     ) -> dict[str, frozenset[str]]:
-        """Which records of these clients must not come in, as keyed hashes; all, or those of one request.
+        """Return the records of these clients that must not come in, as keyed hashes; all, or those of one request.
 
         With `begun` without those of requests that no drain has begun with: their records are still held.
         """
@@ -355,7 +355,7 @@ class Ledger:
         return {client: frozenset(tombstoned[owner]) for client, owner in owners.items() if owner in tombstoned}
 
     def holding(self, requests: Collection[str]) -> set[str]:
-        """Those of some requests that have tombstones: somebody holds, or held, what they mean."""
+        """Keep of some requests those that have tombstones: somebody holds, or held, what they mean."""
         with self._chain.reading() as connection:
             return set(self._rows.counts(connection)) & set(requests)
 

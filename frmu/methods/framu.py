@@ -190,7 +190,7 @@ AgentsOf = Callable[[World, Settings], AbstractContextManager[Agents]]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of it, in the order of the world's names.
+    """The outcome, in the order of the world's names.
 
     `influence` (K,) is line 13's, which is framu's answer; `greedy` (K,) what Q itself would set, shown beside it.
     `scores` (K, modalities) are the A. `history` has one entry a round: P, how many slices are below theta.

@@ -1,4 +1,4 @@
-"""Whether a policy that was trained is better than the one in force: only then does it take its place.
+"""A comparison of a trained policy with the one in force: only if it is better does it take its place.
 
 Training can spoil a policy, and its own reward does not tell: it is of other tasks in every iteration. So both play
 the same rehearsals, whose seeds no training draws, at all clients that teach. The later records that judge them are
@@ -27,8 +27,7 @@ HELD_OUT = 2**31  # training draws its seeds below
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Hold how much each policy lowers the later RMSE, mean over rehearsals as a share; the paired difference, its
-    error."""
+    """The share by which each policy lowers the later RMSE, mean over rehearsals; the paired difference, its error."""
 
     rehearsals: int
     in_force: float

@@ -45,7 +45,7 @@ class _Block(nn.Module):
 
 
 class SliceNetwork(nn.Module):
-    """Hold what is `Seen` to logits (batch, K), value (batch,) and pooling (batch, K)."""
+    """A network from what is `Seen` to logits (batch, K), value (batch,) and pooling (batch, K)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The same game as a plain `gymnasium.Env`: one copy, one task an episode, for any learner and for looking into it.
+"""The environment as a plain `gymnasium.Env`: one copy, one task an episode, for any learner and to look into it.
 
     gymnasium.make("frmu.policy.single:frmu/Slices-v0", config="homes.toml")
 

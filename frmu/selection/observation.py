@@ -1,4 +1,4 @@
-"""What the policy sees of a task under some influences: a row a slice, how slices relate, and one refit is the price.
+"""The observation of a task under some influences: a row a slice, and how slices relate, at the price of one refit.
 
 Everything is relative - to the other slices, to the present loss - so that a policy can move to a site, a target
 and a unit that it never saw. With one factorisation at hand every counterfactual "without slice s" follows to second
@@ -58,7 +58,7 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Hold what is seen: rows (K, features), relation (K, K) with zeros on its diagonal, and the fit seen from."""
+    """An observation: rows (K, features), relation (K, K) with zeros on its diagonal, and the fit seen from."""
 
     rows: Float
     relation: Float

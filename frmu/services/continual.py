@@ -51,7 +51,7 @@ def kept(config: Config, address: str | None, insecure: bool = False) -> Abstrac
 
 @dataclass(frozen=True, slots=True)
 class Follow:
-    """Hold how to follow the data of a config: looks are `every` so long; `rounds` None is without end.
+    """The pace at which to follow the data of a config: looks are `every` so long; `rounds` None is without end.
 
     `until` is the day of every round where the split rolls; with None each round's own day counts. With `drain`
     pending requests are drained between rounds, as `erasure.min_batch` lets them.
@@ -151,7 +151,7 @@ class Follow:
         return [*entries, *sorted(away)], away
 
     def _waits_for(self, config: Config, gone: Collection[str]) -> str:
-        """Which rule a round would break for want of the clients of sites that are away; empty where none."""
+        """Name the rule a round would break for want of the clients of sites that are away; empty where none."""
         if not gone:
             return ""
         locations = Workspace(config.folder, config.key_file).client_sites()

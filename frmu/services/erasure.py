@@ -38,7 +38,7 @@ VERIFIERS = frozenset({"exact"})  # guarantees whose check may close a request: 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """What one drain honours: requests, and by request the records found, by client."""
+    """One drain's batch: requests, and by request the records found, by client."""
 
     requests: tuple[EraseRequest, ...]
     removed: Mapping[str, Mapping[str, int]]
@@ -276,7 +276,7 @@ class _Drain:
         return done
 
     def _purge_runs(self) -> dict[str, Any]:
-        """What was removed from MLflow, by this drain or by one that was killed before, and what is left there."""
+        """Say what was removed from MLflow, by this drain or by one that was killed before, and what is left there."""
         session, told = self.session, []
         for line in session.ledger.lines(["refitted"]):
             if line.request in self.batch.ids:

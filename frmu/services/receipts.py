@@ -1,4 +1,4 @@
-"""What a receipt may claim: who was searched, what it does not cover, and the receipt itself."""
+"""The claims of a receipt: who was searched, what it does not cover, and the receipt itself."""
 
 from __future__ import annotations
 

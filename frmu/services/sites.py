@@ -1,4 +1,4 @@
-"""Who is where, and federations over them: what a session needs before it can do anything with records."""
+"""The directory of clients and sites, and federations over them: what a session needs before it touches records."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Inventory", "SiteDirectory"]
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """Hold who is where: places by client, rows by client in the user's files, clients with a shard, stray files.
+    """The inventory of clients: places by client, rows in the user's files, clients with a shard, stray files.
 
     `away` names clients of sites that did not answer, and `gone` those sites, each with why.
     """
@@ -73,7 +73,7 @@ class SiteDirectory:
 
     @property
     def site_locations(self) -> tuple[SiteLocation, ...]:
-        """Where records and shards lie: the working folder, or the sites."""
+        """Return the places of records and shards: the working folder, or the sites."""
         return site_locations(self.config.bare(), self.workspace.folder)
 
     @property
@@ -148,7 +148,7 @@ class SiteDirectory:
             list(federation.run(DiscardShard(), on=at))
 
     def left(self, clients: Iterable[str]) -> set[str]:
-        """Those of some clients that have left the federation."""
+        """Return those of some clients that have left the federation."""
         gone = self.ledger.history.left()
         return {client for client in clients if self.ledger.owner(client) in gone} if gone else set()
 

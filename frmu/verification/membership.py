@@ -1,4 +1,4 @@
-"""Level 3, membership: can one tell from a model that it was fitted on the erased records?
+"""Level 3, membership: tell from a model, if one can, that it was fitted on the erased records.
 
 Shadow models are fitted on random halves of the records, some in a world that never had the erased ones. What a model
 makes of an erased record is ranked among what those shadows make of the very same record, in the direction in which

@@ -1,4 +1,4 @@
-"""How good policies are at a client: what each would apply on the same rehearsals, judged on later records.
+"""A comparison of policies at a client: what each would apply on the same rehearsals, judged on later records.
 
 A rehearsal is a task of training: some slices disturbed on purpose (`Rollout`). What is compared is what would be in
 force - refinement, budget, guard and all - not what the network says by itself.

@@ -1,4 +1,4 @@
-"""What a client does for `framu`: try influences slice by slice, tell what it sees and what each trial was worth.
+"""A client's part in `framu`: try influences slice by slice, tell what it sees and what each trial gained.
 
 A state s_ij is the observation row of slice i computed from the features of modality j alone (and the bias): a task
 in which the other modalities do not exist. So the same aggregates serve every modality, and with a single
@@ -33,7 +33,7 @@ _TINY = 1e-12
 
 
 def blocks(config: Config) -> dict[str, NDArray[np.intp]]:
-    """Which features of an encoded record belong to which modality, the bias to each: indices by name."""
+    """Return the features of an encoded record by modality, the bias to each: indices by name."""
     bias = width(config) - 1
     columns = np.arange(width(config))
     return {name: np.append(columns[block], bias) for name, block in encoders.blocks(config).items()}
@@ -53,7 +53,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a turn gave: `rows` (modalities, K, features) or None, `rewards` (K,), validation loss, refits spent."""
+    """The outcome of a turn: `rows` (modalities, K, features) or None, `rewards` (K,), validation loss, refits."""
 
     rows: Float | None
     rewards: Float

@@ -136,7 +136,7 @@ class Rollout(EachClient):
 
 
 def arrivals(slices: int, rounds: int) -> list[int]:
-    """How many of the slices, in the order of time, are there in each round: the last number is all of them.
+    """Count the slices that are there in each round, in the order of time: the last number is all of them.
 
     An episode begins with at least two slices, and about half, and so may have fewer rounds than are asked for.
 

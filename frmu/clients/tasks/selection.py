@@ -95,7 +95,7 @@ class SelectInfluences(EachClient):
 def _explained(
     task: SelectionProblem, decision: Decision, names: Collection[str], muting: Muting | None
 ) -> dict[str, Any]:
-    """What was seen of each slice, for the tracker: aggregates only."""
+    """Summarise what was seen of each slice, for the tracker: aggregates only."""
     columns = zip(task.keys, task.n, decision.rows.tolist(), decision.pool.tolist(), strict=True)
     seen: dict[str, Any] = {key: {"records": int(n), "features": row, "pool": pool} for key, n, row, pool in columns}
     if muting is not None:
