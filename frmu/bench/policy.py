@@ -6,7 +6,7 @@ The unit of cost is the refit. The shipped policy learned from the first part of
 are unseen, three more sets are unseen altogether, and so are three whose records have several modalities (flights with
 their weather, digits in six views, invoice lines with their text). A stale relation makes records outdated; shuffled
 labels, a faulty gain and scrambled features make them irrelevant. Private records are no matter for a selector: they
-are purged before one looks (`frmu.bench.standins` has them).
+are purged before one looks (`frmu.bench.surrogates` has them).
 """
 
 from __future__ import annotations
