@@ -150,8 +150,8 @@ def _cases(
             client = members[int(rng.integers(len(members)))]
             alone = number >= len(KINDS)
             total = client.split_total("fit", outputs) if alone else whole
-            play = Rollout({}, outputs, PackedStatistics.of(total), MOST)
-            drawn = play.rehearse(client, int(rng.integers(2**31)), kind, whole=True)
+            rollout = Rollout({}, outputs, PackedStatistics.of(total), MOST)
+            drawn = rollout.rehearse(client, int(rng.integers(2**31)), kind, whole=True)
             task = drawn[2]
             hit = np.array([key in drawn[1] for key in task.keys], dtype=np.float64)
             label = {

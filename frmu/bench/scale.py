@@ -82,9 +82,9 @@ def _job(job: tuple[str, int, int, float]) -> list[dict[str, Any]]:
         list(federation.run(CommitShard(True)))
         client = federation.host.clients(federation.clients)[0]
         outputs = (config.data.target,)
-        play = Rollout({}, outputs, PackedStatistics.of(client.split_total("fit", outputs)), slices)
+        rollout = Rollout({}, outputs, PackedStatistics.of(client.split_total("fit", outputs)), slices)
         for number, kind in enumerate(KINDS):
-            drawn = play.rehearse(client, 1000 * seed + number, kind, whole=True)
+            drawn = rollout.rehearse(client, 1000 * seed + number, kind, whole=True)
             hit = np.array([key in drawn[1] for key in drawn[2].keys], dtype=np.float64)
             case = Case(drawn[2], hit, client.split_total("test", outputs))
             for name, select in _selectors(read_policy(shipped())).items():

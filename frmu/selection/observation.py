@@ -51,7 +51,7 @@ class Fit:
         return np.asarray(self.task.G @ self.W - self.task.b, dtype=np.float64)
 
     @cached_property
-    def moves(self) -> Float:
+    def newton_steps(self) -> Float:
         """Return what the slices' gradients do to the head, A^-1 (G_s W - b_s), (K, d, outputs)."""
         return _answered(self.factor, self.slice_gradients)
 
@@ -157,8 +157,8 @@ def _without(task: SelectionProblem, at: Fit) -> Float:
     The series W + w U + w^2 A^-1 G U + ... is summed as if geometric, which keeps a slice of great leverage finite.
     """
     by = np.where(at.influence > 0.5, at.influence, at.influence - 1.0)[:, None, None]
-    first = by * at.moves
-    second = by * by * _answered(at.factor, task.G @ at.moves)
+    first = by * at.newton_steps
+    second = by * by * _answered(at.factor, task.G @ at.newton_steps)
     size = np.sum(first * at.slice_gradients, axis=(1, 2))
     ratio = np.sum(second * at.slice_gradients, axis=(1, 2)) / (np.abs(size) + 1e-30) * np.sign(size)
     return np.asarray(at.W + first / np.maximum(1.0 - ratio, 0.05)[:, None, None], dtype=np.float64)
@@ -192,14 +192,14 @@ def _cosine(task: SelectionProblem, at: Fit, power: Float) -> Float:
     slope = task.validation.G @ at.W - task.validation.b
     size = np.sum(slope * at.factor(slope))
     return np.asarray(
-        np.einsum("kdo,do->k", at.moves, slope) / np.sqrt(power * max(float(size), 1e-20)), dtype=np.float64
+        np.einsum("kdo,do->k", at.newton_steps, slope) / np.sqrt(power * max(float(size), 1e-20)), dtype=np.float64
     )
 
 
 def _relation(at: Fit) -> tuple[Float, Float]:
     """r_s^T A^-1 r_s, (K,), and the cosines r_s^T A^-1 r_t with a diagonal of zeros, (K, K)."""
     K = len(at.slice_gradients)
-    kernel = at.slice_gradients.reshape(K, -1) @ at.moves.reshape(K, -1).T
+    kernel = at.slice_gradients.reshape(K, -1) @ at.newton_steps.reshape(K, -1).T
     power = np.maximum(np.diagonal(kernel), 1e-20)
     relation = kernel / np.sqrt(power[:, None] * power[None, :])
     np.fill_diagonal(relation, 0.0)
@@ -213,6 +213,6 @@ def _recent(task: SelectionProblem, at: Fit, sign: Float) -> Float:
     total = np.maximum(np.sum(at.W * (at.slice_gradients - task.b), axis=(1, 2)) + task.c, _TINY)
     by = np.where(at.influence > 0.5, at.influence, at.influence - 1.0)
     K = len(newer)
-    flat = at.slice_gradients.reshape(K, -1)
-    crossed = at.moves.reshape(K, -1) @ (newer @ flat) - newer * np.sum(at.moves * at.slice_gradients, axis=(1, 2))
+    flat, steps = at.slice_gradients.reshape(K, -1), at.newton_steps
+    crossed = steps.reshape(K, -1) @ (newer @ flat) - newer * np.sum(steps * at.slice_gradients, axis=(1, 2))
     return np.asarray(2.0 * sign * by * crossed / (newer @ total + _TINY), dtype=np.float64)
