@@ -86,7 +86,7 @@ def bench_surrogates(
         for seed in range(seeds):
             for name in sets:
                 for kind in VARIANTS:
-                    found += _played(name, kind, seed, cache, chosen)
+                    found += _measured(name, kind, seed, cache, chosen)
                 tell(f"seed {seed}: {name}, {time.perf_counter() - began:.0f} s")
     result = {
         "policy": read_policy(shipped()).digest,
@@ -100,7 +100,7 @@ def bench_surrogates(
     return result
 
 
-def _played(name: str, kind: str, seed: int, cache: Path, rows: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
+def _measured(name: str, kind: str, seed: int, cache: Path, rows: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
     """One scenario: every row, judged."""
     with scenario(name, kind, seed, cache) as scene:
         retrained = keep_all(_never(scene))

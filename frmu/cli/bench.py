@@ -36,7 +36,7 @@ def bench_pretrain(out: Path, iterations: int, seed: int, cache: Path, as_json: 
 
 
 def _tell_pretrain(result: dict[str, Any]) -> None:
-    say(f"policy {result['policy']}, {result['lessons']:,} lessons, {result['seconds']:.0f} s")
+    say(f"policy {result['policy']}, {result['tasks']:,} tasks, {result['seconds']:.0f} s")
 
 
 @command(bench, "policy")
@@ -62,9 +62,9 @@ def bench_policy(
     as_json: bool,
 ) -> None:
     """Set the learned policy beside rules, search and other selectors, by the refits that each spends."""
-    from frmu.bench.lessons import SEEN
     from frmu.bench.policy import MULTI, UNSEEN
     from frmu.bench.policy import bench_policy as measure
+    from frmu.bench.pretraining_tasks import SEEN
 
     if only_own and not configs:
         raise click.UsageError("--only-own leaves nothing to measure without --config")

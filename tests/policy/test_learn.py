@@ -319,7 +319,7 @@ def test_of_many_slices_the_newest_train_and_it_is_said(tmp_path: Path, table: p
     train(config)
     result = CliRunner().invoke(main, ["policy", "train", str(config.file), "--iterations", "1"])
     assert result.exit_code == 0, result.output
-    assert "of home 1 the newest 64 slices taught; 56 older slices took no part" in result.output
+    assert "of home 1 the newest 64 slices trained it; 56 older slices took no part" in result.output
 
 
 def test_more_runners_than_the_cluster_can_place(tmp_path: Path, table: pd.DataFrame) -> None:
