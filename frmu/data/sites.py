@@ -1,7 +1,7 @@
 """The places of records and shards: one folder for all clients, or each site's own disk.
 
 Without `[sites]` there is one place, the working folder, which every node sees. With them each site is a place: what
-is asked of it (an errand) is done there, and only counts and names of clients come back.
+is asked of it (a `SiteTask`) is done there, and only counts and names of clients come back.
 """
 
 from __future__ import annotations
@@ -117,9 +117,9 @@ class TakeInventory:
     def perform(self, place: SiteLocation) -> Holdings:
         """Raises `DataError` as `survey`, and where a client that the site must have is not in its files."""
         held = tuple(name for name in clients_in(place.shards) if _mine(place, name))
-        stray = tuple(unexpected_files(place.shards)) if place.shards.is_dir() else ()
+        unexpected = tuple(unexpected_files(place.shards)) if place.shards.is_dir() else ()
         if not self.source:
-            return Holdings({}, held, stray)
+            return Holdings({}, held, unexpected)
         try:
             found = survey(place.config)
         except DataError as error:
@@ -127,7 +127,7 @@ class TakeInventory:
         rows = {name: number for name, number in found.rows_by_client.items() if _mine(place, name)}
         if missing := sorted(set(place.clients or ()) - set(rows)):
             raise DataError(f'{place.config.source}: site "{place.site}" has no record of its client "{missing[0]}"')
-        return Holdings(rows, held, stray)
+        return Holdings(rows, held, unexpected)
 
 
 @dataclass(frozen=True, slots=True)

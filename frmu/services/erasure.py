@@ -261,7 +261,7 @@ class _Drain:
 
     def _rewrite(self, tombstoned: Mapping[str, frozenset[str]]) -> list[str]:
         """Rewrite the user's files, where they lie; raises `FederationError` where a site is away."""
-        done, gone = self.session.sites.visit(RewriteFiles(tombstoned, self.session.key))
+        done, gone = self.session.sites.run_at_sites(RewriteFiles(tombstoned, self.session.key))
         if gone:
             told = "; ".join(f'site "{site}" is away: {why}' for site, why in sorted(gone.items()))
             raise FederationError(f"{told}. Its files are still to be rewritten: drain again when it is back")

@@ -97,7 +97,7 @@ class Session:
                     self.workspace.next_fencing_token(),
                 )
             )  # fmt: skip
-            self.sites.visit(SweepSite())
+            self.sites.run_at_sites(SweepSite())
             self._stack = stack.pop_all()
         return self
 
