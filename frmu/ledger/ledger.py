@@ -147,6 +147,7 @@ class Ledger:
             for request in mine:
                 if (body := self._planned(writer, request)) != before[request]:
                     late = stages[request] in ("received", "closed")
+                    # Stored ledgers have lines of this kind, so the word stays.
                     writer.append("buried" if late else "planned", request, body)
 
     def plan(self, requests: Iterable[str]) -> dict[str, dict[str, int]]:

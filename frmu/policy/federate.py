@@ -5,7 +5,7 @@ beta W + (1 - beta) w_k. A site's copy learns from the steps of that site alone,
 all that the sites share. The moments are averaged as the weights are: with so few steps a round, an Adam that began
 anew every time would follow the signs of noise, and so a site has to remember nothing.
 
-One RLlib algorithm trains the copies one after the other: its weights are set to the site's and its env runners play
+One RLlib algorithm trains the copies one after the other: its weights are set to the site's and its env runners step
 at that site. A module a site in one MultiRLModule would need a multi-agent environment, which was
 measured at ten times the time of a vectorised one, and an algorithm a site costs seconds and 300 MiB each; both would
 learn the same. (FedAvg: McMahan et al., AISTATS 2017.)

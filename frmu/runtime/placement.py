@@ -82,7 +82,7 @@ def need_of(config: Config, rows: int) -> int:
     """Bytes that a client's records and sums are reckoned to take at its host.
 
     A row has its features as float64 twice (as read, as scaled) and three labels; a slice its sums, and the client
-    those of a look at all slices. An estimate: slices are not counted before the records are read.
+    those of an observation of all slices. An estimate: slices are not counted before the records are read.
     """
     d = width(config)
     features = len(config.data.features)

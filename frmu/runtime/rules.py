@@ -1,7 +1,7 @@
 """The rules about a client that does not answer: decisions as data, from the config alone.
 
-Nothing here acts or waits. A trip (`frmu.runtime.dispatch`) asks what to do with a host that failed; a training asks
-whether it may go on with who is there.
+Nothing here acts or waits. A dispatch (`frmu.runtime.dispatch`) asks what to do with a host that failed; a training
+asks whether it may go on with who is there.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from frmu.types import Float, Statistics
 
 __all__ = ["Muting", "contribution", "mute"]
 
-ROUNDS = 4  # looks at all slices; each must gain the margin
+ROUNDS = 4  # observations of all slices; each must gain the margin
 GATE = 0.1  # by how much a slice's own records must be told better without a modality
 STEPS = 5  # of conjugate gradients
 _TINY = 1e-12

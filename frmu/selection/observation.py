@@ -2,7 +2,8 @@
 
 Everything is relative - to the other slices, to the present loss - so that a policy can move to a site, a target
 and a unit that it never saw. With one factorisation at hand every counterfactual "without slice s" follows to second
-order by back substitution, for all slices at once: that is what makes a look cost one refit, not one a slice.
+order by back substitution, for all slices at once: that is what makes an observation cost one refit, not one
+a slice.
 
 Two slices are related by the cosine of their gradients in the metric of the fit, r_s^T A^-1 r_t: how the one moves
 the loss of the other. Slices that are wrong in the same way pull together and against the rest.

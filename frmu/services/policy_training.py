@@ -151,6 +151,7 @@ def _lineage(session: Session, start: str, parent: Network | None, learners: Seq
     clients = sorted({*learners, *inherited})
     return {
         "clients": clients,
+        # Policies that are stored have a lineage with this key, so the word stays.
         "buried": _tombstoned(session, clients),
         "parent": parent.digest if parent is not None else None,
         "seed": session.config.policy.seed,

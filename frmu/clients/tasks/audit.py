@@ -29,7 +29,7 @@ from frmu.types import Float
 
 __all__ = ["Gauge", "Pairs", "Part", "Plant", "Recall", "Restore", "Shadow", "Size", "Strike"]
 
-Buried = Mapping[str, frozenset[str]]
+Tombstoned = Mapping[str, frozenset[str]]
 FIT, TEST = SPLITS.index("fit"), SPLITS.index("test")
 
 
@@ -40,7 +40,7 @@ class Restore:
     `copy` names the copy; `path` says where the files are that the client sees, None for those of its config.
     """
 
-    tombstones: Buried
+    tombstones: Tombstoned
     key: bytes = field(repr=False)
     copy: str
     path: str | None = None
@@ -71,7 +71,7 @@ class Restore:
         return Answer(client.name, {"restored": 0 if table is None else table.num_rows, "rows": rows})
 
 
-def _forget(client: Client, tombstoned: Buried, key: bytes) -> NDArray[np.bool_]:
+def _forget(client: Client, tombstoned: Tombstoned, key: bytes) -> NDArray[np.bool_]:
     """Mark the rows that were erased, (n,) bool."""
     names = tombstoned.get(client.name, frozenset())
     return np.array([name in names for name in client.tombstones(key)] if names else np.zeros(len(client.shard)), bool)
@@ -83,7 +83,7 @@ class Part(EachClient):
 
     part: Literal["forget", "retain"]
     outputs: tuple[str, ...]
-    tombstones: Buried
+    tombstones: Tombstoned
     key: bytes = field(repr=False)
 
     def perform(self, client: Client) -> Answer:
@@ -104,7 +104,7 @@ class Gauge(EachClient):
     heads: Mapping[str, Float]
     reference: str
     outputs: tuple[str, ...]
-    tombstones: Buried
+    tombstones: Tombstoned
     key: bytes = field(repr=False)
 
     def perform(self, client: Client) -> Answer:
@@ -152,7 +152,7 @@ class Shadow(EachClient):
 
     seeds: tuple[int, ...]
     outputs: tuple[str, ...]
-    tombstones: Buried
+    tombstones: Tombstoned
     key: bytes = field(repr=False)
 
     def perform(self, client: Client) -> Answer:
@@ -177,7 +177,7 @@ class Pairs(EachClient):
     shadows: Float
     seeds: tuple[int, ...]
     outputs: tuple[str, ...]
-    tombstones: Buried
+    tombstones: Tombstoned
     key: bytes = field(repr=False)
 
     def perform(self, client: Client) -> Answer:

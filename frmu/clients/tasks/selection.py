@@ -85,7 +85,7 @@ class SelectInfluences(EachClient):
         return Answer(client.name, record, {"H": pack(sums.G), "b": sums.b})
 
     def _muted(self, client: Client, task: SelectionProblem, decision: Decision) -> Muting | None:
-        """A second look at every slice, modality by modality, where there are several and anything is to be chosen."""
+        """Observe every slice again, modality by modality, where there are several and anything is to be chosen."""
         policy = client.config.policy
         if policy.selector == "keep" or not client.config.optional or task.validation.n == 0:
             return None
