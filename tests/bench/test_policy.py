@@ -10,7 +10,6 @@ import pytest
 from click.testing import CliRunner
 from conftest import homes, put
 
-from frmu.bench import policy
 from frmu.bench.policy import FAMILIES, OWN, _budgets, _by_family, _compared, _table, bench_policy, gain_of
 from frmu.bench.selectors import BUDGETS, Case, selectors
 from frmu.cli import main
@@ -94,7 +93,8 @@ def test_a_federation_of_ones_own_is_measured_with_the_same_disturbances(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With as many slices as it likes: budgets of a refit a slice are compared under one name."""
-    monkeypatch.setattr(policy, "BUDGETS", ("K", 24))
+    for module in ("policy", "selectors"):
+        monkeypatch.setattr(f"frmu.bench.{module}.BUDGETS", ("K", 24))
     file = put(tmp_path / "homes", homes(2)).file
     result = bench_policy(tmp_path / "no-cache", 1, [file], 1, tmp_path / "out", sets=())
     assert result["tasks"] == 2 * len(KINDS)
