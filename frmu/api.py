@@ -1,4 +1,4 @@
-"""What a job, a notebook or the command line calls: one experiment, its federation, its ledger, its runs.
+"""The face of frmu for jobs, notebooks and the command line: one experiment, its federation, ledger and runs.
 
 with Experiment(load("homes.toml")) as experiment:
     experiment.train()

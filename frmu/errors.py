@@ -40,7 +40,7 @@ __all__ = [
 
 
 class FrmuError(Exception):
-    """Hold what frmu raises when the world, not its code, is at fault."""
+    """An error of the world, not of frmu's code."""
 
 
 class ConfigError(FrmuError):

@@ -22,7 +22,7 @@ Payload = Mapping[str, np.ndarray[Any, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a client makes of a work: a small record of scalars, and arrays meant for the server."""
+    """A client's answer to a task: a small record of scalars, and arrays meant for the server."""
 
     client: str
     record: Mapping[str, Any]

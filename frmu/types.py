@@ -23,7 +23,7 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What a set of records contributes to a ridge head: sums, so that sets add.
+    """The sums of a set of records for a ridge head, so that sets add.
 
     `n` records, `G` = sum phi phi^T (d, d), `b` = sum phi y^T (d, outputs), `c` = sum |y|^2.
     """
@@ -37,7 +37,7 @@ class Statistics:
         return Statistics(self.n + other.n, self.G + other.G, self.b + other.b, self.c + other.c)
 
     def scaled(self, weight: float) -> Statistics:
-        """The same sums under an influence or an attention; `n` stays a count."""
+        """Return the sums under an influence or an attention; `n` stays a count."""
         return Statistics(self.n, weight * self.G, weight * self.b, weight * self.c)
 
     @property
@@ -84,7 +84,7 @@ class ClientState:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the federation has learned: a pure function of the records, the config and the policy file.
+    """The learned state of a federation: a pure function of the records, the config and the policy file.
 
     `parameters` are arrays by name; that of a ridge model has one, `HEAD`, (d, outputs). The digest covers everything
     here, and nothing else steers a state, so two federations with equal digests are the same federation.
@@ -174,7 +174,7 @@ def digest_of(header: Mapping[str, Any], *arrays: Float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which records an erase request means; `client` narrows any kind to one client.
+    """The records that an erase request means; `client` narrows any kind to one client.
 
     `records` are record ids, `subject` a person, `between` a time window [from, to) in naive UTC, `slice` the key of
     a slice as `rule` cuts them, `where` an SQL-like filter on declared columns. A selection with only a client means

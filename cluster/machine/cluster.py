@@ -50,7 +50,7 @@ class Cluster:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What was written down when it started; raises `ClusterError` where nothing was."""
+        """Return what was written down when it started; raises `ClusterError` where nothing was."""
         try:
             return json.loads(self._file.read_text())
         except FileNotFoundError:

@@ -68,7 +68,7 @@ def start(programs: Path, folder: Path, port: int, mark: str) -> processes.Proce
 
 
 def _owner(folder: Path) -> dict[str, Any]:
-    """Who runs the server: we, or where we are root, whom PostgreSQL refuses, the user postgres or nobody."""
+    """Return who runs the server: we, or where we are root, whom PostgreSQL refuses, the user postgres or nobody."""
     if os.geteuid() != 0:
         return {}
     known = {entry.pw_name: entry for entry in pwd.getpwall()}

@@ -1,4 +1,4 @@
-"""What goes wrong on the machine: one error, that says what, where and which knob to turn."""
+"""The one error of the machine, that says what, where and which knob to turn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which ports a node has: a block of its own, so that no two nodes of a machine meet on one.
+"""The ports of a node: a block of its own, so that no two nodes of a machine meet on one.
 
 Ray's workers open ports of their own; without a range each node would take them from all, and the port that another
 node's agent was promised may be gone. Blocks lie below the range from which the kernel gives away ports.
@@ -26,7 +26,7 @@ def node_ports(first: int) -> dict[str, int]:
 
 
 def free(port: int) -> bool:
-    """Whether nobody listens on the port, on loopback or anywhere."""
+    """Tell if nobody listens on the port, on loopback or anywhere."""
     for host in ("127.0.0.1", ""):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,1 +1,1 @@
-"""How clients are weighed and averaged: mathematics only."""
+"""Weights and means of clients: mathematics only."""

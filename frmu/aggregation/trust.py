@@ -43,7 +43,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """Hold what the server thinks of its clients: scores (clients,) and weights (clients,) of mean 1.
+    """The server's opinion of its clients: scores (clients,) and weights (clients,) of mean 1.
 
     A score above zero: the trusted others lose without it. A weight of zero, or a small one: not trusted.
     """

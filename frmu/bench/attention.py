@@ -1,4 +1,4 @@
-"""Does attention over clients find the bad ones and leave the different ones alone? Beside every robust rule we know.
+"""A test of attention over clients beside every robust rule we know: find the bad ones, leave the different ones alone.
 
 Images: MNIST at ten clients, even or of two classes each; clean, 30 % of the clients with shuffled labels, 40 % with
 every label shifted by one. Sites: car parks, and air quality where each period of 20 weeks acts as one; clean, 30 %
@@ -79,7 +79,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Sites:
-    """Hold who holds what: one part to fit and one to validate a client, and clean test records."""
+    """The records of an experiment: one part to fit and one to validate a client, and clean test records."""
 
     fits: Sequence[Part]
     validations: Sequence[Part]

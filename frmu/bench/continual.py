@@ -1,4 +1,4 @@
-"""Utility over time: a federation that grows month by month, and what each way to age its records is worth.
+"""Utility over time: a federation that grows month by month, and what each way to age its records gains.
 
 Real series, hourly over years, stand as sites: PM2.5 in Beijing, Capital bike sharing (two spans of it) and household
 power, from which the shipped policy has learned, and traffic on an interstate road, which it never saw. A month is
@@ -77,7 +77,7 @@ def bench_continual(
                 table, config = _series(name, first, cache)
                 for seed in range(seeds):
                     site = _site(table, config, kind, seed)
-                    for way, errors in _play(site, network).items():
+                    for way, errors in _errors_by_way(site, network).items():
                         curves[kind].setdefault(way, []).append(errors)
                 told(f"{kind}: {name} from month {first}, {time.perf_counter() - began:.0f} s")
     gains = {kind: {way: _gains(found[way], found["keep all"]) for way in found} for kind, found in curves.items()}
@@ -183,7 +183,7 @@ def _happen(table: pd.DataFrame, target: str, kind: str, rng: np.random.Generato
 # -- the rounds -----------------------------------------------------------------------------------------------
 
 
-def _play(site: Site, network: Network) -> dict[str, list[float]]:
+def _errors_by_way(site: Site, network: Network) -> dict[str, list[float]]:
     """The RMSE on the month to come, by way and round; a month without records is no round for anybody."""
     errors: dict[str, list[float]] = {}
     for month in range(FIRST, MONTHS):

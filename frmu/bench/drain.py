@@ -1,4 +1,4 @@
-"""What a drain costs on a live federation: one request, and many in one batch.
+"""The cost of a drain on a live federation: one request, and many in one batch.
 
 The federation is made up: homes whose load follows the hour, the season and the temperature, and persons who are met
 in a few homes each. What is timed is the drain as the product runs it, from the look into the ledger to the new

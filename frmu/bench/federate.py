@@ -63,14 +63,14 @@ def bench_federate(
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="frmu-")))
         stack.enter_context(cluster(None))
         federations = {name: _filled(config, work / name) for name, config in configs.items()}
-        boards = [_board(configs[name], federations[name], sites) for name in sets]
+        contexts = [_trained_context(configs[name], federations[name], sites) for name in sets]
         start = {}
         if parent is not None:
             start = {name: _gain(config, federations[name], parent, tasks) for name, config in configs.items()}
             tell(f"at the start: {start}")
         for seed in range(seeds):
             for mode in MODES:
-                network, learned = _train(boards, parent, mode == "federated", seed, env_steps, work)
+                network, learned = _train(contexts, parent, mode == "federated", seed, env_steps, work)
                 found = {name: _gain(config, federations[name], network, tasks) for name, config in configs.items()}
                 runs.append({"mode": mode, "seed": seed, **learned, "gain": found})
                 tell(f"seed {seed} {mode:9} {learned['env_steps']} steps, {learned['seconds']:.0f} s: {found}")
@@ -86,40 +86,42 @@ def _filled(config: Config, folder: Path) -> LocalFederation:
 
 def _gain(config: Config, federation: LocalFederation, network: Network, tasks: int) -> float:
     """By how much the policy's influences lower the RMSE on later records, in percent, mean over tasks."""
-    board, _ = context_of(config, federation)
-    play = Rollout({}, board.outputs, board.total, MOST)
-    clients = federation.host.clients(board.clients)
+    context, _ = context_of(config, federation)
+    rollout = Rollout({}, context.outputs, context.total, MOST)
+    clients = federation.host.clients(context.clients)
     gains = []
     with one_thread():
         for number in range(tasks):
-            _, _, task, kept, keep = play.rehearse(clients[number % len(clients)], 1_000_000 + number)
+            _, _, task, kept, keep = rollout.rehearse(clients[number % len(clients)], 1_000_000 + number)
             account = RefitCounter(task, Budget())
             met = follow(network, account, observe(task, kept, 0.0, kept.loss), kept, config.policy.steps)
             gains.append(100.0 * (1.0 - np.sqrt(loss(met[-1].fit.W, task.later) / keep)))
     return round(float(np.mean(gains)), 2)
 
 
-def _board(config: Config, federation: LocalFederation, sites: int) -> tuple[EnvContext, dict[str, list[str]]]:
-    """The board of a federation that was trained once, so that its clients have their attention; some of them teach."""
+def _trained_context(
+    config: Config, federation: LocalFederation, sites: int
+) -> tuple[EnvContext, dict[str, list[str]]]:
+    """The context of a federation that was trained once, so that its clients have attention; only some train."""
     method = analytic(config)
     state = method.apply(federation, method.init(), None).state
-    board, teachers = context_of(config, federation, {client.name: client.attention for client in state.clients})
-    some = board.clients[:sites]
-    return replace(board, clients=some, shares=board.shares[:sites]), {name: teachers[name] for name in some}
+    context, slices = context_of(config, federation, {client.name: client.attention for client in state.clients})
+    some = context.clients[:sites]
+    return replace(context, clients=some, shares=context.shares[:sites]), {name: slices[name] for name in some}
 
 
 def _train(
-    boards: Sequence[Any], parent: Network | None, federated: bool, seed: int, env_steps: int, work: Path
+    contexts: Sequence[Any], parent: Network | None, federated: bool, seed: int, env_steps: int, work: Path
 ) -> tuple[Network, dict[str, Any]]:
     from frmu.policy.federate import batch_of
 
-    sites = sum(len(board.clients) for board, _ in boards)
+    sites = sum(len(context.clients) for context, _ in contexts)
     policy = Policy(seed=seed, samples=960, federated=federated, env_runners=0)
     # The steps of one round of all sites; the shared policy has the nearest number of iterations.
     a_round = sites * batch_of(policy.samples, sites)
     rounds = max(1, round(env_steps / a_round))
     iterations = rounds if federated else max(1, round(rounds * a_round / policy.samples))
-    learned = train_policy(policy, boards, parent, iterations)
+    learned = train_policy(policy, contexts, parent, iterations)
     network = write_policy(learned.weights, {"clients": [], "seed": seed}, work / "policy.safetensors")
     return network, {
         "env_steps": learned.env_steps,

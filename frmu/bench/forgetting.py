@@ -1,4 +1,4 @@
-"""Does an erasure take away what the records had taught? A backdoor and canaries, erased by request and compared.
+"""A test of forgetting: a backdoor and canaries, erased by request, and models compared before and after.
 
 The digest says that the state is the one of a federation that never had the records; this bench asks the model. A
 backdoored client (MNIST) leads test records astray; mislabelled records (digits) are recited by a model that memorises.

@@ -6,7 +6,7 @@ The unit of cost is the refit. The shipped policy learned from the first part of
 are unseen, three more sets are unseen altogether, and so are three whose records have several modalities (flights with
 their weather, digits in six views, invoice lines with their text). A stale relation makes records outdated; shuffled
 labels, a faulty gain and scrambled features make them irrelevant. Private records are no matter for a selector: they
-are purged before one looks (`frmu.bench.standins` has them).
+are purged before one looks (`frmu.bench.surrogates` has them).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from frmu.bench.lessons import SEEN, TAUGHT
+from frmu.bench.pretraining_tasks import SEEN, SEEN_SHARE
 from frmu.bench.selectors import BUDGETS, Case, selectors
 from frmu.clients.client import Client
 from frmu.clients.tasks.framu import blocks
@@ -73,7 +73,7 @@ def bench_policy(
     """
     jobs = [(str(cache), name, seed, framu) for name in sets for seed in range(seeds)]
     jobs += [("", str(config), seed, framu) for config in configs for seed in range(seeds)]
-    found = _played(jobs, processes)
+    found = _measured(jobs, processes)
     result = {
         "policy": read_policy(shipped()).digest,
         "seeds": seeds,
@@ -87,7 +87,7 @@ def bench_policy(
     return result
 
 
-def _played(jobs: Sequence[tuple[str, str, int, bool]], processes: int) -> list[dict[str, Any]]:
+def _measured(jobs: Sequence[tuple[str, str, int, bool]], processes: int) -> list[dict[str, Any]]:
     """The rows of all jobs in their order; a single process is this one."""
     if processes == 1:
         return [row for job in jobs for row in _job(job)]
@@ -150,8 +150,8 @@ def _cases(
             client = members[int(rng.integers(len(members)))]
             alone = number >= len(KINDS)
             total = client.split_total("fit", outputs) if alone else whole
-            play = Rollout({}, outputs, PackedStatistics.of(total), MOST)
-            drawn = play.rehearse(client, int(rng.integers(2**31)), kind, whole=True)
+            rollout = Rollout({}, outputs, PackedStatistics.of(total), MOST)
+            drawn = rollout.rehearse(client, int(rng.integers(2**31)), kind, whole=True)
             task = drawn[2]
             hit = np.array([key in drawn[1] for key in task.keys], dtype=np.float64)
             label = {
@@ -180,7 +180,7 @@ def _groups(name: str, clients: list[Client]) -> dict[str, list[Client]]:
         return {"unseen data, multi-modal": clients}
     if name not in SEEN:
         return {"unseen data": clients}
-    border = int(TAUGHT * len(clients))
+    border = int(SEEN_SHARE * len(clients))
     return {"seen sites": clients[:border], "unseen sites": clients[border:]}
 
 

@@ -1,4 +1,4 @@
-"""How soon a federation on Ray is whole again: a host killed, the server killed, a client joined.
+"""The time until a federation on Ray is whole again: a host killed, the server killed, a client joined.
 
 What is killed is killed with -9, by the process id that it tells itself; what is timed is the next answer of all
 clients, the next round, and the round after a joiner's records appeared.
@@ -31,21 +31,21 @@ __all__ = ["bench_recovery"]
 
 @dataclass(frozen=True, slots=True)
 class _Process(EachClient):
-    """Which process a client is in."""
+    """Tell the id of the process that a client is in."""
 
     def perform(self, client: Client) -> Answer:
-        """Its id."""
+        """Return its process id."""
         return Answer(client.name, {"pid": os.getpid()})
 
 
 @dataclass(frozen=True, slots=True)
 class _ServerProcess:
-    """Which process the server is in."""
+    """Tell the id of the process that the server is in."""
 
     afresh: ClassVar[bool] = True
 
     def perform(self, server: Any, payloads: Mapping[str, Payload]) -> int:
-        """Its id."""
+        """Return its process id."""
         return os.getpid()
 
 

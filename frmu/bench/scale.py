@@ -43,7 +43,7 @@ RATE = 0.02  # of an ascent whose end is a time
 def bench_scale(cache: Path, seconds: float, seeds: int, processes: int = 2, out: Path | None = None) -> dict[str, Any]:
     """Every selector at each number of slices, with the same seconds; rows of mean gain %, error, refits, seconds."""
     jobs = [(str(cache), slices, seed, seconds) for slices in SLICES for seed in range(seeds)]
-    found = _played(jobs, processes)
+    found = _measured(jobs, processes)
     rows = []
     for name in dict.fromkeys(row["selector"] for row in found):
         for slices in SLICES:
@@ -63,7 +63,7 @@ def bench_scale(cache: Path, seconds: float, seeds: int, processes: int = 2, out
     return {"policy": read_policy(shipped()).digest, "seconds": seconds, "rows": rows}
 
 
-def _played(jobs: Sequence[tuple[str, int, int, float]], processes: int) -> list[dict[str, Any]]:
+def _measured(jobs: Sequence[tuple[str, int, int, float]], processes: int) -> list[dict[str, Any]]:
     """The rows of all jobs in their order; a single process is this one."""
     if processes == 1:
         return [row for job in jobs for row in _job(job)]
@@ -82,9 +82,9 @@ def _job(job: tuple[str, int, int, float]) -> list[dict[str, Any]]:
         list(federation.run(CommitShard(True)))
         client = federation.host.clients(federation.clients)[0]
         outputs = (config.data.target,)
-        play = Rollout({}, outputs, PackedStatistics.of(client.split_total("fit", outputs)), slices)
+        rollout = Rollout({}, outputs, PackedStatistics.of(client.split_total("fit", outputs)), slices)
         for number, kind in enumerate(KINDS):
-            drawn = play.rehearse(client, 1000 * seed + number, kind, whole=True)
+            drawn = rollout.rehearse(client, 1000 * seed + number, kind, whole=True)
             hit = np.array([key in drawn[1] for key in drawn[2].keys], dtype=np.float64)
             case = Case(drawn[2], hit, client.split_total("test", outputs))
             for name, select in _selectors(read_policy(shipped())).items():

@@ -112,7 +112,7 @@ def held(federation: LocalFederation) -> list[Client]:
 
 
 def _merged(config: Config) -> Config:
-    """The same features as a single modality."""
+    """Return the features as a single modality."""
     data = config.data.model_copy(update={"modalities": {"numbers": list(config.data.features)}})
     return config.model_copy(update={"data": data})
 

@@ -35,7 +35,7 @@ STEPS = 3
 class Case:
     """One task as a selector meets it, and what only the judge knows: the test records, which slices were hit.
 
-    `fellows` gives the tasks of the other clients, undisturbed, and `by` the features of each modality: `framu` plays
+    `fellows` gives the tasks of the other clients, undisturbed, and `by` the features of each modality: `framu` acts
     with a whole federation at once.
     """
 

@@ -47,7 +47,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """Hold what came of it, by model: scores (records, classes) of every probe, the model itself, seconds."""
+    """The outcome by model: scores (records, classes) of every probe, the model itself, seconds."""
 
     scores: Mapping[str, Mapping[str, Float]]
     models: Mapping[str, Model] = field(repr=False)

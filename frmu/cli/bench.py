@@ -36,7 +36,7 @@ def bench_pretrain(out: Path, iterations: int, seed: int, cache: Path, as_json: 
 
 
 def _tell_pretrain(result: dict[str, Any]) -> None:
-    say(f"policy {result['policy']}, {result['lessons']:,} lessons, {result['seconds']:.0f} s")
+    say(f"policy {result['policy']}, {result['tasks']:,} tasks, {result['seconds']:.0f} s")
 
 
 @command(bench, "policy")
@@ -62,9 +62,9 @@ def bench_policy(
     as_json: bool,
 ) -> None:
     """Set the learned policy beside rules, search and other selectors, by the refits that each spends."""
-    from frmu.bench.lessons import SEEN
     from frmu.bench.policy import MULTI, UNSEEN
     from frmu.bench.policy import bench_policy as measure
+    from frmu.bench.pretraining_tasks import SEEN
 
     if only_own and not configs:
         raise click.UsageError("--only-own leaves nothing to measure without --config")
@@ -118,40 +118,40 @@ def bench_scale(seconds: float, seeds: int, processes: int, out: Path | None, ca
     ))  # fmt: skip
 
 
-@command(bench, "standins")
+@command(bench, "surrogates")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--set", "sets", multiple=True, help="One of the six; may be given more than once; default: all.")
 @click.option("--without-framu", is_flag=True, help="Leave out FRAMU, which needs Ray and most of the time.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="A folder for the JSON and the CSV.")
 @cache_option
 @json_option
-def bench_standins(
+def bench_surrogates(
     seeds: int, sets: tuple[str, ...], without_framu: bool, out: Path | None, cache: Path, as_json: bool
 ) -> None:
-    """Outdated, irrelevant and private records on stand-ins for the paper's data; FRAMU, rules and ours."""
+    """Outdated, irrelevant and private records on surrogates for the paper's data; FRAMU, rules and ours."""
     from frmu.bench.scenario import SETS
-    from frmu.bench.standins import ROWS
-    from frmu.bench.standins import bench_standins as measure
+    from frmu.bench.surrogates import ROWS
+    from frmu.bench.surrogates import bench_surrogates as measure
 
     if unknown := [name for name in sets if name not in SETS]:
         raise click.BadParameter(f"no set {unknown[0]}; there are: {', '.join(SETS)}")
     rows = [row for row in ROWS if not (without_framu and row == "FRAMU")]
     result = measure(cache, seeds, sets or tuple(SETS), rows, out, lambda line: click.echo(line, err=True))
-    show(as_json, result, _tell_standins)
+    show(as_json, result, _tell_surrogates)
 
 
-def _tell_standins(result: dict[str, Any]) -> None:
+def _tell_surrogates(result: dict[str, Any]) -> None:
     columns = ["row", "MSE", "MAE", "lower MSE %", "worst", "gap %", "on the erased %", "equal", "refits", "s"]
     for name, kind in dict.fromkeys((row["set"], row["kind"]) for row in result["rows"]):
-        rows = [_standin(r) for r in result["rows"] if (r["set"], r["kind"]) == (name, kind)]
+        rows = [_surrogate(r) for r in result["rows"] if (r["set"], r["kind"]) == (name, kind)]
         table(f"{name}, {kind}", columns, rows)
     for modalities, kind in dict.fromkeys((row["modalities"], row["kind"]) for row in result["kinds"]):
-        rows = [_standin(r) for r in result["kinds"] if (r["modalities"], r["kind"]) == (modalities, kind)]
+        rows = [_surrogate(r) for r in result["kinds"] if (r["modalities"], r["kind"]) == (modalities, kind)]
         table(f"all {modalities} sets, {kind}", columns, rows)
     say(f"policy {result['policy'][:16]}, {result['seeds']} seeds, {result['seconds']:.0f} s")
 
 
-def _standin(r: dict[str, Any]) -> list[str]:
+def _surrogate(r: dict[str, Any]) -> list[str]:
     error = "" if r["error"] is None else f" ± {r['error']:.2f}"
     erased = "-" if r["gap_erased"] is None else f"{r['gap_erased']:.3g}"
     equal = "-" if r["exact"] is None else f"{r['exact']} of {r['scenarios']}"

@@ -24,7 +24,7 @@ from frmu.cli.shell import (
 
 @main.group()
 def client() -> None:
-    """Who takes part: clients join and leave, also while a job runs."""
+    """Let clients join and leave, also while a job runs."""
 
 
 @command(client, "list")
@@ -90,7 +90,7 @@ def join(config: Path, name: str, as_json: bool) -> None:
 @address_option
 @json_option
 def plan(config: Path, address: str | None, insecure: bool, as_json: bool) -> None:
-    """Which hosts a training would start on this cluster, and the memory that takes; nothing is started or written."""
+    """Show the hosts a training would start on this cluster, and their memory; nothing is started or written."""
     from frmu.runtime.forecast import forecast
 
     show(as_json, forecast(read_config(config), address, insecure), _tell_plan)

@@ -143,7 +143,7 @@ def _tell_round(told: dict[str, Any]) -> None:
 
 
 def _in_words_away(told: dict[str, Any]) -> str:
-    """Who is away since when and why, who is back, and what that means for rounds."""
+    """Say who is away since when and why, who is back, and what that means for rounds."""
     parts = [f"site {site} is back" for site in told["back"]]
     parts += [
         f"site {site} ({', '.join(of['clients']) or 'no client'}) is away since {of['since']}: {of['why']}"
@@ -254,7 +254,7 @@ def _tell_slices(features: list[str], slices: dict[str, Any]) -> None:
 
 
 def _changes(one: dict[str, Any]) -> list[str]:
-    """What leaving a slice out would change, where it counts; what counting it in full would, where it does not."""
+    """Say what leaving a slice out would change, where it counts; what counting it in full would, where it does not."""
     out, full = one["without_percent"], one["in_full_percent"]
     return [_signed(out if one["influence"] > 0.0 else None), _signed(full if one["influence"] < 1.0 else None)]
 
@@ -298,7 +298,7 @@ def predict(config: Path, parquet: Path, out: Path, version: str | None, as_json
 @config_argument
 @json_option
 def status(config: Path, as_json: bool) -> None:
-    """Where an experiment stands: its state, what is pending and by when."""
+    """Show where an experiment stands: its state, what is pending and by when."""
     from frmu import api
 
     result = api.status(read_config(config))

@@ -21,7 +21,7 @@ from frmu.cli.shell import (
 
 @main.group()
 def receipt() -> None:
-    """What became of a request, signed."""
+    """Show what became of a request, signed."""
 
 
 @command(receipt, "show")

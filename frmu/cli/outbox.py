@@ -11,7 +11,7 @@ __all__ = ["deliver", "waiting"]
 
 
 def waiting(outbox: dict[str, Any]) -> list[str]:
-    """What waits for MLflow, in a line; none where nothing does."""
+    """Say in a line what waits for MLflow; say nothing where nothing does."""
     if not outbox["runs"]:
         return []
     wait = f"{count(outbox['runs'], 'run')} {'waits' if outbox['runs'] == 1 else 'wait'} in {outbox['folder']}"

@@ -80,7 +80,7 @@ def _tell_training(result: dict[str, Any]) -> None:
         f"{100 * compared['error']:.2f}: {_outcome(result)}",
     )
     for client, number in result["slices_left_out"].items():
-        say(f"of {client} the newest 64 slices taught; {count(number, 'older slice')} took no part")
+        say(f"of {client} the newest 64 slices trained it; {count(number, 'older slice')} took no part")
     rows = [[client, key, f"{score:.2f}"] for client, of in result["below_theta"].items() for key, score in of.items()]
     if rows:
         table(

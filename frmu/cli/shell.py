@@ -1,4 +1,4 @@
-"""What every command shares: the group, the options, known errors as one line and exit code 2, tables."""
+"""The parts that commands share: the group, the options, known errors as one line and exit code 2, tables."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ insecure_option = click.option("--insecure", is_flag=True, help="Go into a clust
 
 
 def address_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Where to run, and whether a cluster that lets everybody in will do."""
+    """Add the options that say where to run, and if a cluster that lets everybody in will do."""
     where = click.option(
         "--address",
         metavar="local|auto|ADDRESS",
@@ -180,7 +180,7 @@ def command(
 
 @contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM came meanwhile; a second one does what it always does."""
+    """Yield a test for Ctrl-C or SIGTERM having come; a second one does what it always does."""
     came: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -254,7 +254,7 @@ def read_trained(config: Path) -> Any:
 
 
 def ui(tracking: str) -> str:
-    """How to look at the runs."""
+    """Print the command that shows the runs."""
     if tracking.startswith("sqlite:"):
         return f"MLflow: mlflow ui --backend-store-uri {tracking}"
     return f"MLflow: {tracking}"

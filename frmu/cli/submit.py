@@ -123,7 +123,7 @@ def _line(job: str, arguments: tuple[str, ...], python: str, insecure: bool) -> 
 
 
 def _attaches(words: tuple[str, ...], rest: tuple[str, ...]) -> bool:
-    """Whether a command goes to a cluster at all."""
+    """Tell if a command goes to a cluster at all."""
     return words != ("erase",) and (words != ("bench",) or rest[:1] == ("drain",))
 
 

@@ -71,7 +71,7 @@ class Client:
 
     @property
     def has_shard(self) -> bool:
-        """Whether there is a shard at all."""
+        """Tell if there is a shard at all."""
         return self._shard is not None or self.path.exists()
 
     @property
@@ -89,7 +89,7 @@ class Client:
         return shards.fenced(self.path.parent, self._fencing_token)
 
     def copy(self, name: str) -> Path:
-        """Where a copy of the shard lies that an audit works on; see `frmu.data.sites.SiteLocation.copy`."""
+        """Return the path of the shard's copy that an audit works on; see `frmu.data.sites.SiteLocation.copy`."""
         return copy_of(self.path.parent.parent, name) / "shards" / self.path.name
 
     def reload(self) -> None:

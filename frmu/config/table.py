@@ -1,4 +1,4 @@
-"""What every table of the config shares, and durations as it writes them."""
+"""The base of every table of the config, and durations as it writes them."""
 
 from __future__ import annotations
 

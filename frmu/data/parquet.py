@@ -32,7 +32,7 @@ __all__ = ["FILE", "ROW", "Source", "columns_of", "files_of", "gather", "inputs"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Hold what a look at the files tells: their paths, and the number of rows of each client in them."""
+    """The user's files as a look at them tells: their paths, and the number of rows of each client in them."""
 
     files: tuple[str, ...]
     rows_by_client: Mapping[str, int]

@@ -52,7 +52,7 @@ FENCE = ".fence"  # beside the folder of the shards: the number of the last job 
 
 
 def path_of(folder: Path, client: str) -> Path:
-    """Where a client's shard lies under the folder of shards.
+    """Return the path of a client's shard under the folder of shards.
 
     >>> path_of(Path("shards"), "NIA / South").name
     'NIA%20%2F%20South.parquet'
@@ -212,7 +212,7 @@ def features(table: pa.Table, config: Config) -> dict[str, NDArray[Any]]:
 
 
 def ages(keys: list[str], config: Config) -> Float:
-    """How old each slice is, from 1 (the oldest) to 0, (K,); all 0 where slices are not of time.
+    """Return the age of each slice, from 1 (the oldest) to 0, (K,); all 0 where slices are not of time.
 
     Values of a column that are slices (`buckets = 0`) are taken for steps of time where records have one.
     """

@@ -1,7 +1,7 @@
-"""Where the records of clients lie and their shards are kept: one folder for all, or each site's own disk.
+"""The places of records and shards: one folder for all clients, or each site's own disk.
 
 Without `[sites]` there is one place, the working folder, which every node sees. With them each site is a place: what
-is asked of it (an errand) is done there, and only counts and names of clients come back.
+is asked of it (a `SiteTask`) is done there, and only counts and names of clients come back.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def site_locations(config: Config, folder: Path | None = None) -> tuple[SiteLoca
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """Hold what there is at a place: rows by client in the files, clients with a shard, files that are no shards."""
+    """The contents of a place: rows by client in the files, clients with a shard, files that are no shards."""
 
     rows: Mapping[str, int] = field(default_factory=dict)
     held: tuple[str, ...] = ()
@@ -110,16 +110,16 @@ class SiteTask(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TakeInventory:
-    """Hold what there is at a place; with `source` the user's files are looked at as well."""
+    """Take stock of a place; with `source` the user's files are looked at as well."""
 
     source: bool
 
     def perform(self, place: SiteLocation) -> Holdings:
         """Raises `DataError` as `survey`, and where a client that the site must have is not in its files."""
         held = tuple(name for name in clients_in(place.shards) if _mine(place, name))
-        stray = tuple(unexpected_files(place.shards)) if place.shards.is_dir() else ()
+        unexpected = tuple(unexpected_files(place.shards)) if place.shards.is_dir() else ()
         if not self.source:
-            return Holdings({}, held, stray)
+            return Holdings({}, held, unexpected)
         try:
             found = survey(place.config)
         except DataError as error:
@@ -127,12 +127,12 @@ class TakeInventory:
         rows = {name: number for name, number in found.rows_by_client.items() if _mine(place, name)}
         if missing := sorted(set(place.clients or ()) - set(rows)):
             raise DataError(f'{place.config.source}: site "{place.site}" has no record of its client "{missing[0]}"')
-        return Holdings(rows, held, stray)
+        return Holdings(rows, held, unexpected)
 
 
 @dataclass(frozen=True, slots=True)
 class ListFiles:
-    """Hold what tells one state of the user's files from another, without opening one: names, times, sizes."""
+    """List the user's files by name, time and size, which tell one state of them from another without opening one."""
 
     def perform(self, place: SiteLocation) -> list[tuple[str, int, int, int]]:
         """One entry a file."""

@@ -16,13 +16,13 @@ from frmu.datasets.archives import member_of
 from frmu.datasets.dataset import DataSet
 from frmu.datasets.retail import RETAIL_SETS
 from frmu.datasets.series import SERIES
-from frmu.datasets.standins import STAND_INS
+from frmu.datasets.surrogates import SURROGATES
 from frmu.errors import DataError
 
 __all__ = ["DATA_SETS", "DataSet", "cached", "member_of"]
 
 VERSION = 4  # raise it with every change to what a maker gives or to a config
-DATA_SETS = SERIES | RETAIL_SETS | STAND_INS
+DATA_SETS = SERIES | RETAIL_SETS | SURROGATES
 
 
 def cached(name: str, cache: Path) -> Path:

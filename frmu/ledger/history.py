@@ -1,4 +1,4 @@
-"""What the lines of a ledger tell of clients, states and runs: functions of the lines alone.
+"""The history of clients, states and runs in the lines of a ledger: functions of the lines alone.
 
 A client stands in the lines as its owner code, or as the first 8 digits of it.
 """
@@ -92,7 +92,7 @@ def _runs(lines: Sequence[Line], owners: Collection[str]) -> list[str]:
 
 
 class History:
-    """What the lines of one ledger tell; `lines` gives those of some kinds, in order."""
+    """The history in the lines of one ledger; `lines` gives those of some kinds, in order."""
 
     def __init__(self, lines: Callable[[Collection[str]], list[Line]]) -> None:
         self._lines = lines

@@ -1,4 +1,4 @@
-"""What the store's one secret is good for: keyed hashes, sealed texts, signatures.
+"""The uses of the store's one secret: keyed hashes, sealed texts, signatures.
 
 Every use has a key of its own, derived by HKDF (RFC 5869), so that one backup keeps them all and none gives another
 away. What may have to be forgotten is sealed under a fresh key that is thrown away with it (crypto-shredding):

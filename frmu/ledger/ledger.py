@@ -147,6 +147,7 @@ class Ledger:
             for request in mine:
                 if (body := self._planned(writer, request)) != before[request]:
                     late = stages[request] in ("received", "closed")
+                    # Stored ledgers have lines of this kind, so the word stays.
                     writer.append("buried" if late else "planned", request, body)
 
     def plan(self, requests: Iterable[str]) -> dict[str, dict[str, int]]:
@@ -343,7 +344,7 @@ class Ledger:
     def tombstones(
         self, clients: Iterable[str], request: str | None = None, begun: bool = False
     ) -> dict[str, frozenset[str]]:
-        """Which records of these clients must not come in, as keyed hashes; all, or those of one request.
+        """Return the records of these clients that must not come in, as keyed hashes; all, or those of one request.
 
         With `begun` without those of requests that no drain has begun with: their records are still held.
         """
@@ -355,7 +356,7 @@ class Ledger:
         return {client: frozenset(tombstoned[owner]) for client, owner in owners.items() if owner in tombstoned}
 
     def holding(self, requests: Collection[str]) -> set[str]:
-        """Those of some requests that have tombstones: somebody holds, or held, what they mean."""
+        """Keep of some requests those that have tombstones: somebody holds, or held, what they mean."""
         with self._chain.reading() as connection:
             return set(self._rows.counts(connection)) & set(requests)
 

@@ -43,7 +43,7 @@ _tombstone = sql.Table(
 
 
 class Rows:
-    """Hold what is read from and written to the tables, inside a transaction of the chain's."""
+    """The rows of the tables, read and written inside a transaction of the chain's."""
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys

@@ -1,4 +1,4 @@
-"""The agents that FRAMU's algorithm plays with: who they are, and one call that plays turns where they live."""
+"""The agents of FRAMU's algorithm: who they are, and one call for their turns, taken where their records are."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["World", "world_of", "world_of_tasks"]
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The agents: names, the keys of each one's slices, records n, modalities; and one trip to play turns there.
+    """The agents: names, the keys of each one's slices, records n, modalities; and one dispatch for their turns.
 
     RLlib copies its config, and a copy of a world would be another federation: it is passed on as it is.
     """

@@ -1,6 +1,6 @@
 """The exact method: additive slice statistics under influences and attention, and one solve.
 
-A round is two trips: clients send the sums of their records; given the federation's total they choose influences
+A round is two dispatches: clients send the sums of their records; given the federation's total they choose influences
 for their slices and send the weighted sums where those differ; the server weighs clients and solves. Erasure is
 the same round over the records that remain, where only the clients that lost some sum again.
 

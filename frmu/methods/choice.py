@@ -1,4 +1,4 @@
-"""Which method a config asks for."""
+"""The choice of the method that a config asks for."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ AgentsOf = Callable[[World, Settings], AbstractContextManager[Agents]]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of it, in the order of the world's names.
+    """The outcome, in the order of the world's names.
 
     `influence` (K,) is line 13's, which is framu's answer; `greedy` (K,) what Q itself would set, shown beside it.
     `scores` (K, modalities) are the A. `history` has one entry a round: P, how many slices are below theta.
@@ -239,7 +239,7 @@ def run(world: World, settings: Settings, agents_of: AgentsOf) -> Outcome:
 def rows_of(seen: Seen) -> Float:
     """The rows of a turn that looked, (modalities, K, features)."""
     if seen.rows is None:
-        raise FrmuError("rows must be asked for at the first look, got none")
+        raise FrmuError("rows must be asked for at the first observation, got none")
     return seen.rows
 
 
@@ -249,7 +249,9 @@ def _mean(arrays: Sequence[Float]) -> float:
 
 def _performance(world: World, first: Mapping[str, Seen], levels: Sequence[Float]) -> tuple[float, int]:
     """P, and the refits it took: one an agent."""
-    trials = {name: Trial(tuple(level.tolist()), look=False) for name, level in zip(world.names, levels, strict=True)}
+    trials = {
+        name: Trial(tuple(level.tolist()), observe=False) for name, level in zip(world.names, levels, strict=True)
+    }
     then = world.ask(trials)
     saved = [1.0 - then[name].loss / (first[name].loss + 1e-12) for name in world.names]
     return float(np.average(saved, weights=world.n)), sum(seen.refits for seen in then.values())

@@ -17,7 +17,7 @@ Guarantee = Literal["exact", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one round gives: the state, and what is told of it but steers nothing.
+    """The outcome of one round: the state, and what is told of it but steers nothing.
 
     `keep` is the head (d, outputs) if nothing were forgotten; `scores` the attention scores of clients;
     `records` what each client said; `fitted` who computed in this round; `refits` how many solves the choice of

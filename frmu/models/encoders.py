@@ -119,7 +119,7 @@ def encode(modalities: Mapping[str, NDArray[Any]], by: Mapping[str, Encoder | Wo
 
 
 def blocks(config: Config) -> dict[str, slice]:
-    """Which columns of phi are whose: the modalities in their order; the last column, the bias, is nobody's."""
+    """Return the columns of phi by modality, in their order; the last column, the bias, is nobody's."""
     found, at = {}, 0
     for name, columns in config.data.modalities.items():
         wide = _width(config, name, columns)

@@ -1,4 +1,4 @@
-"""How far the training of a policy has come, on disk: what a training that was killed goes on from.
+"""The progress of a policy's training, on disk: what a training that was killed goes on from.
 
 RLlib's own checkpoints are pickles, and nothing pickled is read from disk here. So this is a safetensors file of
 our own: the weights, Adam's moments and step counts, and as JSON the iteration, the scores and the history. What is

@@ -1,7 +1,7 @@
-"""Whether a policy that was trained is better than the one in force: only then does it take its place.
+"""A comparison of a trained policy with the one in force: only if it is better does it take its place.
 
-Training can spoil a policy, and its own reward does not tell: it is of other tasks in every iteration. So both play
-the same rehearsals, whose seeds no training draws, at all clients that teach. The later records that judge them are
+Training can spoil a policy, and its own reward does not tell: it is of other tasks in every iteration. So both meet
+the same rehearsals, whose seeds no training draws, at all clients that take part. The later records that judge them are
 those that the training was rewarded on, which favours the trained policy; so it must be ahead by more than a standard
 error of the paired difference.
 """
@@ -27,8 +27,7 @@ HELD_OUT = 2**31  # training draws its seeds below
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Hold how much each policy lowers the later RMSE, mean over rehearsals as a share; the paired difference, its
-    error."""
+    """The share by which each policy lowers the later RMSE, mean over rehearsals; the paired difference, its error."""
 
     rehearsals: int
     in_force: float
@@ -42,12 +41,13 @@ class Comparison:
         return self.difference > self.error
 
 
-def compare(board: EnvContext, in_force: Network, trained: Network, max_slices: int) -> Comparison:
-    """Play the same rehearsals under both."""
-    each = math.ceil(REHEARSALS / len(board.clients))
+def compare(context: EnvContext, in_force: Network, trained: Network, max_slices: int) -> Comparison:
+    """Judge both on the same rehearsals."""
+    each = math.ceil(REHEARSALS / len(context.clients))
     seeds = tuple(HELD_OUT + number for number in range(each))
-    work = CompareSelections({"in force": in_force, "trained": trained}, seeds, board.outputs, board.total, max_slices)
-    replies = in_order(board.federation.run(work, on=board.clients))
+    policies = {"in force": in_force, "trained": trained}
+    work = CompareSelections(policies, seeds, context.outputs, context.total, max_slices)
+    replies = in_order(context.federation.run(work, on=context.clients))
     before, after = (_all([reply.record["gains"][name] for reply in replies]) for name in ("in force", "trained"))
     change = after - before
     error = float(change.std(ddof=1) / np.sqrt(len(change))) if len(change) > 1 else math.inf

@@ -4,8 +4,8 @@ A task is one client with some of its slices disturbed on purpose. The policy se
 of all slices, and is rewarded by the exact refit on records *later* than those the aggregates come from:
 rewarded on what it has seen, it could only equal the best rule. Half of the tasks begin with everything kept, half
 where a short search on validation ended, so that it learns to refine what search finds. Several copies of the
-environment play the same task side by side, and a reward counts against the copies' mean, so that easy and hard
-tasks teach alike.
+environment meet the same task side by side, and a reward counts against the copies' mean, so that easy and hard
+tasks count alike.
 
 A task may have several rounds: it begins with the older slices, and in each round newer ones enter, older ones age,
 and influences may be changed; the reward of a round is on the stretch that follows it (`Rollout`).
@@ -38,7 +38,7 @@ from frmu.selection.selectors import SEARCH
 __all__ = ["EnvContext", "SliceEnv", "spaces"]
 
 PAUSE = 30.0  # seconds before a client that did not answer is asked again
-GROUP = 12  # copies that play the same task
+GROUP = 12  # copies that meet the same task
 TASKS_PER_EPISODE = 10  # tasks in one episode
 MASK = 2 * len(FEATURES)
 
@@ -73,7 +73,7 @@ class EnvContext:
 
 @dataclass(slots=True)
 class _Episode:
-    """A task under way: whose (a number over all boards), its seed, round and step; what was seen with everything
+    """A task under way: whose (a number over all contexts), its seed, round and step; what was seen with everything
     kept in this round; per copy influences and last loss. `rounds` is how many there will be.
     """
 
@@ -91,9 +91,9 @@ class _Episode:
 class SliceEnv(VectorEnv[Any, Any, Any]):
     """`num_envs` copies, in groups that share a task; all end their episodes together.
 
-    Tasks are drawn from the clients of all `boards`, with at most `max_slices` slices. `steps` are the refinements of a
-    round and `rounds` those of a task, `forget_penalty` is what forgetting everything would cost, in the unit of the
-    reward. An episode is as long as `tasks_per_episode` tasks. A reward counts against the mean of the group of
+    Tasks are drawn from the clients of all `contexts`, with at most `max_slices` slices. `steps` are the refinements
+    of a round and `rounds` those of a task, `forget_penalty` is what forgetting everything would cost, in the unit of
+    the reward. An episode is as long as `tasks_per_episode` tasks. A reward counts against the mean of the group of
     copies; a copy that is alone earns it as it is.
     """
 
@@ -101,7 +101,7 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
 
     def __init__(
         self,
-        boards: Sequence[EnvContext],
+        contexts: Sequence[EnvContext],
         max_slices: int,
         num_envs: int,
         steps: int = 1,
@@ -114,14 +114,14 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         self.single_observation_space, self.single_action_space = spaces(max_slices)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.boards = tuple(boards)
-        self._clients = [(number, name) for number, board in enumerate(self.boards) for name in board.clients]
+        self.contexts = tuple(contexts)
+        self._clients = [(number, name) for number, context in enumerate(self.contexts) for name in context.clients]
         self._site: int | None = None
         self.max_slices, self.steps, self.rounds, self.forget_penalty = max_slices, steps, rounds, forget_penalty
         self.tasks_per_episode = tasks_per_episode
         self._rng = np.random.Generator(np.random.PCG64(seed))
-        self._games: list[_Episode] = []
-        self._looks: list[Any] = []
+        self._episodes: list[_Episode] = []
+        self._observed: list[Any] = []
         self._taken = 0
         self._over = False
         self._away: dict[int, tuple[float, str]] = {}  # who did not answer: when to ask again, and why
@@ -132,7 +132,7 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         return tuple(sorted(self._clients[client][1] for client in self._away))
 
     def only(self, client: int | None) -> None:
-        """From the next reset on, draw tasks from one client alone, by its number over all boards; None: from all."""
+        """From the next reset on, draw tasks from one client alone, by its number over all contexts; None: all."""
         self._site = client
 
     def reset(
@@ -143,7 +143,7 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
             self._rng = np.random.Generator(np.random.PCG64(seed))
         self._taken, self._over = 0, False
         while True:
-            self._games, self._looks = [], []
+            self._episodes, self._observed = [], []
             try:
                 self._deal()
             except ClientsUnavailableError:
@@ -171,10 +171,10 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         self, actions: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         never = np.zeros(self.num_envs, dtype=bool)
-        rewards, gains = self._play(actions)
+        rewards, gains = self._rollout(actions)
         self._taken += 1
         # A client with few slices has fewer rounds: one task is over with its own last round.
-        ended = self.tasks_per_episode == 1 and all(game.over for game in self._games)
+        ended = self.tasks_per_episode == 1 and all(episode.over for episode in self._episodes)
         self._over = ended or self._taken >= self.tasks_per_episode * self.steps * self.rounds
         if not self._over:
             self._deal()
@@ -182,15 +182,15 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         infos = {"gain": gains, "_gain": np.ones(self.num_envs, dtype=bool)}
         return self._observation(), rewards, np.full(self.num_envs, self._over), never, infos
 
-    # -- the game ---------------------------------------------------------------------------------------------
+    # -- episodes -------------------------------------------------------------------------------------------------
 
     def _groups(self) -> list[range]:
         return [range(at, min(at + GROUP, self.num_envs)) for at in range(0, self.num_envs, GROUP)]
 
     def _deal(self) -> None:
-        """A new task for each group that has none, or whose task is over; one look at each."""
+        """A new task for each group that has none, or whose task is over; one observation of each."""
         groups = self._groups()
-        free = [at for at in range(len(groups)) if not self._games or self._games[at].over]
+        free = [at for at in range(len(groups)) if not self._episodes or self._episodes[at].over]
         drawn = [(self._draw(), int(self._rng.integers(2**31))) for _ in free]
         searched = self._rng.random(len(drawn)) < 0.5
         firsts = self._ask([(client, EnvStep(seed, None, 0.0, True)) for client, seed in drawn])
@@ -198,14 +198,14 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         where = [at for at, search in enumerate(searched) if search]
         for at, found in zip(where, self._ask([self._search(*drawn[at]) for at in where]), strict=True):
             starts[at] = found
-        games, looks = dict(enumerate(self._games)), dict(enumerate(self._looks))
+        episodes, observed = dict(enumerate(self._episodes)), dict(enumerate(self._observed))
         for at, (client, seed), first, start in zip(free, drawn, firsts, starts, strict=True):
             size = len(groups[at])
             influence, losses = [start["influence"]] * size, [start["loss"]] * size
-            games[at] = _Episode(client, seed, first, influence, losses, first["rounds"])
-            looks |= dict.fromkeys(groups[at], start)
-        self._games = [games[at] for at in range(len(groups))]
-        self._looks = [looks[env] for env in range(self.num_envs)]
+            episodes[at] = _Episode(client, seed, first, influence, losses, first["rounds"])
+            observed |= dict.fromkeys(groups[at], start)
+        self._episodes = [episodes[at] for at in range(len(groups))]
+        self._observed = [observed[env] for env in range(self.num_envs)]
 
     def _draw(self) -> int:
         if not (there := self._there()):
@@ -223,72 +223,72 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
     def _search(client: int, seed: int) -> tuple[int, EnvStep]:
         return client, EnvStep(seed, None, 0.0, True, SEARCH)
 
-    def _play(self, actions: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _rollout(self, actions: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """One step of every copy: rewards, and relative gains on later records."""
-        moves = []
-        for game, group in zip(self._games, self._groups(), strict=True):
-            game.step += 1
+        env_steps = []
+        for episode, group in zip(self._episodes, self._groups(), strict=True):
+            episode.step += 1
             for copy, env in enumerate(group):
-                logits = np.asarray(actions[env][: len(game.influence[copy])], dtype=np.float64)
-                game.influence[copy] = influence_of(logits, game.first["by_itself"])
-                moves.append((game.client, self._move(game, copy)))
-        answers = self._ask(moves)
+                logits = np.asarray(actions[env][: len(episode.influence[copy])], dtype=np.float64)
+                episode.influence[copy] = influence_of(logits, episode.first["by_itself"])
+                env_steps.append((episode.client, self._env_step(episode, copy)))
+        answers = self._ask(env_steps)
         rewards, gains = np.zeros(self.num_envs), np.zeros(self.num_envs)
-        for game, group in zip(self._games, self._groups(), strict=True):
-            raw = np.array([self._reward(game, copy, answers[env]["loss"]) for copy, env in enumerate(group)])
+        for episode, group in zip(self._episodes, self._groups(), strict=True):
+            raw = np.array([self._reward(episode, copy, answers[env]["loss"]) for copy, env in enumerate(group)])
             # A task in which nothing matters is not blown up to one that does.
             rewards[list(group)] = raw if len(raw) == 1 else (raw - raw.mean()) / (raw.std() + 0.2)
-            gains[list(group)] = [1.0 - answers[env]["loss"] / (game.first["keep"] + 1e-12) for env in group]
-            self._turn(game, [answers[env] for env in group])
-        pairs = zip(self._looks, answers, strict=True)
-        self._looks = [before if now["rows"] is None else now for before, now in pairs]
+            gains[list(group)] = [1.0 - answers[env]["loss"] / (episode.first["keep"] + 1e-12) for env in group]
+            self._turn(episode, [answers[env] for env in group])
+        pairs = zip(self._observed, answers, strict=True)
+        self._observed = [before if now["rows"] is None else now for before, now in pairs]
         return rewards, gains
 
-    def _move(self, game: _Episode, copy: int) -> EnvStep:
-        """Return what a client is asked to do for one copy; where the task goes on, it looks at once."""
-        ends = game.step >= self.steps
-        enter = ends and game.round + 1 < game.rounds
+    def _env_step(self, episode: _Episode, copy: int) -> EnvStep:
+        """Return what a client is asked to do for one copy; where the task goes on, it observes at once."""
+        ends = episode.step >= self.steps
+        enter = ends and episode.round + 1 < episode.rounds
         # Where a task ends nobody learns from what is seen, but a copy that is alone shows it.
-        look = enter or not ends or self.num_envs == 1
-        share = 0.0 if enter else game.step / (self.steps + 1)
-        return EnvStep(game.seed, tuple(game.influence[copy]), share, look, round=game.round, enter=enter)
+        observe = enter or not ends or self.num_envs == 1
+        share = 0.0 if enter else episode.step / (self.steps + 1)
+        return EnvStep(episode.seed, tuple(episode.influence[copy]), share, observe, round=episode.round, enter=enter)
 
-    def _turn(self, game: _Episode, answers: Sequence[dict[str, Any]]) -> None:
+    def _turn(self, episode: _Episode, answers: Sequence[dict[str, Any]]) -> None:
         """Begin the next round, or end the task, where its steps are done.
 
         The first step of a round is rewarded against keeping everything: copies come to it with influences of their
         own, and are compared all the same.
         """
-        if game.step < self.steps:
+        if episode.step < self.steps:
             return
-        game.over = game.round + 1 >= game.rounds
-        if game.over:
+        episode.over = episode.round + 1 >= episode.rounds
+        if episode.over:
             return
-        game.round, game.step = game.round + 1, 0
+        episode.round, episode.step = episode.round + 1, 0
         rows, relation = answers[0]["first"]
-        game.first = {**answers[0], "rows": rows, "relation": relation}
-        game.influence = [answer["influence"] for answer in answers]
-        game.loss = [game.first["keep"]] * len(answers)
+        episode.first = {**answers[0], "rows": rows, "relation": relation}
+        episode.influence = [answer["influence"] for answer in answers]
+        episode.loss = [episode.first["keep"]] * len(answers)
 
-    def _reward(self, game: _Episode, copy: int, loss: float) -> float:
+    def _reward(self, episode: _Episode, copy: int, loss: float) -> float:
         """Return what the step gained on later records, in percent of keeping everything, squashed; less the price."""
-        gain = np.arcsinh(100.0 * (game.loss[copy] - loss) / (game.first["keep"] + 1e-12))
-        game.loss[copy] = loss
-        return float(gain - self.forget_penalty * np.mean(1.0 - game.influence[copy]))
+        gain = np.arcsinh(100.0 * (episode.loss[copy] - loss) / (episode.first["keep"] + 1e-12))
+        episode.loss[copy] = loss
+        return float(gain - self.forget_penalty * np.mean(1.0 - episode.influence[copy]))
 
-    def _ask(self, moves: Sequence[tuple[int, EnvStep]]) -> list[dict[str, Any]]:
-        """One trip to the clients that are concerned; answers in the order of the moves."""
+    def _ask(self, env_steps: Sequence[tuple[int, EnvStep]]) -> list[dict[str, Any]]:
+        """One dispatch to the clients that are concerned; answers in the order of the steps."""
         where: dict[int, dict[str, list[int]]] = {}
-        for at, (client, _) in enumerate(moves):
+        for at, (client, _) in enumerate(env_steps):
             number, name = self._clients[client]
             where.setdefault(number, {}).setdefault(name, []).append(at)
-        answers: list[dict[str, Any]] = [{}] * len(moves)
+        answers: list[dict[str, Any]] = [{}] * len(env_steps)
         for number, by_client in where.items():
-            board = self.boards[number]
-            asked = {name: tuple(moves[at][1] for at in places) for name, places in by_client.items()}
-            play = Rollout(asked, board.outputs, board.total, self.max_slices, self.rounds)
+            context = self.contexts[number]
+            asked = {name: tuple(env_steps[at][1] for at in places) for name, places in by_client.items()}
+            rollout = Rollout(asked, context.outputs, context.total, self.max_slices, self.rounds)
             try:
-                for reply in board.federation.run(play, on=sorted(by_client)):
+                for reply in context.federation.run(rollout, on=sorted(by_client)):
                     for at, answer in zip(by_client[reply.client], reply.record["steps"], strict=True):
                         answers[at] = answer
             except ClientsUnavailableError as gone:
@@ -300,13 +300,13 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
     def _observation(self) -> NDArray[np.float32]:
         out = np.zeros((self.num_envs, *self.single_observation_space.shape), dtype=np.float32)
         features, max_slices = len(FEATURES), self.max_slices
-        for game, group in zip(self._games, self._groups(), strict=True):
+        for episode, group in zip(self._episodes, self._groups(), strict=True):
             for env in group:
-                first, now, slices = game.first, self._looks[env], len(game.first["keys"])
+                first, now, slices = episode.first, self._observed[env], len(episode.first["keys"])
                 out[env, :slices, :features] = first["rows"]
                 out[env, :slices, features:MASK] = now["rows"]
                 out[env, :slices, MASK] = 1.0
                 out[env, :slices, MASK + 1 : MASK + 1 + slices] = first["relation"]
                 out[env, :slices, MASK + 1 + max_slices : MASK + 1 + max_slices + slices] = now["relation"]
-                out[env, -1, :2] = game.client, first["kind"] == "none"
+                out[env, -1, :2] = episode.client, first["kind"] == "none"
         return out

@@ -5,7 +5,7 @@ beta W + (1 - beta) w_k. A site's copy learns from the steps of that site alone,
 all that the sites share. The moments are averaged as the weights are: with so few steps a round, an Adam that began
 anew every time would follow the signs of noise, and so a site has to remember nothing.
 
-One RLlib algorithm trains the copies one after the other: its weights are set to the site's and its env runners play
+One RLlib algorithm trains the copies one after the other: its weights are set to the site's and its env runners step
 at that site. A module a site in one MultiRLModule would need a multi-agent environment, which was
 measured at ten times the time of a vectorised one, and an algorithm a site costs seconds and 300 MiB each; both would
 learn the same. (FedAvg: McMahan et al., AISTATS 2017.)
@@ -43,16 +43,16 @@ def batch_of(samples: int, sites: int) -> int:
 
 
 class Sites:
-    """The sites of some boards and, with beta < 1, the copies that they keep."""
+    """The sites of some contexts and, with beta < 1, the copies that they keep."""
 
-    def __init__(self, boards: Sequence[EnvContext], beta: float) -> None:
-        # Two boards may have clients of one name, so a site has a number before its name.
-        names = [name for board in boards for name in board.clients]
-        shares = [share for board in boards for share in board.shares]
+    def __init__(self, contexts: Sequence[EnvContext], beta: float) -> None:
+        # Two contexts may have clients of one name, so a site has a number before its name.
+        names = [name for context in contexts for name in context.clients]
+        shares = [share for context in contexts for share in context.shares]
         self.names = [f"{number:06d} {name}" for number, name in enumerate(names)]
         self._shares = dict(zip(self.names, shares, strict=True))
-        self._server = boards[0].federation
-        self._boards = tuple(boards)
+        self._server = contexts[0].federation
+        self._contexts = tuple(contexts)
         self._beta = beta
         self._copies: dict[str, dict[str, NDArray[np.float32]]] = {}
 
@@ -82,16 +82,16 @@ class Sites:
         """
         gone: set[str] = set()
         number = 0
-        for board in self._boards:
+        for context in self._contexts:
             reasons: dict[str, str] = {}
             try:
-                list(board.federation.run(DescribeShard(), on=board.clients))
+                list(context.federation.run(DescribeShard(), on=context.clients))
             except ClientsUnavailableError as error:
                 reasons = error.reasons
-                if set(board.clients) <= set(reasons) and len(self._boards) == 1:
+                if set(context.clients) <= set(reasons) and len(self._contexts) == 1:
                     raise
-            gone |= {self.names[number + at] for at, name in enumerate(board.clients) if name in reasons}
-            number += len(board.clients)
+            gone |= {self.names[number + at] for at, name in enumerate(context.clients) if name in reasons}
+            number += len(context.clients)
         if gone:
             _log.warning("This round goes on without %s", ", ".join(sorted(name.split(" ", 1)[1] for name in gone)))
         return gone

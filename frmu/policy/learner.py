@@ -2,7 +2,7 @@
 
 FRAMU's line 11 adds |TD error| to the score of every point. Surprise alone keeps what is stale or noisy, so
 here the sign counts: a step that went better than expected raises the scores of the slices it kept and lowers
-those it forgot, each by its share in the value's attention. Steps on disturbed slices teach the policy and do
+those it forgot, each by its share in the value's attention. Steps on disturbed slices train the policy and do
 not touch the scores, which are of the records as they are.
 """
 

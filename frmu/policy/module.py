@@ -45,7 +45,7 @@ class _Block(nn.Module):
 
 
 class SliceNetwork(nn.Module):
-    """Hold what is `Seen` to logits (batch, K), value (batch,) and pooling (batch, K)."""
+    """A network from what is `Seen` to logits (batch, K), value (batch,) and pooling (batch, K)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class SliceModule(TorchRLModule, ValueFunctionAPI):
         self.action_dist_cls = TorchDiagGaussian
 
     def look(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, value and pooling for observations; a row without a slice has logit 0, which teaches nothing."""
+        """Logits, value and pooling for observations; a row without a slice has logit 0, which has no slope."""
         rows, relations, mask = seen(observation)
         logits, value, pool = self.network(rows, relations, mask)
         return torch.where(mask, logits, 0.0), value, pool

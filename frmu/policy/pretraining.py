@@ -1,4 +1,4 @@
-"""Learning from lessons: the policy follows the exact slope of what it is rewarded by.
+"""Pretraining on tasks without number: the policy follows the exact slope of what it is rewarded by.
 
 A refit is differentiable, and its derivative by every influence costs one back substitution. So where the later
 records are at hand, an action need not be tried against others to know which way was better: the reward's own
@@ -6,7 +6,7 @@ gradient goes through the action into the network, step by step of an episode, e
 That is a policy gradient whose critic is exact. (Deterministic policy gradient: Silver et al., ICML 2014; learning to
 optimise: Andrychowicz et al., NeurIPS 2016.)
 
-The value learns beside it what the present influences are worth on later records: with it the policy chooses among
+The value learns beside it the reward of the present influences on later records: with it the policy chooses among
 what it meets, which validation records that a search has already fitted cannot do.
 """
 
@@ -45,13 +45,13 @@ class _Rollout:
     here: Fit
     keep: float
 
-    def look(self, step: int) -> Observation:
+    def observation(self, step: int) -> Observation:
         """Return what is seen from where it stands."""
         if self.here is self.first.fit:
             return self.first
         return observe(self.task, self.here, step / (STEPS + 1), self.first.fit.loss)
 
-    def worth(self) -> float:
+    def reward(self) -> float:
         """The reward of standing here: the log of the later RMSE against keeping all, bent."""
         return float(-np.arcsinh(SCALE * self._change()) / SCALE)
 
@@ -71,11 +71,11 @@ def pretrain(
     batch: int,
     seed: int,
     parent: Network | None = None,
-    tell: Callable[[int, float], None] = lambda number, worth: None,
+    tell: Callable[[int, float], None] = lambda number, reward: None,
 ) -> Weights:
     """Train on tasks that `make` gives, `batch` an iteration; weights by name, float32.
 
-    `tell` hears, each iteration, the mean worth of what the policy arrived at.
+    `tell` hears, each iteration, the mean reward where the policy arrived.
     """
     torch.manual_seed(seed)
     network = SliceNetwork()
@@ -87,15 +87,15 @@ def pretrain(
         for number in range(iterations):
             for group in optimiser.param_groups:
                 group["lr"] = 2e-3 * max(0.02, 1.0 - number / iterations)
-            pupils = list(pool.map(_begin, [(make, int(seed)) for seed in rng.integers(2**62, size=batch)]))
+            rollouts = list(pool.map(_begin, [(make, int(seed)) for seed in rng.integers(2**62, size=batch)]))
             total, count = torch.zeros(()), 0
             for step in range(1 + int(rng.integers(STEPS))):
-                total, count = total + _step(network, pupils, step, pool), count + 1
+                total, count = total + _step(network, rollouts, step, pool), count + 1
             optimiser.zero_grad()
             (total / count).backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()
-            tell(number, float(np.mean([pupil.worth() for pupil in pupils])))
+            tell(number, float(np.mean([rollout.reward() for rollout in rollouts])))
     return {name: weight.detach().numpy().astype(np.float32) for name, weight in network.state_dict().items()}
 
 
@@ -109,24 +109,24 @@ def _begin(asked: tuple[Callable[[np.random.Generator], SelectionProblem], int])
     return _Rollout(task, observe(task, kept, 0.0, kept.loss), here, loss(kept.W, task.later) + 1e-12)
 
 
-def _step(network: SliceNetwork, pupils: Sequence[_Rollout], step: int, pool: ThreadPoolExecutor) -> Tensor:
-    """Look, act, refit; the loss whose gradient is that of the rewards, and the value's error before the action."""
-    looks = list(pool.map(lambda pupil: pupil.look(step), pupils))
-    worth = torch.tensor([pupil.worth() for pupil in pupils])
-    rows, relations, mask = _padded(pupils, looks)
+def _step(network: SliceNetwork, rollouts: Sequence[_Rollout], step: int, pool: ThreadPoolExecutor) -> Tensor:
+    """Observe, act, refit; the loss whose gradient is that of the rewards, and the value's error before the action."""
+    observations = list(pool.map(lambda rollout: rollout.observation(step), rollouts))
+    reward = torch.tensor([rollout.reward() for rollout in rollouts])
+    rows, relations, mask = _padded(rollouts, observations)
     logits, value, _ = network(rows, relations, mask)
-    influence = _influence(logits, mask, torch.tensor([pupil.task.by_itself for pupil in pupils]))
+    influence = _influence(logits, mask, torch.tensor([rollout.task.by_itself for rollout in rollouts]))
     given = influence.detach().double().numpy()
 
-    def move(asked: tuple[_Rollout, Float]) -> Float:
-        pupil, row = asked
-        pupil.here = fit(pupil.task, row[: len(pupil.task)])
-        return pupil.slope()
+    def act(asked: tuple[_Rollout, Float]) -> Float:
+        rollout, row = asked
+        rollout.here = fit(rollout.task, row[: len(rollout.task)])
+        return rollout.slope()
 
     slope = torch.zeros_like(influence)
-    for at, found in enumerate(pool.map(move, zip(pupils, given, strict=True))):
+    for at, found in enumerate(pool.map(act, zip(rollouts, given, strict=True))):
         slope[at, : len(found)] = torch.from_numpy(found)
-    error = torch.nn.functional.smooth_l1_loss(value, worth, beta=0.1)
+    error = torch.nn.functional.smooth_l1_loss(value, reward, beta=0.1)
     return (influence * slope).sum(dim=1).mean() + 2.0 * error
 
 
@@ -136,15 +136,15 @@ def _influence(logits: Tensor, mask: Tensor, by_itself: Tensor) -> Tensor:
     return torch.where(by_itself[:, None], influence / influence.amax(dim=1, keepdim=True), influence)
 
 
-def _padded(pupils: Sequence[_Rollout], looks: Sequence[Observation]) -> tuple[Tensor, Tensor, Tensor]:
-    max_slices = max(len(pupil.task) for pupil in pupils)
-    rows = torch.zeros(len(pupils), max_slices, 2 * len(FEATURES))
-    relations = torch.zeros(len(pupils), 2, max_slices, max_slices)
-    mask = torch.zeros(len(pupils), max_slices, dtype=torch.bool)
-    for at, (pupil, look) in enumerate(zip(pupils, looks, strict=True)):
-        slices = len(pupil.task)
-        rows[at, :slices] = torch.from_numpy(np.concatenate([pupil.first.rows, look.rows], axis=1)).float()
-        for number, relation in enumerate((pupil.first.relation, look.relation)):
+def _padded(rollouts: Sequence[_Rollout], observations: Sequence[Observation]) -> tuple[Tensor, Tensor, Tensor]:
+    max_slices = max(len(rollout.task) for rollout in rollouts)
+    rows = torch.zeros(len(rollouts), max_slices, 2 * len(FEATURES))
+    relations = torch.zeros(len(rollouts), 2, max_slices, max_slices)
+    mask = torch.zeros(len(rollouts), max_slices, dtype=torch.bool)
+    for at, (rollout, observation) in enumerate(zip(rollouts, observations, strict=True)):
+        slices = len(rollout.task)
+        rows[at, :slices] = torch.from_numpy(np.concatenate([rollout.first.rows, observation.rows], axis=1)).float()
+        for number, relation in enumerate((rollout.first.relation, observation.relation)):
             relations[at, number, :slices, :slices] = torch.from_numpy(relation).float()
         mask[at, :slices] = True
     return rows, relations, mask

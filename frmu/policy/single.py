@@ -1,9 +1,9 @@
-"""The same game as a plain `gymnasium.Env`: one copy, one task an episode, for any learner and for looking into it.
+"""The environment as a plain `gymnasium.Env`: one copy, one task an episode, for any learner and to look into it.
 
     gymnasium.make("frmu.policy.single:frmu/Slices-v0", config="homes.toml")
 
-RLlib trains on `SliceEnv`, which plays many copies in one trip to the clients; this one wraps a `SliceEnv` of one
-copy, so there is one game and not two. Its rewards are what a step gained, not compared with other copies.
+RLlib trains on `SliceEnv`, which steps many copies in one dispatch to the clients; this one wraps a `SliceEnv` of
+one copy, so there is one environment and not two. Its rewards are what a step gained, not compared with other copies.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class SliceTask(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     def __init__(
         self,
-        boards: Sequence[EnvContext],
+        contexts: Sequence[EnvContext],
         max_slices: int = MOST,
         steps: int = 1,
         rounds: int = 1,
         forget_penalty: float = 0.02,
         seed: int = 0,
     ) -> None:
-        self._game = SliceEnv(boards, max_slices, 1, steps, rounds, forget_penalty, seed, tasks_per_episode=1)
-        self.observation_space = self._game.single_observation_space
+        self._env = SliceEnv(contexts, max_slices, 1, steps, rounds, forget_penalty, seed, tasks_per_episode=1)
+        self.observation_space = self._env.single_observation_space
         self.action_space = gym.spaces.Box(-1.0, 1.0, (max_slices,), np.float32)
 
     def reset(
@@ -54,28 +54,28 @@ class SliceTask(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Draw a task; from `seed`, where one is given."""
         super().reset(seed=seed)
-        observation, info = self._game.reset(seed=seed)
+        observation, info = self._env.reset(seed=seed)
         return observation[0], info
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Refit under the action."""
-        observation, reward, terminated, truncated, info = self._game.step(LIMIT * np.asarray(action)[None])
+        observation, reward, terminated, truncated, info = self._env.step(LIMIT * np.asarray(action)[None])
         gain = {"gain": float(info["gain"][0])} if info else {}
         return observation[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), gain
 
 
 def slice_task(config: str | Path, **options: Any) -> SliceTask:
-    """The game over the shards of a config that was trained before, in this process; options as of `SliceTask`.
+    """The environment over the shards of a config that was trained before, in this process; options as of `SliceTask`.
 
     `steps`, `rounds` and `forget_penalty` are the config's where they are not given. Raises `StoreError` where nothing
-    was trained, `PolicyError` where no client can teach.
+    was trained, `PolicyError` where no client can train it.
     """
     loaded = load(config)
     store = Workspace.existing(loaded)
-    board, _ = context_of(loaded, LocalFederation(loaded, clients_in(store.shards), store.folder))
+    context, _ = context_of(loaded, LocalFederation(loaded, clients_in(store.shards), store.folder))
     policy = loaded.policy
     return SliceTask(
-        [board], **{"steps": policy.steps, "rounds": policy.rounds, "forget_penalty": policy.forget_penalty} | options
+        [context], **{"steps": policy.steps, "rounds": policy.rounds, "forget_penalty": policy.forget_penalty} | options
     )
 
 

@@ -30,11 +30,11 @@ from frmu.selection.scores import update
 
 __all__ = ["Trainer", "quiet", "runners_for", "scalars_of"]
 
-GROUPS = 4  # tasks that are played side by side
+GROUPS = 4  # tasks that are met side by side
 LAPTOP = 4  # up to so many CPUs there are no env runners of their own
 SHARE = 0.5  # of a CPU, an env runner
 RATE = 1e-4  # Adam's: it goes on from a policy that is good already, and ten times as much spoils it
-AGAIN = 1.0  # seconds between two tries to play when all env runners were lost; Ray starts them again meanwhile
+AGAIN = 1.0  # seconds between two tries to sample when all env runners were lost; Ray starts them again meanwhile
 PROBE = 10.0  # seconds that RLlib waits for a sign of life of an env runner; its own restore timeout is half an hour
 RESUME = "What was learned so far is kept: `frmu policy train --resume` goes on with it"
 
@@ -47,7 +47,7 @@ def runners_for(setting: int | str, cpus: float, clients: int, samples: int) -> 
     """Return how many env runners: as set, else from the CPUs that are free in the cluster.
 
     "auto" is none on a laptop; on a cluster half the CPUs but one, so that the clients that they step have the rest,
-    and no more than there are clients to keep busy or parts of a batch to play. Raises `PolicyError` for
+    and no more than there are clients to keep busy or parts of a batch to sample. Raises `PolicyError` for
     more than the cluster can place: Ray would wait for ever.
 
     >>> [runners_for("auto", cpus, clients=24, samples=960) for cpus in (2, 4, 8, 16, 64)]
@@ -67,23 +67,23 @@ def runners_for(setting: int | str, cpus: float, clients: int, samples: int) -> 
 
 
 class Trainer:
-    """One RLlib algorithm over some boards; a context manager.
+    """One RLlib algorithm over some contexts; a context manager.
 
-    No wait for env runners is longer than `deadline` seconds a trip to the clients: a `FederationError` ends it.
+    No wait for env runners is longer than `deadline` seconds a dispatch to the clients: a `FederationError` ends it.
     """
 
     def __init__(
-        self, policy: Policy, boards: Sequence[EnvContext], max_slices: int, runners: int, samples: int, seed: int,
+        self, policy: Policy, contexts: Sequence[EnvContext], max_slices: int, runners: int, samples: int, seed: int,
         deadline: float = 300.0,
     ) -> None:  # fmt: skip
         self._deadline = deadline
-        # Steps of the vector environment, of which each is a trip or two.
+        # Steps of the vector environment, of which each is a dispatch or two.
         self._longest = deadline * (2 + samples / (GROUPS * GROUP * max(1, runners)))
-        config = _ppo(policy, boards, max_slices, runners, samples, seed, deadline)
+        config = _ppo(policy, contexts, max_slices, runners, samples, seed, deadline)
         self._algorithm = self._wait(f"RLlib to start {runners} env runners", config.build_algo, deadline)
         self._away: tuple[str, ...] = ()
         self._site: int | None = None
-        self._so_far = 0.0  # steps played since the algorithm was built
+        self._so_far = 0.0  # steps sampled since the algorithm was built
 
     def __enter__(self) -> Trainer:
         return self
@@ -105,7 +105,7 @@ class Trainer:
         is no iteration, and it is gone through once more. Raises `PolicyError` where none comes back.
         """
         deadline, told = time.monotonic() + self._deadline, False
-        while (played := _played(result := self._train())) <= self._so_far:
+        while (sampled := _sampled(result := self._train())) <= self._so_far:
             if not told:
                 _log.warning(
                     "No env runner answers; asking again for %g s. %s", self._deadline,
@@ -119,7 +119,7 @@ class Trainer:
                 )
             time.sleep(AGAIN)
             self.at(self._site)
-        self._so_far = played
+        self._so_far = sampled
         self._tell_away()
         healthy = self._algorithm.env_runner_group.num_healthy_remote_workers()
         return scalars_of(result, scores) | {"env_runners": float(healthy)}
@@ -141,7 +141,7 @@ class Trainer:
         self._away = away
 
     def at(self, site: int | None) -> None:
-        """Play at one client alone, by its number over all boards, from clean episodes on; None: at all."""
+        """Sample at one client alone, by its number over all contexts, from clean episodes on; None: at all."""
         self._site = site
         self._algorithm.env_runner_group.foreach_env_runner(partial(_at, site), timeout_seconds=self._deadline)
 
@@ -162,8 +162,8 @@ class Trainer:
         return next(iter(self._algorithm.learner_group.foreach_learner(_moments))).get()
 
 
-def _played(result: Mapping[str, Any]) -> float:
-    """Steps that were played in all iterations up to a result."""
+def _sampled(result: Mapping[str, Any]) -> float:
+    """Steps that were sampled in all iterations up to a result."""
     return float(result.get("env_runners", {}).get("num_env_steps_sampled_lifetime", 0))
 
 
@@ -178,7 +178,7 @@ def scalars_of(result: Mapping[str, Any], scores: Sequence[NDArray[np.float64]])
     runners = result["env_runners"]
     return {
         "gain": float(runners.get("gain", float("nan"))),
-        "env_steps": _played(result),
+        "env_steps": _sampled(result),
         "td_error": float(learner.get("td_error", float("nan"))),
         "entropy": float(learner.get("entropy", float("nan"))),
         "policy_loss": float(learner.get("policy_loss", float("nan"))),
@@ -226,7 +226,7 @@ def _set_moments(moments: Weights, learner: Any, *_: Any) -> None:
 
 def _ppo(
     policy: Policy,
-    boards: Sequence[EnvContext],
+    contexts: Sequence[EnvContext],
     max_slices: int,
     runners: int,
     samples: int,
@@ -243,7 +243,7 @@ def _ppo(
     observation, action = spaces(max_slices)
     register_env("frmu-slices", _environment)
     settings = {
-        "boards": boards,
+        "contexts": contexts,
         "max_slices": max_slices,
         "steps": policy.steps,
         "rounds": policy.rounds,

@@ -30,7 +30,7 @@ _log = logging.getLogger("frmu.progress")
 __all__ = ["MOST", "Learned", "context_of", "train_policy"]
 
 MOST = 64  # slices of one client that take part in training; the newest, where there are more
-Teachers = dict[str, list[str]]
+TrainingSlices = dict[str, list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +48,16 @@ class Learned:
 
 def context_of(
     config: Config, federation: Federation, attention: Mapping[str, float] | None = None
-) -> tuple[EnvContext, Teachers]:
-    """The clients of a federation that can teach, and their slices: those with something to fit, to see, to be
-    rewarded on. `attention` is a_k by client, 1 where it is not known. Raises `PolicyError` where nobody can."""
+) -> tuple[EnvContext, TrainingSlices]:
+    """The clients of a federation that can train a policy, and their slices: with something to fit, to see, to be
+    rewarded on. `attention` is a_k by client, 1 where it is not known. Raises `PolicyError` where none can."""
     described = [reply for reply in in_order(federation.run(DescribeShard())) if reply.record["rows"]]
-    teaching = [
+    able = [
         reply
         for reply in described
         if reply.record["splits"]["validation"] and reply.record["splits"]["later"] and len(reply.record["slices"]) > 1
     ]
-    if not teaching:
+    if not able:
         raise PolicyError(
             "no client has two slices to fit, validation records and later records; move the dates in [split], or "
             "cut finer slices"
@@ -65,20 +65,20 @@ def context_of(
     outputs = outputs_of(config, {label for reply in described for label in reply.record["classes"]})
     names = tuple(reply.client for reply in described)
     total, _ = total_of(config, config.fingerprint(), federation, names, outputs, digests_of(described))
-    board = EnvContext(
+    context = EnvContext(
         federation,
-        tuple(reply.client for reply in teaching),
+        tuple(reply.client for reply in able),
         outputs,
         PackedStatistics.of(total),
-        tuple((attention or {}).get(reply.client, 1.0) * reply.record["splits"]["fit"] for reply in teaching),
-        {reply.client: over for reply in teaching if (over := len(reply.record["slices"]) - MOST) > 0},
+        tuple((attention or {}).get(reply.client, 1.0) * reply.record["splits"]["fit"] for reply in able),
+        {reply.client: over for reply in able if (over := len(reply.record["slices"]) - MOST) > 0},
     )
-    return board, {reply.client: sorted(reply.record["slices"])[-MOST:] for reply in teaching}
+    return context, {reply.client: sorted(reply.record["slices"])[-MOST:] for reply in able}
 
 
 def train_policy(
     policy: Policy,
-    boards: Sequence[tuple[EnvContext, Teachers]],
+    contexts: Sequence[tuple[EnvContext, TrainingSlices]],
     parent: Network | None,
     iterations: int | None = None,
     on_iteration: Callable[[int, dict[str, float]], None] | None = None,
@@ -86,12 +86,12 @@ def train_policy(
     keep: Callable[[Progress], None] | None = None,
     deadline: float = 300.0,
 ) -> Learned:
-    """Train on the clients of some boards, from `progress`, else from `parent`'s weights, else from scratch.
+    """Train on the clients of some contexts, from `progress`, else from `parent`'s weights, else from scratch.
 
     `iterations` counts those that `progress` has behind it. `keep` is given the progress after every iteration.
-    No wait is longer than `deadline` seconds a trip (`FederationError`).
+    No wait is longer than `deadline` seconds a dispatch (`FederationError`).
     """
-    training = _Training(policy, boards, parent, progress, iterations or policy.iterations, deadline)
+    training = _Training(policy, contexts, parent, progress, iterations or policy.iterations, deadline)
     return training.run(on_iteration or (lambda number, metrics: None), keep or (lambda progress: None))
 
 
@@ -101,7 +101,7 @@ class _Training:
     def __init__(
         self,
         policy: Policy,
-        boards: Sequence[tuple[EnvContext, Teachers]],
+        contexts: Sequence[tuple[EnvContext, TrainingSlices]],
         parent: Network | None,
         progress: Progress | None,
         iterations: int,
@@ -109,11 +109,11 @@ class _Training:
     ) -> None:
         self.deadline = deadline
         self.policy, self.parent, self.iterations = policy, parent, iterations
-        self.boards = [board for board, _ in boards]
-        self.teachers = [(name, keys) for _, slices in boards for name, keys in slices.items()]
+        self.contexts = [context for context, _ in contexts]
+        self.slices = [(name, keys) for _, slices in contexts for name, keys in slices.items()]
         self.progress = progress
         known = progress.scores if progress is not None else {}
-        self.scores = [np.array([known.get(name, {}).get(key, 0.0) for key in keys]) for name, keys in self.teachers]
+        self.scores = [np.array([known.get(name, {}).get(key, 0.0) for key in keys]) for name, keys in self.slices]
         self.history = [dict(metrics) for metrics in progress.history] if progress is not None else []
         self._before = self.history[-1]["env_steps"] if self.history else 0.0
         self._began = time.perf_counter() - (progress.seconds if progress is not None else 0.0)
@@ -123,13 +123,13 @@ class _Training:
         from frmu.policy.trainer import Trainer, quiet
 
         policy, runners = self.policy, self._runners()
-        max_slices = max(len(keys) for _, keys in self.teachers)
+        max_slices = max(len(keys) for _, keys in self.slices)
         federated = policy.federated
-        samples = batch_of(policy.samples, len(self.teachers)) if federated else policy.samples
+        samples = batch_of(policy.samples, len(self.slices)) if federated else policy.samples
         # What was drawn before the interruption is not drawn again.
         seed = (policy.seed + 1_000_003 * len(self.history)) % 2**31
-        sites = Sites(self.boards, policy.beta)
-        with quiet(), Trainer(policy, self.boards, max_slices, runners, samples, seed, self.deadline) as trainer:
+        sites = Sites(self.contexts, policy.beta)
+        with quiet(), Trainer(policy, self.contexts, max_slices, runners, samples, seed, self.deadline) as trainer:
             self._start(trainer)
             for number in range(len(self.history), self.iterations):
                 metrics = sites.iterate(trainer, self.scores) if federated else trainer.iterate(self.scores)
@@ -162,7 +162,7 @@ class _Training:
         if not ray.is_initialized():
             return 0 if setting == "auto" else int(setting)
         cpus = float(ray.available_resources().get("CPU", 0.0))
-        return runners_for(setting, cpus, len(self.teachers), self.policy.samples)
+        return runners_for(setting, cpus, len(self.slices), self.policy.samples)
 
     def _start(self, trainer: Any) -> None:
         if self.progress is not None:
@@ -173,7 +173,7 @@ class _Training:
     def _progress(self, trainer: Any) -> Progress:
         scores = {
             name: dict(zip(keys, raw.tolist(), strict=True))
-            for (name, keys), raw in zip(self.teachers, self.scores, strict=True)
+            for (name, keys), raw in zip(self.slices, self.scores, strict=True)
         }
         return Progress(
             len(self.history), trainer.weights(), trainer.moments(), scores, tuple(self.history), self._seconds()
@@ -183,5 +183,5 @@ class _Training:
         return time.perf_counter() - self._began
 
     def _shown(self) -> dict[str, dict[str, float]]:
-        pairs = zip(self.teachers, self.scores, strict=True)
+        pairs = zip(self.slices, self.scores, strict=True)
         return {name: dict(zip(keys, normalise(raw).tolist(), strict=True)) for (name, keys), raw in pairs}

@@ -1,4 +1,4 @@
-"""What is told of a round: errors, what is forgotten, and why. Aggregates only."""
+"""The figures of a round: errors, what is forgotten, and why. Aggregates only."""
 
 from __future__ import annotations
 

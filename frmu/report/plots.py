@@ -60,7 +60,7 @@ def plot_explanation(
 
 
 def _places(keys: Sequence[str], by: str) -> tuple[dict[str, tuple[float, float]], float]:
-    """Where each slice begins and how wide it is, in days or in numbers; and how wide the figure is, in inches."""
+    """Place each slice: its begin and width, in days or in numbers; and the width of the figure, in inches."""
     if by not in CALENDAR:
         return {key: (at - 0.5, 1.0) for at, key in enumerate(keys)}, 4.0 + min(14.0, 0.4 * max(5, len(keys)))
     from matplotlib.dates import date2num

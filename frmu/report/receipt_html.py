@@ -174,7 +174,7 @@ def _were(number: int) -> str:
 
 
 def _signature(receipt: Mapping[str, Any], public_key: str) -> str:
-    """Return what the signature is worth, by the key that the federation is known by."""
+    """Return what the signature proves, by the key that the federation is known by."""
     if not receipt.get("signature"):
         return "The receipt is not signed"
     if receipt.get("public_key") != public_key:

@@ -1,1 +1,1 @@
-"""Where a federation runs: in process, or on Ray actors. The only room that knows ray."""
+"""The runtimes of a federation: in process, or on Ray actors. The only room that knows ray."""

@@ -8,7 +8,7 @@ from frmu.config import Config
 from frmu.data.sites import TakeInventory, client_locations, site_locations
 from frmu.errors import RequestError
 from frmu.runtime.connect import cluster
-from frmu.runtime.nodes import plan_on, visit
+from frmu.runtime.nodes import plan_on, run_at_sites
 from frmu.runtime.ray import measured
 
 __all__ = ["forecast"]
@@ -22,7 +22,7 @@ def forecast(config: Config, address: str | None = None, insecure: bool = False)
     at = site_locations(config.bare())
     with cluster(named, insecure):
         if config.sites:
-            found, away = visit(TakeInventory(True), at, 0.0, config.rules.deadline)
+            found, away = run_at_sites(TakeInventory(True), at, 0.0, config.rules.deadline)
         else:
             found, away = {"": TakeInventory(True).perform(at[0])}, {}
         rows = {client: number for holdings in found.values() for client, number in holdings.rows.items()}

@@ -12,7 +12,7 @@ from frmu.data.sites import SiteLocation, SiteTask
 from frmu.errors import FrmuError
 from frmu.runtime.placement import LABEL, HostPlan, Node, Plan, plan_for
 
-__all__ = ["LIGHT", "SiteWorkers", "absent", "await_labels", "plan_on", "request", "visit"]
+__all__ = ["LIGHT", "SiteWorkers", "absent", "await_labels", "plan_on", "request", "run_at_sites"]
 
 ATTEMPTS, AGAIN = 10, 1.0  # times that a process which is lost is asked, and seconds between them
 LIGHT: dict[str, Any] = {"num_cpus": 0.01}  # as many processes as memory allows may share a machine
@@ -70,17 +70,17 @@ def absent(label: str | None) -> str:
 
 
 class SiteWorkers:
-    """One process at each site that does errands on its disk: started for the first errand, ended by `close`.
+    """One process at each site that does tasks on its disk: started for the first, ended by `close`.
 
-    A process that waits for the next errand answers at once; one that is started for each takes seconds.
+    A process that waits for the next task answers at once; one that is started for each takes seconds.
     """
 
     def __init__(self, patience: float, deadline: float) -> None:
         self._patience, self._deadline = patience, deadline
         self._actors: dict[str, Any] = {}
 
-    def visit(self, errand: SiteTask, at: Iterable[SiteLocation]) -> tuple[dict[str, Any], dict[str, str]]:
-        """Do an errand at each place, on a node that sees it: results by site, and why a site is away.
+    def run_at_sites(self, task: SiteTask, at: Iterable[SiteLocation]) -> tuple[dict[str, Any], dict[str, str]]:
+        """Do a task at each place, on a node that sees it: results by site, and why a site is away.
 
         An error of ours that a place raised is raised as it was.
         """
@@ -88,10 +88,10 @@ class SiteWorkers:
         await_labels({place.label for place in places if place.label}, self._patience)
         away = {place.site: reason for place in places if (reason := absent(place.label))}
         asked = [place for place in places if place.site not in away]
-        refs = {self._actor(place).do.remote(errand, place): place for place in asked}
+        refs = {self._actor(place).do.remote(task, place): place for place in asked}
         done: dict[str, Any] = {}
         try:
-            self._await(errand, refs, done, away)
+            self._await(task, refs, done, away)
         finally:
             for site in away:
                 self._dismiss(site)
@@ -106,9 +106,7 @@ class SiteWorkers:
             self._actors[place.site] = ray.remote(_SiteWorker).options(**options).remote()
         return self._actors[place.site]
 
-    def _await(
-        self, errand: SiteTask, refs: dict[Any, SiteLocation], done: dict[str, Any], away: dict[str, str]
-    ) -> None:
+    def _await(self, task: SiteTask, refs: dict[Any, SiteLocation], done: dict[str, Any], away: dict[str, str]) -> None:
         """Take what comes; a process that was lost is asked again while its node may only seem to be there."""
         import ray
 
@@ -126,7 +124,7 @@ class SiteWorkers:
                     continue
                 time.sleep(AGAIN)
                 self._dismiss(place.site)
-                refs[self._actor(place).do.remote(errand, place)] = place
+                refs[self._actor(place).do.remote(task, place)] = place
             for ref, place in list(refs.items()):
                 reason = absent(place.label)
                 if not reason:
@@ -154,16 +152,16 @@ class SiteWorkers:
 class _SiteWorker:
     """A process at a site."""
 
-    def do(self, errand: SiteTask, place: SiteLocation) -> Any:
-        return errand.perform(place)
+    def do(self, task: SiteTask, place: SiteLocation) -> Any:
+        return task.perform(place)
 
 
-def visit(
-    errand: SiteTask, at: Iterable[SiteLocation], patience: float, deadline: float
+def run_at_sites(
+    task: SiteTask, at: Iterable[SiteLocation], patience: float, deadline: float
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """One errand by itself; see `SiteWorkers.visit`."""
+    """Do one task by itself; see `SiteWorkers.run_at_sites`."""
     with closing(SiteWorkers(patience, deadline)) as workers:
-        return workers.visit(errand, at)
+        return workers.run_at_sites(task, at)
 
 
 def _took(ref: Any, site: str, done: dict[str, Any]) -> str:

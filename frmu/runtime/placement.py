@@ -1,4 +1,4 @@
-"""Which clients share an actor, on which nodes, and whether the memory for it is there: the plan, before it is done.
+"""The plan of hosts before they start: clients that share an actor, their nodes, and the memory it takes.
 
 A client whose place is a site runs on a node with the site's label, because its records lie on that node's disk;
 others go wherever there is room. What a host takes is the memory of its process, as measured, and an estimate of what
@@ -27,7 +27,7 @@ LABEL = "site"
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """Hold what a node offers: its label, None without one, and bytes of memory for hosts."""
+    """A node's offer: its label, None without one, and bytes of memory for hosts."""
 
     label: str | None
     memory: int
@@ -82,7 +82,7 @@ def need_of(config: Config, rows: int) -> int:
     """Bytes that a client's records and sums are reckoned to take at its host.
 
     A row has its features as float64 twice (as read, as scaled) and three labels; a slice its sums, and the client
-    those of a look at all slices. An estimate: slices are not counted before the records are read.
+    those of an observation of all slices. An estimate: slices are not counted before the records are read.
     """
     d = width(config)
     features = len(config.data.features)

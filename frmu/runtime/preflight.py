@@ -1,4 +1,4 @@
-"""Knocking before entering: what stands at an address, found out by one call and within moments.
+"""The preflight of an address: what stands there is found out by one call and within moments, before entering.
 
 Ray itself tries for 20 seconds with a wrong token, hangs where the other side speaks TLS and it does not, and enters a
 cluster that lets everybody in without a word. So the one question that every head can answer - which Ray and Python

@@ -1,4 +1,4 @@
-"""What is done about a client that does not answer: decisions as data, from the rules of the config alone.
+"""The rules about a client that does not answer: decisions as data, from the config alone.
 
 Nothing here acts or waits. The dispatcher (`frmu.runtime.dispatch`) asks what to do with a host that failed; a
 training asks whether it may go on with who is there.
@@ -20,8 +20,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0  # seconds before a host that failed is as
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Hold what to do with the clients of a host whose answer failed: ask again after a pause, one by one, or let
-    go."""
+    """The decision on the clients of a host that failed: ask again after a pause, one by one, or let go."""
 
     kind: Literal["again", "apart", "away"]
     pause: float = 0.0

@@ -30,7 +30,7 @@ PATIENCE = "30"  # seconds that `ray job stop` leaves a job to close what is ope
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Hold how a job ended: its status in Ray's words, its exit code, what Ray says of it, and what it took."""
+    """The end of a job: its status in Ray's words, its exit code, what Ray says of it, and what it took."""
 
     id: str
     status: str
@@ -91,7 +91,7 @@ class Cluster:
             raise RequestError(f'a job "{name}" is there already ({status}); give another --id, or leave it out')
 
     def page(self, job: str) -> str:
-        """Where the dashboard shows a job."""
+        """Return the address at which the dashboard shows a job."""
         return f"{self.address}/#/jobs/{job}"
 
     def follow(self, job: str, tell: Callable[[str], None]) -> Outcome:

@@ -30,7 +30,7 @@ from frmu.types import Float, Statistics
 
 __all__ = ["Muting", "contribution", "mute"]
 
-ROUNDS = 4  # looks at all slices; each must gain the margin
+ROUNDS = 4  # observations of all slices; each must gain the margin
 GATE = 0.1  # by how much a slice's own records must be told better without a modality
 STEPS = 5  # of conjugate gradients
 _TINY = 1e-12
@@ -39,7 +39,7 @@ _BELOW = (0.0, 0.3)  # influences of a modality that are tried
 
 @dataclass(frozen=True, slots=True)
 class Muting:
-    """Hold what is applied: influences of slices (K,), of modalities within them (K, M), and what was seen.
+    """The influences that are applied: of slices (K,), of modalities within them (K, M), and what was seen.
 
     `scores` (K, M) say how much the validation loss grows, relative to the present one, if the modality is muted in
     a slice that is kept: above 0 it helps. They are predicted, under the influences that were decided for slices.

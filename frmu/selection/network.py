@@ -2,7 +2,7 @@
 
 Slices are a set, so the network is permutation-equivariant: it sees each slice with everything kept and under the
 present influences, and how slices relate, and says what each should count; attention pooling gives one value, what
-the present influences are worth on later records. How slices relate enters the attention as a bias, a learned
+the present influences would earn on later records. How slices relate enters the attention as a bias, a learned
 multiple for each head. The torch twin that RLlib trains is `policy.module`; both read the same file. (Vaswani
 et al., "Attention is all you need", NeurIPS 2017; relations as a bias: Ying et al., "Do transformers really perform
 bad for graph representation?", NeurIPS 2021; pre-norm blocks.)

@@ -1,8 +1,9 @@
-"""What the policy sees of a task under some influences: a row a slice, how slices relate, and one refit is the price.
+"""The observation of a task under some influences: a row a slice, and how slices relate, at the price of one refit.
 
 Everything is relative - to the other slices, to the present loss - so that a policy can move to a site, a target
 and a unit that it never saw. With one factorisation at hand every counterfactual "without slice s" follows to second
-order by back substitution, for all slices at once: that is what makes a look cost one refit, not one a slice.
+order by back substitution, for all slices at once: that is what makes an observation cost one refit, not one
+a slice.
 
 Two slices are related by the cosine of their gradients in the metric of the fit, r_s^T A^-1 r_t: how the one moves
 the loss of the other. Slices that are wrong in the same way pull together and against the rest.
@@ -51,14 +52,14 @@ class Fit:
         return np.asarray(self.task.G @ self.W - self.task.b, dtype=np.float64)
 
     @cached_property
-    def moves(self) -> Float:
+    def newton_steps(self) -> Float:
         """Return what the slices' gradients do to the head, A^-1 (G_s W - b_s), (K, d, outputs)."""
         return _answered(self.factor, self.slice_gradients)
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Hold what is seen: rows (K, features), relation (K, K) with zeros on its diagonal, and the fit seen from."""
+    """An observation: rows (K, features), relation (K, K) with zeros on its diagonal, and the fit seen from."""
 
     rows: Float
     relation: Float
@@ -157,8 +158,8 @@ def _without(task: SelectionProblem, at: Fit) -> Float:
     The series W + w U + w^2 A^-1 G U + ... is summed as if geometric, which keeps a slice of great leverage finite.
     """
     by = np.where(at.influence > 0.5, at.influence, at.influence - 1.0)[:, None, None]
-    first = by * at.moves
-    second = by * by * _answered(at.factor, task.G @ at.moves)
+    first = by * at.newton_steps
+    second = by * by * _answered(at.factor, task.G @ at.newton_steps)
     size = np.sum(first * at.slice_gradients, axis=(1, 2))
     ratio = np.sum(second * at.slice_gradients, axis=(1, 2)) / (np.abs(size) + 1e-30) * np.sign(size)
     return np.asarray(at.W + first / np.maximum(1.0 - ratio, 0.05)[:, None, None], dtype=np.float64)
@@ -192,14 +193,14 @@ def _cosine(task: SelectionProblem, at: Fit, power: Float) -> Float:
     slope = task.validation.G @ at.W - task.validation.b
     size = np.sum(slope * at.factor(slope))
     return np.asarray(
-        np.einsum("kdo,do->k", at.moves, slope) / np.sqrt(power * max(float(size), 1e-20)), dtype=np.float64
+        np.einsum("kdo,do->k", at.newton_steps, slope) / np.sqrt(power * max(float(size), 1e-20)), dtype=np.float64
     )
 
 
 def _relation(at: Fit) -> tuple[Float, Float]:
     """r_s^T A^-1 r_s, (K,), and the cosines r_s^T A^-1 r_t with a diagonal of zeros, (K, K)."""
     K = len(at.slice_gradients)
-    kernel = at.slice_gradients.reshape(K, -1) @ at.moves.reshape(K, -1).T
+    kernel = at.slice_gradients.reshape(K, -1) @ at.newton_steps.reshape(K, -1).T
     power = np.maximum(np.diagonal(kernel), 1e-20)
     relation = kernel / np.sqrt(power[:, None] * power[None, :])
     np.fill_diagonal(relation, 0.0)
@@ -213,6 +214,6 @@ def _recent(task: SelectionProblem, at: Fit, sign: Float) -> Float:
     total = np.maximum(np.sum(at.W * (at.slice_gradients - task.b), axis=(1, 2)) + task.c, _TINY)
     by = np.where(at.influence > 0.5, at.influence, at.influence - 1.0)
     K = len(newer)
-    flat = at.slice_gradients.reshape(K, -1)
-    crossed = at.moves.reshape(K, -1) @ (newer @ flat) - newer * np.sum(at.moves * at.slice_gradients, axis=(1, 2))
+    flat, steps = at.slice_gradients.reshape(K, -1), at.newton_steps
+    crossed = steps.reshape(K, -1) @ (newer @ flat) - newer * np.sum(steps * at.slice_gradients, axis=(1, 2))
     return np.asarray(2.0 * sign * by * crossed / (newer @ total + _TINY), dtype=np.float64)

@@ -22,7 +22,7 @@ __all__ = ["Budget", "RefitCounter", "ascend", "greedy", "leave_one_out"]
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Hold what may be spent on one task: refits, seconds, or either, whichever ends first.
+    """The budget of one task: refits, seconds, or either, whichever ends first.
 
     A limit in seconds makes the outcome depend on the machine, so it is for measurements, never for a state.
     """

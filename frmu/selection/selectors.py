@@ -30,7 +30,7 @@ LEAST = 0.02  # of a client by itself no slice counts less
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Hold what is applied: influences (K,), who proposed it, each proposal's validation loss, the rows seen, the cost.
+    """The influences (K,) applied, who proposed them, each proposal's validation loss, the rows seen, the cost.
 
     `rows` (K, features) are seen with everything kept; `pool` (K,) is the policy's attention there.
     """
@@ -45,7 +45,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Guided:
-    """Hold what the policy arrived at: the fit it proposes, its value, and its attention at the first look, (K,)."""
+    """The policy's proposal: the fit it arrived at, its value, and its attention at the first observation, (K,)."""
 
     fit: Fit
     value: float

@@ -1,4 +1,4 @@
-"""What the server does in an audit: it adds sums up and solves, and lets go of both."""
+"""The server's part in an audit: it adds sums up and solves, and lets go of both."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class SumStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Aggregated:
-    """Hold what an aggregation gives: the state, the head if everything were kept, attention scores by client."""
+    """The outcome of an aggregation: the state, the head if everything were kept, attention scores by client."""
 
     state: State
     keep: Float = field(repr=False)

@@ -1,1 +1,1 @@
-"""What is done with a federation: each service is a module of functions over a session."""
+"""The services of a federation: each is a module of functions over a session."""

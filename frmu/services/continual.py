@@ -33,7 +33,7 @@ _AGAIN = 60.0  # seconds between two tries to deliver what waits for MLflow
 _PAUSES = (30.0, 600.0)  # seconds before clients that did not answer are asked again: at first, and at most
 _BLINK = 0.1  # seconds between two looks at whether to stop
 
-Sight = tuple[Any, ...]
+SourceState = tuple[Any, ...]
 
 
 def kept(config: Config, address: str | None, insecure: bool = False) -> AbstractContextManager[None]:
@@ -51,7 +51,7 @@ def kept(config: Config, address: str | None, insecure: bool = False) -> Abstrac
 
 @dataclass(frozen=True, slots=True)
 class Follow:
-    """Hold how to follow the data of a config: looks are `every` so long; `rounds` None is without end.
+    """The pace at which to follow the data of a config: looks are `every` so long; `rounds` None is without end.
 
     `until` is the day of every round where the split rolls; with None each round's own day counts. With `drain`
     pending requests are drained between rounds, as `erasure.min_batch` lets them.
@@ -73,7 +73,7 @@ class Follow:
         without the lock, until a site is back. An entry has `round`, counted from 1, and `kind`, "train", "drain",
         "deliver", "away" (the sites that are away changed) or "error".
         """
-        seen: Sight | None = None
+        seen: SourceState | None = None
         tried: tuple[Any, ...] = ()
         number, trouble, tried_at = 0, "", time.monotonic()
         away: dict[str, dict[str, str]] = {}
@@ -81,14 +81,14 @@ class Follow:
         while not stopped() and (self.rounds is None or number < self.rounds):
             try:
                 config = load(self.file)
-                inventory, gone = self._sight(config)
+                source, gone = self._source_state(config)
                 waits = self._waits_for(config, gone)
                 if gone != away:
                     yield self._tell_away(config, number, gone, away, waits)
                     away = gone
-                if inventory != seen and not (waits and number) and late.may_try(inventory):
+                if source != seen and not (waits and number) and late.may_try(source):
                     result = self._train(config)
-                    seen, number, trouble, late = inventory, number + 1, "", _Late()
+                    seen, number, trouble, late = source, number + 1, "", _Late()
                     yield {"kind": "train", "round": number, **result}
                 if self.drain and (waiting := self._waiting(config)) and waiting != tried:
                     result = self._drain(config)
@@ -102,7 +102,7 @@ class Follow:
                 if seen is None:
                     raise
                 if isinstance(error, ClientsUnavailableError):
-                    late.failed(inventory)
+                    late.failed(source)
                 if str(error) != trouble:
                     trouble = str(error)
                     yield {"kind": "error", "round": number, "error": trouble}
@@ -122,7 +122,7 @@ class Follow:
         with Session(config, self.address) as session:
             return {"delivered": session.deliver().runs, **session.waiting()}
 
-    def _sight(self, config: Config) -> tuple[Sight, dict[str, dict[str, str]]]:
+    def _source_state(self, config: Config) -> tuple[SourceState, dict[str, dict[str, str]]]:
         """Return what tells one state of the source from another, without opening a file of records; and who is
         away."""
         day = (self.until or dt.datetime.now(dt.UTC).date()) if config.split.rolling else None
@@ -138,20 +138,20 @@ class Follow:
         return (declared.fingerprint(), config.data.private, self._left(config), *sizes), noted
 
     def _records(self, config: Config) -> tuple[list[Any], dict[str, str]]:
-        """The users' files at every place, and why a site is away: another sight than one that is there."""
+        """The users' files at every place, and why a site is away: another state than one that is there."""
         named = self.address if self.address is not None else config.ray.address
         if not config.sites or named == "local":
             return [entry for place in site_locations(config) for entry in ListFiles().perform(place)], {}
         from frmu.runtime.connect import cluster
-        from frmu.runtime.nodes import visit
+        from frmu.runtime.nodes import run_at_sites
 
         with cluster(named, self.insecure):
-            found, away = visit(ListFiles(), site_locations(config.bare()), 0.0, config.rules.deadline)
+            found, away = run_at_sites(ListFiles(), site_locations(config.bare()), 0.0, config.rules.deadline)
         entries = [(site, *entry) for site, listed in sorted(found.items()) for entry in listed]
         return [*entries, *sorted(away)], away
 
     def _waits_for(self, config: Config, gone: Collection[str]) -> str:
-        """Which rule a round would break for want of the clients of sites that are away; empty where none."""
+        """Name the rule a round would break for want of the clients of sites that are away; empty where none."""
         if not gone:
             return ""
         locations = Workspace(config.folder, config.key_file).client_sites()
@@ -197,14 +197,14 @@ class _Late:
     """Clients that did not answer a round: asked again when something changed, or after a pause that grows."""
 
     def __init__(self) -> None:
-        self._sight: Sight | None = None
+        self._failed_at: SourceState | None = None
         self._pause, self._again = _PAUSES[0], 0.0
 
-    def failed(self, inventory: Sight) -> None:
+    def failed(self, source: SourceState) -> None:
         """Note that a round ended for want of clients."""
-        self._again, self._sight = time.monotonic() + self._pause, inventory
+        self._again, self._failed_at = time.monotonic() + self._pause, source
         self._pause = min(_PAUSES[1], 2 * self._pause)
 
-    def may_try(self, inventory: Sight) -> bool:
+    def may_try(self, source: SourceState) -> bool:
         """Return whether a round may be tried."""
-        return inventory != self._sight or time.monotonic() >= self._again
+        return source != self._failed_at or time.monotonic() >= self._again

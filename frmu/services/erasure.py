@@ -38,7 +38,7 @@ VERIFIERS = frozenset({"exact"})  # guarantees whose check may close a request: 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """What one drain honours: requests, and by request the records found, by client."""
+    """One drain's batch: requests, and by request the records found, by client."""
 
     requests: tuple[EraseRequest, ...]
     removed: Mapping[str, Mapping[str, int]]
@@ -261,7 +261,7 @@ class _Drain:
 
     def _rewrite(self, tombstoned: Mapping[str, frozenset[str]]) -> list[str]:
         """Rewrite the user's files, where they lie; raises `FederationError` where a site is away."""
-        done, gone = self.session.sites.visit(RewriteFiles(tombstoned, self.session.key))
+        done, gone = self.session.sites.run_at_sites(RewriteFiles(tombstoned, self.session.key))
         if gone:
             told = "; ".join(f'site "{site}" is away: {why}' for site, why in sorted(gone.items()))
             raise FederationError(f"{told}. Its files are still to be rewritten: drain again when it is back")
@@ -276,7 +276,7 @@ class _Drain:
         return done
 
     def _purge_runs(self) -> dict[str, Any]:
-        """What was removed from MLflow, by this drain or by one that was killed before, and what is left there."""
+        """Say what was removed from MLflow, by this drain or by one that was killed before, and what is left there."""
         session, told = self.session, []
         for line in session.ledger.lines(["refitted"]):
             if line.request in self.batch.ids:

@@ -1,4 +1,4 @@
-"""Why each slice counts as it does: what it looks like, who proposed what, and what would be without it.
+"""The reasons why each slice counts as it does: its observation, who proposed what, and what would be without it.
 
 The explanation belongs to the state that is in force: the round that made it is run again, in process, on the shards
 as they lie there, and must give its digest. So nothing has to be stored that an erasure would have to find, and what
@@ -188,7 +188,7 @@ def _amount(percent: float) -> str:
 
 
 class _History:
-    """Hold what policies in training scored, and what rounds decided: a time and a number by client and slice each."""
+    """The scores of policies in training, and decisions of rounds: a time and a number by client and slice each."""
 
     def __init__(self, scores: Sequence[tuple[str, Any]], rounds: Sequence[tuple[str, Any]]) -> None:
         self.scores, self.rounds = scores, rounds

@@ -1,4 +1,4 @@
-"""Who takes part: clients join and leave, also while a job is at work; the next round sees it.
+"""The participants: clients join and leave, also while a job is at work; the next round sees it.
 
 A client takes part from the round after its records appear under data.path, or at its site. One that leaves is in no
 state from the next round on, and its shard is removed; its own files stay its own, and nothing is written on a receipt.

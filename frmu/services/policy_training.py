@@ -65,16 +65,16 @@ def learn(
         session.ledger.note("learned", {"run": run.id, "clients": session.owners(lineage["clients"])})
         resumed = {"frmu.resumed": lineage["run"]} if progress is not None else {}
         run.tags({"frmu.parent": lineage["parent"] or "scratch", **resumed})
-        board, teachers = context_of(
+        context, slices = context_of(
             session.config, federation, {client.name: client.attention for client in state.clients}
         )
         learned = train_policy(
-            session.config.policy, [(board, teachers)], parent, iterations,
+            session.config.policy, [(context, slices)], parent, iterations,
             on_iteration=lambda number, metrics: run.metrics(metrics, number), progress=progress,
             keep=lambda now: _keep(session, now, lineage | {"run": run.id}), deadline=session.config.rules.deadline,
         )  # fmt: skip
         try:
-            trained, adopted, compared = _put_in_force(session, board, learned, lineage, adopt)
+            trained, adopted, compared = _put_in_force(session, context, learned, lineage, adopt)
         except ClientsUnavailableError as gone:
             from frmu.policy.trainer import RESUME
 
@@ -90,7 +90,7 @@ def learn(
             "theta": session.config.policy.theta,
             "below_theta": below(learned.scores, session.config.policy.theta),
             **_course(learned),
-            "slices_left_out": dict(board.left_out),
+            "slices_left_out": dict(context.left_out),
             "run_id": run.id,
         }
         _log(session, run, learned, summary)
@@ -98,7 +98,7 @@ def learn(
 
 
 def _put_in_force(
-    session: Session, board: EnvContext, learned: Learned, lineage: Mapping[str, Any], adopt: str
+    session: Session, context: EnvContext, learned: Learned, lineage: Mapping[str, Any], adopt: str
 ) -> tuple[Network, bool, Comparison]:
     """The trained policy, whether it is in force now, and how it compared with the one that was."""
     from frmu.policy.compare import compare
@@ -107,7 +107,7 @@ def _put_in_force(
     card = {key: lineage[key] for key in ("clients", "parent", "seed")} | {"iterations": learned.iterations}
     file = session.workspace.scratch / "policy.safetensors"
     trained, before = write_policy(learned.weights, card, file), session.network()
-    compared = compare(board, before, trained, MOST)
+    compared = compare(context, before, trained, MOST)
     adopted = compared.better or adopt == "always"
     if adopted:
         put_in_place(file, _next_policy(session.workspace.policies))
@@ -151,6 +151,7 @@ def _lineage(session: Session, start: str, parent: Network | None, learners: Seq
     clients = sorted({*learners, *inherited})
     return {
         "clients": clients,
+        # Policies that are stored have a lineage with this key, so the word stays.
         "buried": _tombstoned(session, clients),
         "parent": parent.digest if parent is not None else None,
         "seed": session.config.policy.seed,

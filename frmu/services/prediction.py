@@ -130,7 +130,7 @@ def _may_be_written(config: Config, file: Path, out: Path) -> None:
 
 
 class _Pyfunc:
-    """Hold what MLflow calls: predictions for a pandas data frame."""
+    """A state as MLflow calls it: predictions for a pandas data frame."""
 
     def __init__(self, model: Model) -> None:
         self._model = model

@@ -1,4 +1,4 @@
-"""The purge of what was learned from records that go: policies of this store, runs and versions in MLflow."""
+"""The purge of what was learned from records that go: policies of this store, runs and versions of MLflow."""
 
 from __future__ import annotations
 

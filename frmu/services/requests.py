@@ -146,7 +146,7 @@ def _search(config: Config, selection: Selection) -> dict[str, list[str]]:
 
 
 def _unknown(config: Config, selection: Selection, found: Mapping[str, Collection[str]]) -> list[str]:
-    """Those of the record ids asked for that nobody holds here."""
+    """Return the record ids asked for that nobody holds here."""
     if not selection.records or not clients_in(config.folder / "shards"):
         return []
     key = Workspace(config.folder, config.key_file).existing_key()
@@ -168,7 +168,7 @@ def receipt_of(config: Config, request: str) -> dict[str, Any]:
 
 
 def find_receipt(ledger: Ledger, request: str) -> dict[str, Any]:
-    """The same in a ledger; raises `RequestError` that says why there is none."""
+    """Find a request's receipt in a ledger; raises `RequestError` that says why there is none."""
     receipts = {receipt["request"]: receipt for receipt in ledger.receipts()}
     stages = {one.id: one.stage for one in ledger.requests()} if request not in receipts else {}
     if request in receipts:
@@ -212,7 +212,7 @@ def _row(request: EraseRequest, days_left: int) -> dict[str, Any]:
 
 
 def status(config: Config) -> dict[str, Any]:
-    """Where an experiment stands: its state, its clients, what is pending and by when."""
+    """Return where an experiment stands: its state, its clients, what is pending and by when."""
     workspace = Workspace.existing(config)
     state = load_state(workspace.state)
     if state is None:

@@ -52,7 +52,7 @@ def registry_of(tracker: Tracker, config: Config) -> Registry:
 
 
 class Session:
-    """Hold what every service works with: config, workspace, ledger, tracker, method and a directory of sites.
+    """The resources of every service: config, workspace, ledger, tracker, method and a directory of sites.
 
     `address` overrides `[ray] address`: "local" is in process, without Ray; None is the cluster that RAY_ADDRESS
     names, else a private Ray; anything else is a cluster to attach to, which must demand a token unless `insecure`.
@@ -97,7 +97,7 @@ class Session:
                     self.workspace.next_fencing_token(),
                 )
             )  # fmt: skip
-            self.sites.visit(SweepSite())
+            self.sites.run_at_sites(SweepSite())
             self._stack = stack.pop_all()
         return self
 
@@ -107,7 +107,7 @@ class Session:
         self._stack.close()
 
     def _at_home(self, anchor: Anchor | None) -> str:
-        """Which folder the ledger belongs to; raises `LedgerError` where it is another, or the ledger is an old one."""
+        """Return the folder that the ledger belongs to; raises `LedgerError` where it is another, or an old ledger."""
         opened = [line.body["home"] for line in self.ledger.lines(["opened"])]
         if anchor is None and not opened:
             home = secrets.token_hex(8)
@@ -178,7 +178,7 @@ class Session:
         return version
 
     def register_or_wait(self, run: Run, state: State) -> str | None:
-        """The same where no erasure rests on it: while MLflow is away it waits in the outbox, with no version."""
+        """Register a state on which no erasure rests: while MLflow is away it waits in the outbox, with no version."""
         try:
             return self.register(run, state)
         except TrackingUnavailableError as error:

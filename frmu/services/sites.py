@@ -1,4 +1,4 @@
-"""Who is where, and federations over them: what a session needs before it can do anything with records."""
+"""The directory of clients and sites, and federations over them: what a session needs before it touches records."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Inventory", "SiteDirectory"]
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """Hold who is where: places by client, rows by client in the user's files, clients with a shard, stray files.
+    """The inventory of clients: places by client, rows in the user's files, clients with a shard, unexpected files.
 
     `away` names clients of sites that did not answer, and `gone` those sites, each with why.
     """
@@ -73,7 +73,7 @@ class SiteDirectory:
 
     @property
     def site_locations(self) -> tuple[SiteLocation, ...]:
-        """Where records and shards lie: the working folder, or the sites."""
+        """Return the places of records and shards: the working folder, or the sites."""
         return site_locations(self.config.bare(), self.workspace.folder)
 
     @property
@@ -89,24 +89,24 @@ class SiteDirectory:
             self._stack.enter_context(cluster(self.address, self.insecure))
             self._connected = True
 
-    def visit(self, errand: SiteTask) -> tuple[dict[str, Any], dict[str, str]]:
-        """Do an errand at every place, where its disk is: results by site, and why a site is away."""
+    def run_at_sites(self, task: SiteTask) -> tuple[dict[str, Any], dict[str, str]]:
+        """Do a task at every place, where its disk is: results by site, and why a site is away."""
         if not self.config.sites or not self.on_ray:
-            return {place.site: errand.perform(place) for place in self.site_locations}, {}
+            return {place.site: task.perform(place) for place in self.site_locations}, {}
         self.connect()
         if self._site_workers is None:
             from frmu.runtime.nodes import SiteWorkers
 
             self._site_workers = SiteWorkers(self.config.placement.patience, self.config.rules.deadline)
             self._stack.callback(self._site_workers.close)
-        return self._site_workers.visit(errand, self.site_locations)
+        return self._site_workers.run_at_sites(task, self.site_locations)
 
     def look(self, source: bool = False) -> Inventory:
         """Return who is where: with `source` by the user's files as well as by the shards.
 
         Clients of a site that is away are known from before.
         """
-        found, gone = self.visit(TakeInventory(source))
+        found, gone = self.run_at_sites(TakeInventory(source))
         located = client_locations(found, self.site_locations)
         sites = {place.site for place in self.site_locations}
         before = self.workspace.client_sites()
@@ -148,7 +148,7 @@ class SiteDirectory:
             list(federation.run(DiscardShard(), on=at))
 
     def left(self, clients: Iterable[str]) -> set[str]:
-        """Those of some clients that have left the federation."""
+        """Return those of some clients that have left the federation."""
         gone = self.ledger.history.left()
         return {client for client in clients if self.ledger.owner(client) in gone} if gone else set()
 

@@ -141,7 +141,7 @@ def _attack(
                 backdoor(stage, _trap(session, stage.live), counts, seed),
             ]
     finally:
-        session.sites.visit(ClearCopies(name))
+        session.sites.run_at_sites(ClearCopies(name))
 
 
 @contextmanager

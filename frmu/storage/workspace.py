@@ -44,7 +44,7 @@ _DATABASES = ("ledger.db", "mlflow.db")
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """What the folder knows of its ledger: whose it is, and a line that must be in it.
+    """The folder's anchor for its ledger: whose it is, and a line that must be in it.
 
     A ledger from a backup is whole in itself; only what stands outside of it can tell that it is old.
     """
@@ -191,11 +191,11 @@ class Workspace:
         write_bytes(self.folder / "anchor", content, aside=self.scratch / "anchor")
 
     def ledger_url(self, config: Config) -> str:
-        """Where the ledger is: as declared, else SQLite in the folder."""
+        """Return the address of the ledger: as declared, else SQLite in the folder."""
         return config.store.ledger or f"sqlite:///{self.folder / 'ledger.db'}"
 
     def tracking_uri(self, config: Config) -> str:
-        """Where MLflow is: as declared, else SQLite in the folder."""
+        """Return the address of MLflow: as declared, else SQLite in the folder."""
         return config.store.tracking or f"sqlite:///{self.folder / 'mlflow.db'}"
 
     def key(self) -> bytes:

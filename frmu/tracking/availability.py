@@ -1,4 +1,4 @@
-"""When MLflow is away, and when something is wrong.
+"""The line between MLflow being away and something being wrong.
 
 Away is an http(s) server that refuses, resets or does not answer in time, or says 429, 500, 502, 503 or 504 and goes
 on saying so: it may be back by itself, and who can wait may. Everything else is an error and told at once: a scheme

@@ -45,7 +45,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """Hold what a look at the store found, as sentences: what carries a learned state, and what else remains."""
+    """The findings of a look at the store, as sentences: what carries a learned state, and what else remains."""
 
     carriers: tuple[str, ...] = ()
     remains: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Purged:
-    """Hold what a purge removed, and what the look after it still found."""
+    """The outcome of a purge: what it removed, and what the look after it still found."""
 
     runs: tuple[str, ...]
     artifacts: int
@@ -90,7 +90,7 @@ class Purged:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Hold what lineage leads to: runs, logged models, versions under any name, and the places of their files."""
+    """The end of a lineage: runs, logged models, versions under any name, and the places of their files."""
 
     runs: tuple[Any, ...] = ()
     models: tuple[Any, ...] = ()

@@ -1,4 +1,4 @@
-"""Level 3, membership: can one tell from a model that it was fitted on the erased records?
+"""Level 3, membership: tell from a model, if one can, that it was fitted on the erased records.
 
 Shadow models are fitted on random halves of the records, some in a world that never had the erased ones. What a model
 makes of an erased record is ranked among what those shadows make of the very same record, in the direction in which
@@ -25,7 +25,7 @@ from frmu.verification.verdict import Verdict
 __all__ = ["BAR", "auc", "membership", "shadow_heads"]
 
 BAR = 0.03  # of AUC
-TOGETHER = 8  # shadow models a trip
+TOGETHER = 8  # shadow models a dispatch
 
 
 def membership(suspects: ModelsUnderTest, shadows: int, seed: int, ridge: float) -> Verdict:
@@ -55,7 +55,7 @@ def useful(worse: float, error: float) -> bool:
 
 
 def shadow_heads(suspects: ModelsUnderTest, seeds: Sequence[int], ridge: float) -> Float:
-    """The heads of shadow models, (seeds, d, outputs), a few a trip so that sums of many do not fill the memory."""
+    """The heads of shadow models, (seeds, d, outputs), a few a dispatch so that sums of many do not fill the memory."""
     federation, outputs, d = suspects.federation, suspects.outputs, len(suspects.heads[STATE])
     parts = []
     for at in range(0, len(seeds), TOGETHER):

@@ -29,7 +29,7 @@ __all__ = ["RehearsalContext", "Trap", "backdoor", "canary", "share_out"]
 
 @dataclass(frozen=True, slots=True)
 class RehearsalContext:
-    """Where a rehearsal takes place: the federation as it is, and how to start one over copies of its shards.
+    """The federation that a rehearsal takes place in, and a way to start one over copies of its shards.
 
     `start` takes the name of the copies, which begins with `name`, and the clients that have one.
     """

@@ -11,7 +11,7 @@ __all__ = ["Verdict"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Hold what one check found.
+    """The finding of one check.
 
     `passed` is whether its bar was met. `telling` is whether the check can tell at all here: whether the state that
     still has the records, which must fail, does fail. A check that passes and is not telling proves nothing. `numbers`

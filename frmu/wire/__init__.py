@@ -1,1 +1,1 @@
-"""What stands between a client's payload and the server: a pipeline of steps, none by default."""
+"""The pipeline between a client's payload and the server: steps, none by default."""

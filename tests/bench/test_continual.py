@@ -38,20 +38,20 @@ def series() -> tuple[pd.DataFrame, Config]:
     )
 
 
-def play(series: tuple[pd.DataFrame, Config], kind: str) -> dict[str, list[float]]:
-    return continual._play(continual._site(*series, kind, 0), read_policy(shipped()))
+def errors_of(series: tuple[pd.DataFrame, Config], kind: str) -> dict[str, list[float]]:
+    return continual._errors_by_way(continual._site(*series, kind, 0), read_policy(shipped()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_way_is_judged_on_the_same_months(series: tuple[pd.DataFrame, Config], kind: str) -> None:
-    errors = play(series, kind)
+    errors = errors_of(series, kind)
     assert {len(found) for found in errors.values()} == {MONTHS - FIRST}
     assert np.isfinite(list(errors.values())).all()
     assert len(errors) == 11
 
 
 def test_the_product_finds_a_sensor_that_was_replaced(series: tuple[pd.DataFrame, Config]) -> None:
-    site, errors = continual._site(*series, "replaced", 0), play(series, "replaced")
+    site, errors = continual._site(*series, "replaced", 0), errors_of(series, "replaced")
     after = slice(site.since + 3 - FIRST, None)
     kept, product = (np.mean(errors[way][after]) for way in ("keep all", "product"))
     assert product < 0.8 * kept
@@ -75,7 +75,7 @@ def test_figures_are_over_sites_and_drawn(series: tuple[pd.DataFrame, Config], t
     assert (found["gain"], found["standard_error"]) == (4.0, 2.0)
     assert (found["product_ahead"], found["product_ahead_error"]) == (1.0, 0.0)
     assert (found["worst_site"], found["worst_month"]) == (2.0, 1.0)
-    errors = play(series, "fault")
+    errors = errors_of(series, "fault")
     curves = {way: [[float(x) for x in found]] * 2 for way, found in errors.items()}
     result = {"curves": {"fault": curves}, "first_month": FIRST, "sites": ["a", "b"], "seeds": 1}
     draw_continual(result, tmp_path / "a.png")

@@ -10,8 +10,6 @@ import pytest
 from click.testing import CliRunner
 from conftest import homes, put
 
-from frmu.bench import policy
-from frmu.bench import selectors as choosing
 from frmu.bench.policy import FAMILIES, OWN, _budgets, _by_family, _compared, _table, bench_policy, gain_of
 from frmu.bench.selectors import BUDGETS, Case, selectors
 from frmu.cli import main
@@ -95,8 +93,8 @@ def test_a_federation_of_ones_own_is_measured_with_the_same_disturbances(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With as many slices as it likes: budgets of a refit a slice are compared under one name."""
-    for module in (policy, choosing):
-        monkeypatch.setattr(module, "BUDGETS", ("K", 24))
+    for module in ("policy", "selectors"):
+        monkeypatch.setattr(f"frmu.bench.{module}.BUDGETS", ("K", 24))
     file = put(tmp_path / "homes", homes(2)).file
     result = bench_policy(tmp_path / "no-cache", 1, [file], 1, tmp_path / "out", sets=())
     assert result["tasks"] == 2 * len(KINDS)
@@ -141,7 +139,7 @@ def test_framu_is_a_selector_of_a_whole_federation(tmp_path: Path) -> None:
     assert rows["in a federation"]["tasks"] == len(KINDS)
 
 
-def test_lessons_teach_and_a_seed_replays(case: Case) -> None:
+def test_pretraining_raises_the_reward_and_a_seed_replays(case: Case) -> None:
     torch = pytest.importorskip("torch")
     from frmu.policy.pretraining import pretrain
 
@@ -158,10 +156,10 @@ def test_lessons_teach_and_a_seed_replays(case: Case) -> None:
         parts = [block(10) for _ in range(4)]
         return problem_of(slices, np.linspace(1, 0, SLICES), Statistics.zero(5, 1), parts, block(60), 1e-3)
 
-    worth: list[float] = []
+    rewards: list[float] = []
     torch.set_num_threads(1)
-    first = pretrain(make, 30, 12, 0, None, lambda _, value: worth.append(value))
+    first = pretrain(make, 30, 12, 0, None, lambda _, value: rewards.append(value))
     again = pretrain(make, 2, 12, 0)
     assert all(np.array_equal(again[name], weight) for name, weight in pretrain(make, 2, 12, 0).items())
-    assert np.mean(worth[-8:]) > np.mean(worth[:8])
+    assert np.mean(rewards[-8:]) > np.mean(rewards[:8])
     assert set(first) == set(again)

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.cluster  # most of them start a head
 
 # One process asks at every door: a Ray that was imported before would not look at the environment again.
-KNOCKING = """
+PREFLIGHT = """
 import json, os, sys, time
 from frmu.errors import FederationError
 from frmu.runtime.connect import _reread_token
@@ -45,7 +45,7 @@ json.dump(told, sys.stdout)
 
 def preflight(head: Head, *cases: tuple[str, bool, dict[str, str]]) -> list[tuple[str, float]]:
     run = subprocess.run(
-        [sys.executable, "-c", KNOCKING], input=json.dumps(cases), env=head, capture_output=True, text=True,
+        [sys.executable, "-c", PREFLIGHT], input=json.dumps(cases), env=head, capture_output=True, text=True,
         timeout=120, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr

@@ -107,13 +107,15 @@ def test_a_reward_is_that_of_the_slice_alone(config: Config) -> None:
     assert np.array_equal(seen.rows[0], seen_by(whole, after))
 
 
-@pytest.mark.parametrize("look", [True, False])
+@pytest.mark.parametrize("observed", [True, False])
 @pytest.mark.parametrize("after", [None, (1.0,) * SLICES, (0.0, 0.3, 1.0, 1.0, 0.0, 1.0)])
-def test_every_refit_is_counted(config: Config, solved: list[int], look: bool, after: tuple[float, ...] | None) -> None:
+def test_every_refit_is_counted(
+    config: Config, solved: list[int], observed: bool, after: tuple[float, ...] | None
+) -> None:
     whole = make(config)
     views = views_of(whole, blocks(config))
     solved[0] = 0
-    assert perform(views, whole, Trial((1.0,) * SLICES, after, look)).refits == solved[0] > 0
+    assert perform(views, whole, Trial((1.0,) * SLICES, after, observed)).refits == solved[0] > 0
 
 
 def test_clients_and_tasks_answer_alike(config: Config, solved: list[int], tmp_path: Path) -> None:

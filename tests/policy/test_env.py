@@ -30,7 +30,7 @@ MOST = 4
 
 
 @pytest.fixture(scope="module")
-def board(tmp_path_factory: pytest.TempPathFactory) -> EnvContext:
+def context(tmp_path_factory: pytest.TempPathFactory) -> EnvContext:
     folder = tmp_path_factory.mktemp("env")
     table = homes(3)
     config = put(folder, table)
@@ -40,12 +40,12 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> EnvContext:
     return context_of(config, federation)[0]
 
 
-def env(board: EnvContext, **options: int) -> SliceEnv:
-    return SliceEnv([board], MOST, **{"num_envs": 24, "seed": 3} | options)  # type: ignore[arg-type]
+def env(context: EnvContext, **options: int) -> SliceEnv:
+    return SliceEnv([context], MOST, **{"num_envs": 24, "seed": 3} | options)  # type: ignore[arg-type]
 
 
-def test_what_it_gives_is_in_its_spaces(board: EnvContext) -> None:
-    e = env(board)
+def test_what_it_gives_is_in_its_spaces(context: EnvContext) -> None:
+    e = env(context)
     observation, _ = e.reset(seed=1)
     for _ in range(TASKS_PER_EPISODE + 3):
         assert e.observation_space.contains(observation)
@@ -54,42 +54,42 @@ def test_what_it_gives_is_in_its_spaces(board: EnvContext) -> None:
         assert reward.shape == terminated.shape == truncated.shape == (24,)
 
 
-def test_a_seed_replays(board: EnvContext) -> None:
-    def play() -> list[np.ndarray]:
-        e, rng = env(board), np.random.default_rng(0)
+def test_a_seed_replays(context: EnvContext) -> None:
+    def replay() -> list[np.ndarray]:
+        e, rng = env(context), np.random.default_rng(0)
         seen = [e.reset(seed=5)[0]]
         for _ in range(4):
             observation, reward, *_ = e.step(rng.normal(size=(24, MOST)).astype(np.float32))
             seen += [observation, reward]
         return seen
 
-    assert all(np.array_equal(a, b) for a, b in zip(play(), play(), strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(replay(), replay(), strict=True))
 
 
-def test_an_episode_ends_for_all_and_begins_anew(board: EnvContext) -> None:
-    e = env(board)
+def test_an_episode_ends_for_all_and_begins_anew(context: EnvContext) -> None:
+    e = env(context)
     e.reset(seed=0)
     ends = [e.step(np.full((24, MOST), 2.0, np.float32))[2] for _ in range(TASKS_PER_EPISODE + 2)]
     assert [end.all() for end in ends] == [False] * (TASKS_PER_EPISODE - 1) + [True] + [False] * 2
     assert not ends[0].any()
 
 
-def test_equal_actions_earn_equal_rewards(board: EnvContext) -> None:
-    e = env(board)
+def test_equal_actions_earn_equal_rewards(context: EnvContext) -> None:
+    e = env(context)
     e.reset(seed=0)
     _, reward, *_ = e.step(np.full((24, MOST), 2.0, np.float32))
     assert np.allclose(reward, 0.0)
 
 
-def test_forgetting_what_was_shuffled_earns_more(board: EnvContext) -> None:
+def test_forgetting_what_was_shuffled_earns_more(context: EnvContext) -> None:
     """Somewhere among many tasks, the copy that forgets the disturbed slices beats the one that keeps all."""
-    e = env(board, num_envs=2)
+    e = env(context, num_envs=2)
     wins = []
     for seed in range(30):
         e.reset(seed=seed)
-        game = e._games[0]
-        client, name = game.client, e.boards[0].clients[game.client]
-        hit = np.array(_hit(e, name, game.seed))
+        episode = e._episodes[0]
+        client, name = episode.client, e.contexts[0].clients[episode.client]
+        hit = np.array(_hit(e, name, episode.seed))
         if not hit.any() or hit.all():
             continue
         actions = np.full((2, MOST), 9.0, np.float32)
@@ -103,13 +103,13 @@ def test_forgetting_what_was_shuffled_earns_more(board: EnvContext) -> None:
 def _hit(e: SliceEnv, name: str, seed: int) -> list[bool]:
     from frmu.clients.tasks.rollout import EnvStep, Rollout
 
-    board = e.boards[0]
-    play = Rollout({name: (EnvStep(seed, None, 0.0, True),)}, board.outputs, board.total, MOST)
-    return next(iter(board.federation.run(play, on=[name]))).record["steps"][0]["hit"]
+    context = e.contexts[0]
+    rollout = Rollout({name: (EnvStep(seed, None, 0.0, True),)}, context.outputs, context.total, MOST)
+    return next(iter(context.federation.run(rollout, on=[name]))).record["steps"][0]["hit"]
 
 
-def test_the_last_row_is_for_the_account_alone(board: EnvContext) -> None:
-    observation, _ = env(board).reset(seed=0)
+def test_the_last_row_is_for_the_account_alone(context: EnvContext) -> None:
+    observation, _ = env(context).reset(seed=0)
     assert observation.shape == (24, MOST + 1, MASK + 1 + 2 * MOST)
     assert not observation[:, -1, MASK].any()
 
@@ -159,20 +159,20 @@ def test_the_single_environment_passes_gymnasiums_checker(trained: str, steps: i
 def test_the_single_environment_shows_where_a_task_ended(trained: str) -> None:
     e = gym.make("frmu.policy.single:frmu/Slices-v0", config=trained, max_slices=MOST, steps=2)
     observation, _ = e.reset(seed=4)
-    played = [e.step(np.full(MOST, logit, np.float32)) for logit in (-1.0, 1.0)]
-    assert [terminated for _, _, terminated, _, _ in played] == [False, True]
+    seen = [e.step(np.full(MOST, logit, np.float32)) for logit in (-1.0, 1.0)]
+    assert [terminated for _, _, terminated, _, _ in seen] == [False, True]
     # Forgetting everything is refitted and seen, and so is keeping everything again.
     influence = len(FEATURES) + FEATURES.index("influence")
     shown = observation[:, MASK] > 0.5
-    assert played[0][0][shown, influence] == pytest.approx(-2.0, abs=1e-3)  # from its logarithm
-    assert played[1][0][shown, influence] == pytest.approx(1.0, abs=1e-3)
-    assert abs(played[0][4]["gain"]) > 100 * abs(played[1][4]["gain"])
+    assert seen[0][0][shown, influence] == pytest.approx(-2.0, abs=1e-3)  # from its logarithm
+    assert seen[1][0][shown, influence] == pytest.approx(1.0, abs=1e-3)
+    assert abs(seen[0][4]["gain"]) > 100 * abs(seen[1][4]["gain"])
 
 
-def test_the_single_environment_plays_the_same_game(board: EnvContext) -> None:
+def test_the_single_environment_gives_the_same_episodes(context: EnvContext) -> None:
     from frmu.policy.single import SliceTask
 
-    single, many = SliceTask([board], MOST), env(board, num_envs=2)
+    single, many = SliceTask([context], MOST), env(context, num_envs=2)
     for seed in range(5):
         one, all_ = single.reset(seed=seed)[0], many.reset(seed=seed)[0]
         assert np.array_equal(one, all_[0])
@@ -189,12 +189,12 @@ def test_slices_arrive_one_by_one_until_all_are_there(slices: int, rounds: int) 
     assert all(before < after for before, after in itertools.pairwise(borders))
 
 
-def test_a_round_judges_by_what_came_next_and_is_rewarded_on_what_came_then(board: EnvContext) -> None:
-    client = board.federation.host.clients(["home 0"])[0]  # type: ignore[attr-defined]
-    play = Rollout({}, board.outputs, board.total, MOST, rounds=3)
-    clean = client.slices("fit", board.outputs)
+def test_a_round_judges_by_what_came_next_and_is_rewarded_on_what_came_then(context: EnvContext) -> None:
+    client = context.federation.host.clients(["home 0"])[0]  # type: ignore[attr-defined]
+    rollout = Rollout({}, context.outputs, context.total, MOST, rounds=3)
+    clean = client.slices("fit", context.outputs)
     for seed in range(20):
-        rounds = play.episode(client, seed)
+        rounds = rollout.episode(client, seed)
         keys = rounds[-1][2].keys
         assert [len(task) for _, _, task, _, _ in rounds] == arrivals(len(keys), 3)
         blocks = [set(task.keys) for _, _, task, _, _ in rounds]
@@ -205,21 +205,21 @@ def test_a_round_judges_by_what_came_next_and_is_rewarded_on_what_came_then(boar
                 coming = sorted(blocks[number + 1] - blocks[number])
                 assert task.validation.n == sum(part.n for part in task.parts) == sum(clean[key].n for key in coming)
             assert kind == rounds[0][0]
-        assert rounds[-1][2].later.n == client.split_total("later", board.outputs).n
+        assert rounds[-1][2].later.n == client.split_total("later", context.outputs).n
         if len(rounds) > 1:
             assert rounds[-2][2].later.n == rounds[-1][2].validation.n
 
 
-def test_slices_enter_between_the_steps_of_a_task(board: EnvContext) -> None:
-    e = env(board, num_envs=12, rounds=3)
+def test_slices_enter_between_the_steps_of_a_task(context: EnvContext) -> None:
+    e = env(context, num_envs=12, rounds=3)
     observation, _ = e.reset(seed=0)
     number = [int(observation[0, :, MASK].sum())]
-    while not e._games[0].over and len(number) < 9:
-        before = e._games[0]
+    while not e._episodes[0].over and len(number) < 9:
+        before = e._episodes[0]
         observation, _, terminated, _, info = e.step(np.full((12, MOST), -9.0, np.float32))
         assert not terminated.any()
         assert (info["gain"] <= 1).all()
-        if e._games[0] is not before:
+        if e._episodes[0] is not before:
             break
         number.append(int(observation[0, :, MASK].sum()))
         influence = observation[0, : number[-1], len(FEATURES) + FEATURES.index("influence")]
@@ -228,16 +228,16 @@ def test_slices_enter_between_the_steps_of_a_task(board: EnvContext) -> None:
     assert len(number) > 1
 
 
-def test_from_one_site_alone(board: EnvContext) -> None:
-    e = env(board)
+def test_from_one_site_alone(context: EnvContext) -> None:
+    e = env(context)
     e.only(2)
     e.reset(seed=0)
     for _ in range(3):
         e.step(np.full((24, MOST), 2.0, np.float32))
-        assert {game.client for game in e._games} == {2}
+        assert {episode.client for episode in e._episodes} == {2}
     e.only(None)
     e.reset(seed=0)
-    assert len({game.client for seed in range(5) for game in (e.reset(seed=seed), e._games)[1]}) > 1
+    assert len({episode.client for seed in range(5) for episode in (e.reset(seed=seed), e._episodes)[1]}) > 1
 
 
 @pytest.mark.parametrize("updates", [0, 1, 3])
@@ -267,10 +267,10 @@ class Unsteady:
 
 
 def test_a_client_that_does_not_answer_is_done_without_until_it_is_back(
-    board: EnvContext, monkeypatch: pytest.MonkeyPatch
+    context: EnvContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unsteady = Unsteady(board.federation)  # type: ignore[arg-type]
-    e = env(dataclasses.replace(board, federation=unsteady), num_envs=24)  # type: ignore[arg-type]
+    unsteady = Unsteady(context.federation)  # type: ignore[arg-type]
+    e = env(dataclasses.replace(context, federation=unsteady), num_envs=24)  # type: ignore[arg-type]
     e.reset(seed=1)
     unsteady.gone = {"home 0"}
     ended = 0
@@ -281,7 +281,7 @@ def test_a_client_that_does_not_answer_is_done_without_until_it_is_back(
     assert e.away == ("home 0",)
     assert "home 0" not in unsteady.asked
     assert ended >= 2
-    unsteady.gone = set(board.clients)
+    unsteady.gone = set(context.clients)
     e.step(e.action_space.sample())
     with pytest.raises(ClientsUnavailableError, match="home 0, home 1, home 2 are away: its host died"):
         e.reset()

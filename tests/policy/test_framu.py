@@ -68,15 +68,15 @@ def outcome(world: World) -> Outcome:
 
 
 class Recorded:
-    """A world's trips, written down."""
+    """A world's dispatches, written down."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.trips: list[tuple[Mapping[str, Trial], Mapping[str, Seen]]] = []
+        self.dispatches: list[tuple[Mapping[str, Trial], Mapping[str, Seen]]] = []
 
     def __call__(self, trials: Mapping[str, Trial]) -> Mapping[str, Seen]:
         answers = self.world.ask(trials)
-        self.trips.append((trials, answers))
+        self.dispatches.append((trials, answers))
         return answers
 
 
@@ -88,21 +88,21 @@ def q(w: Mapping[str, np.ndarray], rows: Float) -> Float:
 
 
 def test_lines_5_to_9_are_the_transitions_that_the_clients_answered(world: World) -> None:
-    trips = Recorded(world)
-    with dqn(replace(world, ask=trips), SETTINGS) as agents:
+    recorded = Recorded(world)
+    with dqn(replace(world, ask=recorded), SETTINGS) as agents:
         for turn in (1, 2):
             w = agents.weights()
             errors = agents.play()
-            trials, after = trips.trips[turn]
-            _, before = trips.trips[turn - 1]
+            trials, after = recorded.dispatches[turn]
+            _, before = recorded.dispatches[turn - 1]
             for k, name in enumerate(world.names):
                 action = np.array([LEVELS.index(level) for level in trials[name].after or ()])
                 following = q(w[k], rows_of(after[name])).max(axis=2)
                 taken = np.take_along_axis(q(w[k], rows_of(before[name])), action[None, :, None], axis=2)[..., 0]
                 d = after[name].rewards + SETTINGS.gamma * following - taken
                 assert np.allclose(errors[k], d.T, atol=1e-4)
-            assert trials[world.names[0]].before == (trips.trips[turn - 1][0][world.names[0]].after)
-        assert agents.refits == sum(seen.refits for _, answers in trips.trips for seen in answers.values())
+            assert trials[world.names[0]].before == (recorded.dispatches[turn - 1][0][world.names[0]].after)
+        assert agents.refits == sum(seen.refits for _, answers in recorded.dispatches for seen in answers.values())
 
 
 def test_line_10_learns(world: World) -> None:

@@ -83,19 +83,19 @@ def test_env_runners_step_the_client_actors_and_may_die(
     seen: list[float] = []
     killed: list[int] = []
 
-    def look(number: int, metrics: dict[str, float]) -> None:
+    def watch(number: int, metrics: dict[str, float]) -> None:
         seen.append(metrics["env_runners"])
         if number == at:
             killed.extend(descendants(RUNNER)[:lost])
             for runner in killed:
-                threading.Timer(0.3, os.kill, [runner, signal.SIGKILL]).start()  # while it plays
+                threading.Timer(0.3, os.kill, [runner, signal.SIGKILL]).start()  # while it samples
         if number == at + 2:  # Ray starts it again; the next iterations find it
             deadline = time.monotonic() + 90
             while len(descendants(RUNNER)) < 2 and time.monotonic() < deadline:
                 time.sleep(0.2)
 
     with api.Experiment(config) as experiment:
-        learned = train_policy(config.policy, [_board(experiment)], None, at + 5, look)
+        learned = train_policy(config.policy, [_context(experiment)], None, at + 5, watch)
     assert len(killed) == lost
     assert learned.env_runners == 2
     assert learned.iterations == len(seen) == at + 5
@@ -103,7 +103,7 @@ def test_env_runners_step_the_client_actors_and_may_die(
     assert seen[0] == seen[-1] == 2
 
 
-def _board(experiment: api.Experiment) -> tuple:
+def _context(experiment: api.Experiment) -> tuple:
     from frmu.policy.training import context_of
 
     names = [client.name for client in experiment.session.state().clients]
@@ -181,14 +181,14 @@ def test_weights_and_moments_come_back_as_they_were(killed: Config) -> None:
 
     before, _ = read_progress(killed.folder / "training.safetensors")
     with api.Experiment(killed) as experiment:
-        board, teachers = _board(experiment)
-        with quiet(), Trainer(killed.policy, [board], 4, 0, 96, 0) as trainer:
+        context, slices = _context(experiment)
+        with quiet(), Trainer(killed.policy, [context], 4, 0, 96, 0) as trainer:
             assert trainer.moments() == {}
             trainer.load(before.weights, before.moments)
             for was, now in ((before.weights, trainer.weights()), (before.moments, trainer.moments())):
                 assert set(was) == set(now)
                 assert all(np.array_equal(was[name], now[name]) for name in was)
-            trainer.iterate([np.zeros(len(keys)) for keys in teachers.values()])
+            trainer.iterate([np.zeros(len(keys)) for keys in slices.values()])
             step = next(value for name, value in trainer.moments().items() if name.startswith("step/"))
             assert step > next(value for name, value in before.moments.items() if name.startswith("step/"))
 
@@ -273,8 +273,8 @@ def test_the_better_of_two_policies_is_told_either_way(
     weights = dict(good.weights) | {"head.weight": -good.weights["head.weight"]}
     bad = write_policy(weights, {"clients": []}, tmp_path / "bad.safetensors")
     with api.Experiment(config, "local") as experiment:
-        board, _ = _board(experiment)
-        up, down, same = (compare(board, *pair, 4) for pair in ((bad, good), (good, bad), (good, good)))
+        context, _ = _context(experiment)
+        up, down, same = (compare(context, *pair, 4) for pair in ((bad, good), (good, bad), (good, good)))
     assert up.better
     assert not down.better
     assert down.difference == -up.difference < 0.0
@@ -282,7 +282,7 @@ def test_the_better_of_two_policies_is_told_either_way(
 
 
 @pytest.mark.parametrize("change", ["one client", "no time", "rounds"])
-def test_small_worlds_teach_too(tmp_path: Path, table: pd.DataFrame, change: str) -> None:
+def test_small_federations_train_too(tmp_path: Path, table: pd.DataFrame, change: str) -> None:
     """One client alone; slices and splits by hash, without a time; data that arrive between the steps."""
     config = with_policy(tmp_path / "small", table, rounds=3 if change == "rounds" else 1)
     text = config.file.read_text()
@@ -309,7 +309,7 @@ def test_one_slice_has_nothing_to_choose(tmp_path: Path, table: pd.DataFrame) ->
         learn(config, iterations=1)
 
 
-def test_of_many_slices_the_newest_teach_and_it_is_said(tmp_path: Path, table: pd.DataFrame) -> None:
+def test_of_many_slices_the_newest_train_and_it_is_said(tmp_path: Path, table: pd.DataFrame) -> None:
     from click.testing import CliRunner
 
     from frmu.cli import main
@@ -319,7 +319,7 @@ def test_of_many_slices_the_newest_teach_and_it_is_said(tmp_path: Path, table: p
     train(config)
     result = CliRunner().invoke(main, ["policy", "train", str(config.file), "--iterations", "1"])
     assert result.exit_code == 0, result.output
-    assert "of home 1 the newest 64 slices taught; 56 older slices took no part" in result.output
+    assert "of home 1 the newest 64 slices trained it; 56 older slices took no part" in result.output
 
 
 def test_more_runners_than_the_cluster_can_place(tmp_path: Path, table: pd.DataFrame) -> None:

@@ -1,8 +1,8 @@
 """Fault schedules: hosts and the server are killed, with -9, wherever a seed says; nothing comes out differently.
 
 A schedule is one to three faults in the life of a federation (train, two requests, drain). Each strikes at the n-th
-trip or task, before, in the middle of or after what is done there, in the process of a host or of the server. The same
-clients take part, so every digest must be that of the undisturbed life; the ledger must be whole, no record back.
+dispatch or task, before, in the middle of or after what is done there, in the process of a host or of the server. The
+same clients take part, so every digest must be that of the undisturbed life; the ledger must be whole, no record back.
 
 `pytest -m long tests/remote/test_faults.py` runs 200 schedules; a handful run by default.
 """
@@ -104,7 +104,7 @@ def die_once(marker: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """At which trip (counted over the whole life), whom, when."""
+    """At which dispatch (counted over the whole life), whom, when."""
 
     at: int
     victim: str  # a client, or "server"
@@ -115,17 +115,17 @@ class Striker:
     """Puts faults into the works and tasks that a federation sends."""
 
     def __init__(self, faults: list[Fault], folder: Path, patch: pytest.MonkeyPatch) -> None:
-        self.trips = self.tasks = 0
+        self.dispatches = self.tasks = 0
         self.folder, self.faults, self.stages = folder, faults, []
         run, serve = RayFederation.run, RayFederation.serve
 
         def struck_run(federation: RayFederation, work: Any, on: Any = None) -> Iterator[Any]:
             for number, fault in enumerate(self.faults):
                 asked = federation.clients if on is None else on
-                if fault.victim != "server" and fault.at == self.trips and fault.victim in asked:
+                if fault.victim != "server" and fault.at == self.dispatches and fault.victim in asked:
                     self.stages.append(f"{type(work).__name__} of {fault.victim}, {fault.when}")
                     work = Struck(work, fault.victim, fault.when, str(self.folder / f"fault-{number}"))
-            self.trips += 1
+            self.dispatches += 1
             return run(federation, work, on)
 
         def struck_serve(federation: RayFederation, task: Any, replies: Any = ()) -> Any:
@@ -277,7 +277,7 @@ def test_a_straggler_is_let_go_and_comes_back(tmp_path: Path, table: pd.DataFram
     config = put(tmp_path / "homes", table, text)
     with api.Experiment(config) as experiment:
         first = experiment.train()
-        pid = _pid(_lane_of(experiment, "home 3"))
+        pid = _pid(_handle_of(experiment, "home 3"))
         os.kill(pid, signal.SIGSTOP)
         try:
             without = experiment.train()
@@ -287,7 +287,7 @@ def test_a_straggler_is_let_go_and_comes_back(tmp_path: Path, table: pd.DataFram
         back = experiment.train()
     assert without["away"] == {"home 3": "no reply in 10 s"}
     assert without["clients"] == 3
-    assert verified["verified"], verified  # the shard of who was away is no stray
+    assert verified["verified"], verified  # the shard of who was away is not unexpected
     assert back["state_digest"] == first["state_digest"]
 
 
@@ -298,7 +298,7 @@ def test_a_drain_goes_on_without_nobody(tmp_path: Path, table: pd.DataFrame) -> 
     with api.Experiment(config) as experiment:
         experiment.train()
         api.erase(config, Selection("subject", subject="p2"))
-        pid = _pid(_lane_of(experiment, "home 3"))
+        pid = _pid(_handle_of(experiment, "home 3"))
         os.kill(pid, signal.SIGSTOP)
         try:
             with pytest.raises(
@@ -320,13 +320,13 @@ def test_a_client_is_back_soon(tmp_path: Path, table: pd.DataFrame) -> None:
         experiment.train()
         federation = experiment.session.sites._federation
         assert federation is not None
-        os.kill(_pid(_lane_of(experiment, "home 1")), signal.SIGKILL)
+        os.kill(_pid(_handle_of(experiment, "home 1")), signal.SIGKILL)
         began = time.monotonic()
         assert len(list(federation.run(DescribeShard()))) == 3
         assert time.monotonic() - began < 60
 
 
-def _lane_of(experiment: api.Experiment, client: str) -> Any:
+def _handle_of(experiment: api.Experiment, client: str) -> Any:
     return next(handle for handle in experiment.session.sites._federation._dispatcher.handles if client in handle.names)  # type: ignore[union-attr]
 
 
@@ -340,7 +340,7 @@ class Where:
         return Answer(client.name, {"pid": os.getpid()})
 
 
-def _pid(lane: Any) -> int:
+def _pid(handle: Any) -> int:
     import ray
 
-    return ray.get(lane.actor.answer.remote(Where(), lane.names, None)).replies[0].record["pid"]
+    return ray.get(handle.actor.answer.remote(Where(), handle.names, None)).replies[0].record["pid"]

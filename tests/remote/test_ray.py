@@ -1,4 +1,4 @@
-"""The federation on real Ray: the same bits as in process, errors that survive the trip, a policy that learns."""
+"""The federation on real Ray: the same bits as in process, errors that survive the way back, a policy that learns."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_client_that_died_is_named(tmp_path: Path, table: pd.DataFrame) -> Non
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """An errand that says which process does it; one that does it twice is told."""
+    """A task that says which process does it; one that does it twice is told."""
 
     refused: int = 0
 
@@ -103,20 +103,20 @@ class Process:
         return os.getpid()
 
 
-def test_a_site_has_one_process_for_all_errands_and_another_where_it_died(tmp_path: Path, config: Config) -> None:
+def test_a_site_has_one_process_for_all_tasks_and_another_where_it_died(tmp_path: Path, config: Config) -> None:
     import ray
 
     from frmu.runtime.nodes import SiteWorkers
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     place = SiteLocation("lyon", config, tmp_path)
-    with closing(SiteWorkers(1.0, 60.0)) as visitors:
-        found, away = visitors.visit(Process(), [place])
+    with closing(SiteWorkers(1.0, 60.0)) as workers:
+        found, away = workers.run_at_sites(Process(), [place])
         assert away == {}
         with pytest.raises(DataError, match=f"again in {found['lyon']}"):
-            visitors.visit(Process(found["lyon"]), [place])
+            workers.run_at_sites(Process(found["lyon"]), [place])
         os.kill(found["lyon"], signal.SIGKILL)
-        again, away = visitors.visit(Process(), [place])
+        again, away = workers.run_at_sites(Process(), [place])
         assert away == {}
         assert again["lyon"] not in (os.getpid(), found["lyon"])
 

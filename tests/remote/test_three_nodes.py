@@ -338,7 +338,7 @@ with api.Experiment(load({str(config.file)!r})) as experiment:
 
 # -- every stage of a life, one after the other -----------------------------------------------------------------
 
-TRIPS = 15  # of a life: a training, then a request of two and their drain
+DISPATCHES = 15  # of a life: a training, then a request of two and their drain
 
 
 def life(config: Config) -> list[str]:
@@ -363,16 +363,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, table: pd.DataFrame) -
 
 @pytest.mark.long
 @pytest.mark.usefixtures("attached")
-@pytest.mark.parametrize("at", range(TRIPS))
-def test_a_node_lost_at_any_trip_and_back_in_time(
+@pytest.mark.parametrize("at", range(DISPATCHES))
+def test_a_node_lost_at_any_dispatch_and_back_in_time(
     at: int, cluster: Cluster, tmp_path: Path, table: pd.DataFrame, undisturbed: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    run, trips = RayFederation.run, iter(range(1000))
+    run, dispatches = RayFederation.run, iter(range(1000))
     helpers: list[threading.Thread] = []
 
     def struck(federation: RayFederation, work: Any, on: Any = None) -> Any:
-        if next(trips) == at:
+        if next(dispatches) == at:
             cluster.kill("c")
             helpers.append(threading.Thread(target=cluster.add, args=("c",)))
             helpers[0].start()
@@ -388,8 +388,8 @@ def test_a_node_lost_at_any_trip_and_back_in_time(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("at", range(TRIPS))
-def test_a_driver_killed_at_any_trip(
+@pytest.mark.parametrize("at", range(DISPATCHES))
+def test_a_driver_killed_at_any_dispatch(
     at: int, cluster: Cluster, tmp_path: Path, table: pd.DataFrame, undisturbed: list[str]
 ) -> None:
     config = put(tmp_path / "sites", table)
@@ -400,10 +400,10 @@ from frmu.config import load
 from frmu.runtime.ray import RayFederation
 from frmu.types import Selection
 
-run, trips = RayFederation.run, iter(range(1000))
+run, dispatches = RayFederation.run, iter(range(1000))
 
 def struck(federation, work, on=None):
-    if next(trips) == {at}:
+    if next(dispatches) == {at}:
         replies = run(federation, work, on)
         next(replies, None)  # the work is under way everywhere, and one has answered
         os.kill(os.getpid(), signal.SIGKILL)

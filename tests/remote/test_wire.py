@@ -1,7 +1,7 @@
 """What leaves a client: counts, sums over slices, keyed hashes; never a row.
 
 Everything that a host answers passes through `Host.answer`, in process and on an actor alike, and what a site says of
-its disk through `SiteDirectory.visit`, where it is caught: through training, a drain, attacks on the receipt,
+its disk through `SiteDirectory.run_at_sites`, where it is caught: through training, a drain, attacks on the receipt,
 and the training of a policy. No answer may hold the id of a record, a person, or a cell of a row - raw, scaled, or
 encoded - to the last bit.
 
@@ -50,15 +50,15 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Answer]]:
         caught.extend((type(work).__name__, one) for one in answers)
         return answers
 
-    visit = SiteDirectory.visit
+    run_at_sites = SiteDirectory.run_at_sites
 
     def told(sites: SiteDirectory, task: Any) -> Any:
-        found, away = visit(sites, task)
+        found, away = run_at_sites(sites, task)
         caught.extend((type(task).__name__, Answer(site, {"found": repr(one)})) for site, one in found.items())
         return found, away
 
     monkeypatch.setattr(Host, "answer", heard)
-    monkeypatch.setattr(SiteDirectory, "visit", told)
+    monkeypatch.setattr(SiteDirectory, "run_at_sites", told)
     return caught
 
 
@@ -151,7 +151,7 @@ def ray_is_up() -> Iterator[None]:
         yield
 
 
-def test_no_row_leaves_a_client_that_teaches_a_policy(
+def test_no_row_leaves_a_client_that_trains_a_policy(
     ray_is_up: None, trained: tuple[Config, Private], wire: list[tuple[str, Answer]]
 ) -> None:
     config, private = trained

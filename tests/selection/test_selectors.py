@@ -65,12 +65,12 @@ def test_without_validation_everything_is_kept(network: Network) -> None:
     assert decide(blind, network, "policy", 0.01, 3, 64).chosen_by == "keep"
 
 
-def look(task: SelectionProblem, influence: np.ndarray, step: float = 0.0) -> Observation:
+def observed(task: SelectionProblem, influence: np.ndarray, step: float = 0.0) -> Observation:
     return observe(task, fit(task, influence), step, validation_loss(task, task.keep))
 
 
 def test_an_observation_has_a_bounded_row_a_slice() -> None:
-    seen = look(make(bad=(2,)), np.array([1.0, 0.3, 0.0, 1, 1, 1, 1, 1]), 0.5)
+    seen = observed(make(bad=(2,)), np.array([1.0, 0.3, 0.0, 1, 1, 1, 1, 1]), 0.5)
     assert seen.rows.shape == (8, len(FEATURES))
     assert seen.relation.shape == (8, 8)
     assert np.isfinite(seen.rows).all()
@@ -80,7 +80,7 @@ def test_an_observation_has_a_bounded_row_a_slice() -> None:
 
 def test_one_slice_can_be_looked_at(network: Network) -> None:
     task = make(slices=1)
-    assert np.isfinite(look(task, np.ones(1)).rows).all()
+    assert np.isfinite(observed(task, np.ones(1)).rows).all()
     assert decide(task, network, "policy", 0.01, 3, 64).influence.tolist() == [1.0]
 
 
@@ -88,7 +88,7 @@ def test_one_slice_can_be_looked_at(network: Network) -> None:
 def test_a_counterfactual_to_second_order_is_close_to_the_refit(start: np.ndarray) -> None:
     """The gain in a row is what leaving the slice out does to the validation loss, in percent."""
     task = make(bad=(2,))
-    gain = look(task, start).rows[:, FEATURES.index("gain")]
+    gain = observed(task, start).rows[:, FEATURES.index("gain")]
     now = validation_loss(task, start)
     for s in range(8):
         without = start.copy()
@@ -116,7 +116,7 @@ def test_a_change_of_one_influence_is_a_refit() -> None:
 
 def test_the_policy_follows_the_order_of_slices_by_nearness_alone(network: Network) -> None:
     """Turned round, slices are as near to each other as before: the answers turn with them."""
-    seen = look(make(bad=(2,)), np.ones(8))
+    seen = observed(make(bad=(2,)), np.ones(8))
     turned = Observation(seen.rows[::-1], seen.relation[::-1, ::-1], seen.fit)
     assert np.allclose(network(seen, seen)[0][::-1], network(turned, turned)[0])
 
@@ -125,7 +125,7 @@ def test_steps_refine_and_each_costs_one_refit(network: Network) -> None:
     task = make(bad=(1, 4))
     account = RefitCounter(task, Budget(10))
     kept = account.fit(task.keep)
-    met = follow(network, account, look(task, task.keep), kept, 3)
+    met = follow(network, account, observed(task, task.keep), kept, 3)
     assert len(met) == 4
     assert account.refits == 4
     assert all(((one.fit.influence >= 0) & (one.fit.influence <= 1)).all() for one in met)

@@ -29,7 +29,7 @@ from frmu.types import Float
 
 __all__ = ["Gauge", "Pairs", "Part", "Plant", "Recall", "Restore", "Shadow", "Size", "Strike"]
 
-Buried = Mapping[str, frozenset[str]]
+Tombstoned = Mapping[str, frozenset[str]]
 FIT, TEST = SPLITS.index("fit"), SPLITS.index("test")
 
 
@@ -40,7 +40,7 @@ class Restore:
     `copy` names the copy; `path` says where the files are that the client sees, None for those of its config.
     """
 
-    tombstones: Buried
+    tombstones: Tombstoned
     key: bytes = field(repr=False)
     copy: str
     path: str | None = None
@@ -56,7 +56,7 @@ class Restore:
             client.incoming = tables.get(client.name)
 
     def perform(self, client: Client) -> Answer:
-        """How many records came back."""
+        """Return the number of records that came back."""
         table, client.incoming = client.incoming, None
         parts = [client.shard.table] if client.has_shard else []
         if table is not None:
@@ -71,8 +71,8 @@ class Restore:
         return Answer(client.name, {"restored": 0 if table is None else table.num_rows, "rows": rows})
 
 
-def _forget(client: Client, tombstoned: Buried, key: bytes) -> NDArray[np.bool_]:
-    """Which rows are those that were erased, (n,) bool."""
+def _forget(client: Client, tombstoned: Tombstoned, key: bytes) -> NDArray[np.bool_]:
+    """Mark the rows that were erased, (n,) bool."""
     names = tombstoned.get(client.name, frozenset())
     return np.array([name in names for name in client.tombstones(key)] if names else np.zeros(len(client.shard)), bool)
 
@@ -83,7 +83,7 @@ class Part(EachClient):
 
     part: Literal["forget", "retain"]
     outputs: tuple[str, ...]
-    tombstones: Buried
+    tombstones: Tombstoned
     key: bytes = field(repr=False)
 
     def perform(self, client: Client) -> Answer:
@@ -96,7 +96,7 @@ class Part(EachClient):
 
 @dataclass(frozen=True, slots=True)
 class Gauge(EachClient):
-    """How heads (d, outputs) do on erased, retained and test records, and how far their outputs are from one of them.
+    """Measure heads (d, outputs) on erased, retained and test records, and their outputs' distance from one of them.
 
     Erased and retained are the records that were fitted.
     """
@@ -104,7 +104,7 @@ class Gauge(EachClient):
     heads: Mapping[str, Float]
     reference: str
     outputs: tuple[str, ...]
-    tombstones: Buried
+    tombstones: Tombstoned
     key: bytes = field(repr=False)
 
     def perform(self, client: Client) -> Answer:
@@ -132,7 +132,7 @@ class Gauge(EachClient):
 
 
 def _inside(client: Client, erased: NDArray[np.bool_], seeds: Sequence[int]) -> NDArray[np.bool_]:
-    """Which of the fitted rows each shadow model has, (seeds, rows): half of them, drawn by client and seed.
+    """Draw the fitted rows that each shadow model has, (seeds, rows): half of them, by client and seed.
 
     A model of an odd seed comes from a world that never had the erased records, as the retrained one does.
     """
@@ -152,7 +152,7 @@ class Shadow(EachClient):
 
     seeds: tuple[int, ...]
     outputs: tuple[str, ...]
-    tombstones: Buried
+    tombstones: Tombstoned
     key: bytes = field(repr=False)
 
     def perform(self, client: Client) -> Answer:
@@ -177,7 +177,7 @@ class Pairs(EachClient):
     shadows: Float
     seeds: tuple[int, ...]
     outputs: tuple[str, ...]
-    tombstones: Buried
+    tombstones: Tombstoned
     key: bytes = field(repr=False)
 
     def perform(self, client: Client) -> Answer:
@@ -201,7 +201,7 @@ class Pairs(EachClient):
 
 
 def _signal(predicted: Float, y: NDArray[Any], outputs: tuple[str, ...]) -> Float:
-    """What a head makes of each record, (rows,): the residual, or the margin of the true class over the next."""
+    """Return a head's signal for each record, (rows,): the residual, or the margin of the true class over the next."""
     Y = targets(y, outputs)
     if y.dtype.kind == "f":
         return np.asarray((Y - predicted)[:, 0])
@@ -296,7 +296,7 @@ def _put(table: pa.Table, column: str, values: pa.Array) -> pa.Table:
 
 @dataclass(frozen=True, slots=True)
 class Recall(EachClient):
-    """How well heads tell planted canaries from those held back: the error on a wrong target is what betrays them."""
+    """Measure how well heads tell planted canaries from those held back: the error on a wrong target betrays them."""
 
     heads: Mapping[str, Float]
     held_back: Mapping[str, Sequence[str]]
@@ -323,7 +323,7 @@ class Recall(EachClient):
 
 @dataclass(frozen=True, slots=True)
 class Strike(EachClient):
-    """How often a trigger on test records leads heads to the backdoor's target."""
+    """Count how often a trigger on test records leads heads to the backdoor's target."""
 
     heads: Mapping[str, Float]
     trigger: Mapping[str, float]

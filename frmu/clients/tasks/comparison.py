@@ -1,4 +1,4 @@
-"""How good policies are at a client: what each would apply on the same rehearsals, judged on later records.
+"""A comparison of policies at a client: what each would apply on the same rehearsals, judged on later records.
 
 A rehearsal is a task of training: some slices disturbed on purpose (`Rollout`). What is compared is what would be in
 force - refinement, budget, guard and all - not what the network says by itself.
@@ -27,7 +27,7 @@ _TINY = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class CompareSelections(EachClient):
-    """Play the rehearsals of some seeds under each policy; of `max_slices` slices at most."""
+    """Roll out the rehearsals of some seeds under each policy; of `max_slices` slices at most."""
 
     policies: Mapping[str, Network]
     seeds: tuple[int, ...]
@@ -37,10 +37,10 @@ class CompareSelections(EachClient):
 
     def perform(self, client: Client) -> Answer:
         """For each policy, by how much it lowers the later RMSE of keeping everything, as a share: one a seed."""
-        play = Rollout({}, self.outputs, self.total, self.max_slices)
+        rollout = Rollout({}, self.outputs, self.total, self.max_slices)
         gains: dict[str, list[float]] = {name: [] for name in self.policies}
         for seed in self.seeds:
-            _, _, task, _, keep = play.rehearse(client, seed)
+            _, _, task, _, keep = rollout.rehearse(client, seed)
             for name, network in self.policies.items():
                 gains[name].append(1.0 - math.sqrt((_applied(client, task, network) + _TINY) / (keep + _TINY)))
         return Answer(client.name, {"gains": gains})

@@ -1,4 +1,4 @@
-"""What erase requests mean is located, the shard is purged of it, and scanned again."""
+"""The erasure at a client: what requests mean is located, the shard is purged of it, and scanned again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client does for `framu`: try influences slice by slice, tell what it sees and what each trial was worth.
+"""A client's part in `framu`: try influences slice by slice, tell what it sees and what each trial gained.
 
 A state s_ij is the observation row of slice i computed from the features of modality j alone (and the bias): a task
 in which the other modalities do not exist. So the same aggregates serve every modality, and with a single
@@ -33,7 +33,7 @@ _TINY = 1e-12
 
 
 def blocks(config: Config) -> dict[str, NDArray[np.intp]]:
-    """Which features of an encoded record belong to which modality, the bias to each: indices by name."""
+    """Return the features of an encoded record by modality, the bias to each: indices by name."""
     bias = width(config) - 1
     columns = np.arange(width(config))
     return {name: np.append(columns[block], bias) for name, block in encoders.blocks(config).items()}
@@ -43,17 +43,17 @@ def blocks(config: Config) -> dict[str, NDArray[np.intp]]:
 class Trial:
     """One turn of an agent: influences (K,) before it and after it; `after` None: nothing is tried.
 
-    `look` says whether the rows are wanted that are seen at the end.
+    `observe` says whether the rows are wanted that are seen at the end.
     """
 
     before: tuple[float, ...]
     after: tuple[float, ...] | None = None
-    look: bool = True
+    observe: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a turn gave: `rows` (modalities, K, features) or None, `rewards` (K,), validation loss, refits spent."""
+    """The outcome of a turn: `rows` (modalities, K, features) or None, `rewards` (K,), validation loss, refits."""
 
     rows: Float | None
     rewards: Float
@@ -61,14 +61,14 @@ class Seen:
     refits: int
 
 
-def perform(views: Sequence[SelectionProblem], task: SelectionProblem, move: Trial) -> Seen:
-    """Try each change of a turn alone, then make all of them and look.
+def perform(views: Sequence[SelectionProblem], task: SelectionProblem, trial: Trial) -> Seen:
+    """Try each change of a turn alone, then make all of them and observe.
 
     The reward of a slice is how much the validation loss falls if it alone is changed, relative to the loss before
     the turn, in percent, as the inverse hyperbolic sine; a slice that is left as it is earns zero.
     """
-    before = np.array(move.before)
-    after = before if move.after is None else np.array(move.after)
+    before = np.array(trial.before)
+    after = before if trial.after is None else np.array(trial.after)
     changed = np.flatnonzero(after != before)
     rewards = np.zeros(len(task))
     if len(changed):
@@ -78,10 +78,10 @@ def perform(views: Sequence[SelectionProblem], task: SelectionProblem, move: Tri
             by = after[s] - before[s]
             alone = loss(solve(H + by * task.G[s], B + by * task.b[s], task.ridge), task.validation)
             rewards[s] = np.arcsinh(100.0 * (1.0 - alone / now))
-    rows = np.stack([seen_by(view, after) for view in views]) if move.look else None
-    looked = 2 * len(views) if move.look else 0
+    rows = np.stack([seen_by(view, after) for view in views]) if trial.observe else None
+    observed = 2 * len(views) if trial.observe else 0
     tried = len(changed) + 1 if len(changed) else 0
-    return Seen(rows, rewards, validation_loss(task, after), looked + tried + 1)
+    return Seen(rows, rewards, validation_loss(task, after), observed + tried + 1)
 
 
 def seen_by(view: SelectionProblem, influence: Float) -> Float:
@@ -107,7 +107,7 @@ def _restricted(task: SelectionProblem, columns: NDArray[np.intp]) -> SelectionP
 
 @dataclass(frozen=True, slots=True)
 class Try(EachClient):
-    """Play one turn at each client that has a trial."""
+    """Take one turn at each client that has a trial."""
 
     trials: Mapping[str, Trial]
     outputs: tuple[str, ...]
@@ -117,7 +117,7 @@ class Try(EachClient):
         """Rows, rewards and loss: aggregates of whole slices."""
         task = client.task(client.slices("fit", self.outputs), self.total.open(), self.outputs)
         by, trial = blocks(client.config), self.trials[client.name]
-        views = views_of(task, by) if trial.look else []
+        views = views_of(task, by) if trial.observe else []
         found = perform(views, task, trial)
         rows = None if found.rows is None else found.rows.tolist()
         record = {"rows": rows, "rewards": found.rewards.tolist(), "loss": found.loss, "refits": found.refits}

@@ -1,4 +1,4 @@
-"""A client plays a policy's steps: slices disturbed on purpose, exact refits, rewards on later records."""
+"""A policy's rollout at a client: slices disturbed on purpose, exact refits, rewards on later records."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REHEARSALS = 64  # tasks a client keeps in memory while a policy trains
 class EnvStep:
     """One step of an episode at one client.
 
-    `seed` names the task, `influence` what to refit with (None: keep all), `step` the share of steps taken, `look`
+    `seed` names the task, `influence` what to refit with (None: keep all), `step` the share of steps taken, `observe`
     whether an observation is wanted as well. With `search` the client first ascends its validation loss from there,
     in so many refits. `round` counts from 0, the round in which the refit takes place; `enter` says that it was the
     last of that round: the next slices enter, at full influence, and what is seen then is of the round to come.
@@ -36,7 +36,7 @@ class EnvStep:
     seed: int
     influence: tuple[float, ...] | None
     step: float
-    look: bool
+    observe: bool
     search: int = 0
     round: int = 0
     enter: bool = False
@@ -54,43 +54,43 @@ class Rollout(EachClient):
     round by the validation and the later records. (Prequential: Dawid, "The prequential approach", JRSS A, 1984.)
     """
 
-    moves: Mapping[str, tuple[EnvStep, ...]]
+    env_steps: Mapping[str, tuple[EnvStep, ...]]
     outputs: tuple[str, ...]
     total: PackedStatistics
     max_slices: int
     rounds: int = 1
 
     def perform(self, client: Client) -> Answer:
-        """One entry a move."""
-        moves = self.moves.get(client.name, ())
-        return Answer(client.name, {"steps": [self._step(client, move) for move in moves]})
+        """One entry a step."""
+        env_steps = self.env_steps.get(client.name, ())
+        return Answer(client.name, {"steps": [self._step(client, env_step) for env_step in env_steps]})
 
-    def _step(self, client: Client, move: EnvStep) -> dict[str, Any]:
-        name = (move.seed, self.max_slices, self.rounds)
+    def _step(self, client: Client, env_step: EnvStep) -> dict[str, Any]:
+        name = (env_step.seed, self.max_slices, self.rounds)
         rounds = client.rehearsals.get(name)
         if rounds is None:
             while len(client.rehearsals) >= max(1, REHEARSALS // self.rounds):
                 client.rehearsals.pop(next(iter(client.rehearsals)))
-            rounds = client.rehearsals[name] = self.episode(client, move.seed)
-        kind, hit, task, kept, keep = rounds[move.round]
-        here = kept if move.influence is None else fit(task, np.array(move.influence))
-        if move.search:
-            here = ascend(RefitCounter(task, Budget()), here, move.search)
+            rounds = client.rehearsals[name] = self.episode(client, env_step.seed)
+        kind, hit, task, kept, keep = rounds[env_step.round]
+        here = kept if env_step.influence is None else fit(task, np.array(env_step.influence))
+        if env_step.search:
+            here = ascend(RefitCounter(task, Budget()), here, env_step.search)
         reached = loss(here.W, task.later)
         first = None
-        if move.enter:
-            kind, hit, task, kept, keep = rounds[move.round + 1]
+        if env_step.enter:
+            kind, hit, task, kept, keep = rounds[env_step.round + 1]
             here = fit(task, np.concatenate([here.influence, np.ones(len(task) - len(here.influence))]))
             first = observe(task, kept, 0.0, kept.loss)
-        look = observe(task, here, move.step, kept.loss) if move.look else None
+        seen = observe(task, here, env_step.step, kept.loss) if env_step.observe else None
         return {
             "kind": kind,
             "keys": task.keys,
             "hit": [key in hit for key in task.keys],
             "by_itself": task.by_itself,
             "influence": here.influence,
-            "rows": look and look.rows,
-            "relation": look and look.relation,
+            "rows": seen and seen.rows,
+            "relation": seen and seen.relation,
             "first": first and (first.rows, first.relation),
             "loss": reached,
             "keep": keep,
@@ -136,7 +136,7 @@ class Rollout(EachClient):
 
 
 def arrivals(slices: int, rounds: int) -> list[int]:
-    """How many of the slices, in the order of time, are there in each round: the last number is all of them.
+    """Count the slices that are there in each round, in the order of time: the last number is all of them.
 
     An episode begins with at least two slices, and about half, and so may have fewer rounds than are asked for.
 

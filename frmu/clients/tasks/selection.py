@@ -85,7 +85,7 @@ class SelectInfluences(EachClient):
         return Answer(client.name, record, {"H": pack(sums.G), "b": sums.b})
 
     def _muted(self, client: Client, task: SelectionProblem, decision: Decision) -> Muting | None:
-        """A second look at every slice, modality by modality, where there are several and anything is to be chosen."""
+        """Observe every slice again, modality by modality, where there are several and anything is to be chosen."""
         policy = client.config.policy
         if policy.selector == "keep" or not client.config.optional or task.validation.n == 0:
             return None
@@ -95,7 +95,7 @@ class SelectInfluences(EachClient):
 def _explained(
     task: SelectionProblem, decision: Decision, names: Collection[str], muting: Muting | None
 ) -> dict[str, Any]:
-    """What was seen of each slice, for the tracker: aggregates only."""
+    """Summarise what was seen of each slice, for the tracker: aggregates only."""
     columns = zip(task.keys, task.n, decision.rows.tolist(), decision.pool.tolist(), strict=True)
     seen: dict[str, Any] = {key: {"records": int(n), "features": row, "pool": pool} for key, n, row, pool in columns}
     if muting is not None:

@@ -52,7 +52,7 @@ class PackedStatistics:
 
 @dataclass(frozen=True, slots=True)
 class MeasureErrors(EachClient):
-    """How good heads (d, outputs) are on the client's own validation, later and test records."""
+    """Measure heads (d, outputs) on the client's own validation, later and test records."""
 
     heads: Mapping[str, Float]
     outputs: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The stand-ins for the paper's table: what is done to records, and how a row is judged for what it makes of them."""
+"""The surrogates for the paper's table: what is done to records, and how a row is judged for what it makes of them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from frmu.bench import standins
+from frmu.bench import surrogates
 from frmu.bench.scenario import VARIANTS, held, scenario
-from frmu.bench.standins import Answer, Scenario, bench_standins
+from frmu.bench.surrogates import Answer, Scenario, bench_surrogates
 from frmu.cli import main
 from frmu.datasets import cached
 from frmu.errors import DataError
 
 CACHE = Path(os.environ.get("FRMU_CACHE", Path.home() / ".cache" / "frmu"))
-NO_FRAMU = [row for row in standins.ROWS if row != "FRAMU"]
+NO_FRAMU = [row for row in surrogates.ROWS if row != "FRAMU"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,10 +35,10 @@ def data() -> None:
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list[dict[str, str]]]:
-    out = tmp_path_factory.mktemp("standins")
-    found = bench_standins(CACHE, 1, ["medical"], NO_FRAMU, out)
-    assert json.loads((out / "standins.json").read_text()) == found
-    return found, list(csv.DictReader((out / "standins.csv").read_text().splitlines()))
+    out = tmp_path_factory.mktemp("surrogates")
+    found = bench_surrogates(CACHE, 1, ["medical"], NO_FRAMU, out)
+    assert json.loads((out / "surrogates.json").read_text()) == found
+    return found, list(csv.DictReader((out / "surrogates.csv").read_text().splitlines()))
 
 
 def records(scene: Scenario) -> dict[str, pd.Series]:
@@ -110,21 +110,21 @@ def test_any_model_can_be_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
         level = float(np.concatenate(fitted).mean())
         return Answer(lambda client, rows: np.full((len(rows), 1), level), str(level), 0)
 
-    monkeypatch.setitem(standins.ROWS, "mean", mean)
+    monkeypatch.setitem(surrogates.ROWS, "mean", mean)
     found = {
-        (row["kind"], row["row"]): row for row in bench_standins(CACHE, 1, ["medical"], ["keep all", "mean"])["rows"]
+        (row["kind"], row["row"]): row for row in bench_surrogates(CACHE, 1, ["medical"], ["keep all", "mean"])["rows"]
     }
     assert found["irrelevant", "mean"]["mse"] > 1.5 * found["irrelevant", "keep all"]["mse"]
     assert found["private", "mean"]["exact"] == 0
 
 
 def test_the_command_prints_every_set_and_kind_and_names_what_there_is() -> None:
-    run = CliRunner().invoke(main, ["bench", "standins", "--seeds", "1", "--set", "medical", "--without-framu"])
+    run = CliRunner().invoke(main, ["bench", "surrogates", "--seeds", "1", "--set", "medical", "--without-framu"])
     assert run.exit_code == 0, run.output
     for title in ("medical, outdated", "medical, private", "all single-modal sets, irrelevant"):
         assert title in run.output
     assert "FRAMU" not in run.output
-    wrong = CliRunner().invoke(main, ["bench", "standins", "--set", "medcal"])
+    wrong = CliRunner().invoke(main, ["bench", "surrogates", "--set", "medcal"])
     assert wrong.exit_code == 2
     assert "no set medcal; there are: energy, traffic, medical" in wrong.output
 
@@ -133,7 +133,7 @@ def test_the_command_prints_every_set_and_kind_and_names_what_there_is() -> None
 def test_framu_stands_in_the_table() -> None:
     rows = {
         row["kind"]: row
-        for row in bench_standins(CACHE, 1, ["medical"], ["keep all", "FRAMU"])["rows"]
+        for row in bench_surrogates(CACHE, 1, ["medical"], ["keep all", "FRAMU"])["rows"]
         if row["row"] == "FRAMU"
     }
     assert all(rows[kind]["refits"] > 0 for kind in VARIANTS)

@@ -1,8 +1,8 @@
-"""Lessons: tasks without number, cut at random from a few long series, for a policy that is to move to others.
+"""Pretraining tasks without number, cut at random from a few long series, for a policy that is to move to others.
 
-A lesson draws a series, which of its columns is to be predicted, where it begins, how long it is fitted, judged and
+A task draws a series, which of its columns is to be predicted, where it begins, how long it is fitted, judged and
 rewarded, how finely it is sliced, its random encoders, whether it is alone or in a federation, and what went wrong
-with which slices. What stays the same from lesson to lesson is what a policy can carry to a site it never saw.
+with which slices. What stays the same from task to task is what a policy can carry to a site it never saw.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from frmu.selection.disturbance import disturb, draw
 from frmu.selection.problem import PARTS, SelectionProblem, problem_of
 from frmu.types import Float, Statistics
 
-__all__ = ["SEEN", "Series", "lesson", "series_of"]
+__all__ = ["SEEN", "Series", "pretraining_task", "series_of"]
 
 SEEN = ("air", "bikes", "power")
-TAUGHT = 0.7  # of the sites of a set, the first ones; the others are the unseen sites
+SEEN_SHARE = 0.7  # of the sites of a set, the first ones; the others are the unseen sites
 RIDGE = 1e-3
 
 
@@ -47,7 +47,7 @@ def series_of(cache: Path) -> list[Series]:
         config = load(folder / "config.toml")
         table = pd.read_parquet(folder / "data.parquet").sort_values(["client", "ts"])
         clients = sorted(table["client"].unique())
-        table = table[table["client"].isin(clients[: int(TAUGHT * len(clients))])]
+        table = table[table["client"].isin(clients[: int(SEEN_SHARE * len(clients))])]
         calendar, rest = config.data.modalities["calendar"], config.data.modalities["weather"]
         columns = [config.data.target, *(column for column in rest if column not in config.data.lags)]
         found += [_series(table, calendar, columns, target) for target in columns]
@@ -66,7 +66,7 @@ def _scaled(x: Float) -> Float:
     return np.asarray((x - x.mean()) / (x.std() + 1e-9), dtype=np.float64)
 
 
-def lesson(series: list[Series], rng: np.random.Generator) -> SelectionProblem:
+def pretraining_task(series: list[Series], rng: np.random.Generator) -> SelectionProblem:
     """One task over 10 to 32 slices; `later` is what its reward is computed on."""
     one = series[int(rng.integers(len(series)))]
     fitted = int(np.exp(rng.uniform(np.log(30), np.log(170))) * one.day)
@@ -110,7 +110,7 @@ def _sums(
 
 
 def _rest(one: Series, by: dict[str, Encoder], fitted: int, rng: np.random.Generator) -> Statistics:
-    """The other clients: none for six lessons in ten, else half as many records as the client has, to twelve times."""
+    """The other clients: none for six tasks in ten, else half as many records as the client has, to twelve times."""
     parts = [by[name].R.shape[1] + by[name].R.shape[0] for name in by]
     if rng.random() < 0.6:
         return Statistics.zero(sum(parts) + 1, 1)

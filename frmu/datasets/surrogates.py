@@ -1,4 +1,4 @@
-"""Stand-ins for data that cannot be had without an agreement: patients, flights with their weather, six-view digits.
+"""Surrogates for data that cannot be had without an agreement: patients, flights with their weather, six-view digits.
 
 Each says what is real about it and what is not:
 
@@ -29,7 +29,7 @@ from frmu.datasets.dataset import SLOTS, DataSet, calendar
 from frmu.datasets.parking import CALENDAR_RANGES
 from frmu.types import Float
 
-__all__ = ["STAND_INS"]
+__all__ = ["SURROGATES"]
 
 ENROLLED = pd.Timestamp("2000-01-03")  # day 0 of every patient: times are relative
 FLIGHTS = 300  # what a carrier must have flown: one flew 32 times
@@ -223,7 +223,7 @@ buckets = 24
 features = 16
 """
 
-STAND_INS = {
+SURROGATES = {
     "medical": DataSet(_medical, MEDICAL, SLOTS),
     "flights": DataSet(_flights, AIRLINES, SLOTS),
     "views": DataSet(_views, DIGITS),

@@ -1,6 +1,6 @@
-"""The paper's table on stand-ins for its data: three kinds of data to unlearn, on one modality and on several.
+"""The paper's table on surrogates for its data: three kinds of data to unlearn, on one modality and on several.
 
-The paper's own sets cannot be had here; `frmu.datasets.standins` says what stands for them. A row is a way to
+The paper's own sets cannot be had here; `frmu.datasets.surrogates` says what stands for them. A row is a way to
 learn from a federation that has records it had better not have (`frmu.bench.scenario`); it is judged on the test
 records of the same federation without them, by
 
@@ -48,7 +48,7 @@ from frmu.selection.observation import observe
 from frmu.selection.search import Budget, RefitCounter
 from frmu.types import Float, Statistics
 
-__all__ = ["ROWS", "Answer", "Row", "bench_standins"]
+__all__ = ["ROWS", "Answer", "Row", "bench_surrogates"]
 
 FIT, TEST = 0, 3
 
@@ -65,7 +65,7 @@ class Answer:
 Row = Callable[[Scenario], Answer]
 
 
-def bench_standins(
+def bench_surrogates(
     cache: Path,
     seeds: int,
     sets: Sequence[str] = tuple(SETS),
@@ -86,7 +86,7 @@ def bench_standins(
         for seed in range(seeds):
             for name in sets:
                 for kind in VARIANTS:
-                    found += _played(name, kind, seed, cache, chosen)
+                    found += _measured(name, kind, seed, cache, chosen)
                 tell(f"seed {seed}: {name}, {time.perf_counter() - began:.0f} s")
     result = {
         "policy": read_policy(shipped()).digest,
@@ -100,7 +100,7 @@ def bench_standins(
     return result
 
 
-def _played(name: str, kind: str, seed: int, cache: Path, rows: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
+def _measured(name: str, kind: str, seed: int, cache: Path, rows: Mapping[str, Row]) -> Iterator[dict[str, Any]]:
     """One scenario: every row, judged."""
     with scenario(name, kind, seed, cache) as scene:
         retrained = keep_all(_never(scene))
@@ -294,8 +294,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _write(result: Mapping[str, Any], found: Sequence[Mapping[str, Any]], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    (out / "standins.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    with (out / "standins.csv").open("w", newline="", encoding="utf-8") as file:
+    (out / "surrogates.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    with (out / "surrogates.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(found[0]))
         writer.writeheader()
         writer.writerows(found)
