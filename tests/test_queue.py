@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -20,6 +21,7 @@ from frmu.cli import main
 from frmu.config import Config
 from frmu.errors import RequestError, StoreError
 from frmu.tracking import database
+from frmu.tracking.folders import take_over
 from frmu.tracking.queue import Op, Queue, key, unexpected_files
 from frmu.tracking.sync import Taint, empty, give_up, left_in
 
@@ -334,3 +336,71 @@ except StoreError as error:
     assert told.startswith(f"{outbox.file}: cannot be used: ")
     assert "make room on its disk" in told
     assert [len(list(box.ops())) for box in outbox.waiting()] == [5, 5, 5]
+
+
+# -- the format of before -------------------------------------------------------------------------------------
+
+
+def old(folder: Path) -> list[str]:
+    """An outbox of folders, as a job that was killed left it: the keys of the runs that wait in it."""
+    keys = [f"outbox-{number:016x}" for number in (3, 1, 2)]
+    for at, name in enumerate(keys, 1):
+        place = folder / f"{at:06d}-{name}"
+        (place / "0010").mkdir(parents=True)
+        (place / "0010" / "a picture.png").write_bytes(name.encode())
+        header = {"key": name, "name": f"run {at}", "parent": None, "start": at, "run": None, "tags": {"at": str(at)}}
+        (place / "run.json").write_text(json.dumps(header))
+        (place / "0009.json").write_text(json.dumps({"kind": "tags", "body": {"frmu.holds.0": "ada"}}))
+        (place / "0010.json").write_text(json.dumps({"kind": "file", "body": {}}))
+    (folder / f"000001-{keys[0]}" / "0011").mkdir()
+    (folder / f"000001-{keys[0]}" / "0011" / "half").write_bytes(b"of a step")
+    (folder / f"000003-{keys[2]}" / "run.json").unlink()  # was being removed
+    (folder / "met.json").write_text('["a:1", "b:2"]')
+    return keys[:2]
+
+
+def test_an_outbox_of_folders_is_taken_over(tmp_path: Path) -> None:
+    outbox = Queue(tmp_path / "outbox")
+    waits = outbox.begin(key(), "waits already", {}, None, 1, None)
+    keys = old(outbox.folder)
+    backup = shutil.copytree(outbox.folder, tmp_path / "backup")
+    for _ in range(2):
+        take_over(outbox)
+        assert [box.key for box in outbox.waiting()] == [waits.key, *keys]
+        for at, box in enumerate(outbox.waiting()[1:], 1):
+            assert (box.name, box.start, box.tags) == (f"run {at}", at, {"at": str(at)})
+            assert box.lineage() == {"at": str(at), "frmu.holds.0": "ada"}
+            assert [(op.kind, op.data and op.data.read_bytes()) for op in box.ops()] == [
+                ("tags", None), ("file", box.key.encode()),
+            ]  # fmt: skip
+        assert outbox.met("a:1")
+        assert outbox.met("b:2")
+        assert sorted(file.name for file in outbox.folder.iterdir()) == ["queue.db", "queue.db-journal"]
+        # a job that was killed between the two leaves both: once more, it is there once
+        shutil.copytree(backup, outbox.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("queue.db*"))
+        assert len(unexpected_files(outbox.folder)) == 4
+
+
+def test_folders_that_cannot_be_read_are_left_as_they_are(tmp_path: Path) -> None:
+    outbox = Queue(tmp_path / "outbox")
+    keys = old(outbox.folder)
+    step = outbox.folder / f"000002-{keys[1]}" / "0009.json"
+    for text, why in (("{", "cannot be read: Expecting"), ("{}", "cannot be read: 'kind'")):
+        step.write_text(text)
+        with pytest.raises(StoreError, match=rf"000002-{keys[1]}.*{why}.*remove its folder to give it up"):
+            take_over(outbox)
+        assert outbox.count() == 0
+        assert not outbox.met("a:1")
+        assert (outbox.folder / f"000001-{keys[0]}" / "run.json").exists()
+    shutil.rmtree(step.parent)
+    take_over(outbox)
+    assert [box.key for box in outbox.waiting()] == keys[:1]
+
+
+def test_a_job_takes_over_what_it_finds(config: Config) -> None:
+    train(config)
+    old(config.folder / "outbox")
+    run = CliRunner().invoke(main, ["deliver", str(config.file), "--json"])
+    assert run.exit_code == 0, run.output
+    assert json.loads(run.stdout.splitlines()[-1])["delivered"] == 2
+    assert unexpected_files(config.folder / "outbox") == []
