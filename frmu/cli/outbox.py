@@ -27,7 +27,7 @@ def waiting(outbox: dict[str, Any]) -> list[str]:
     "--give-up",
     "key",
     metavar="RUN",
-    help="Remove this run, by the key that its refusal names, instead: MLflow never has it. The others go on waiting.",
+    help="Remove this run, by the key that its refusal names, instead: what MLflow does not have of it is lost.",
 )
 @json_option
 def deliver(config: Path, key: str | None, as_json: bool) -> None:

@@ -97,7 +97,7 @@ def _offer(registry: Registry, run: str, op: Op, made: Mapping[str, int]) -> Non
 
 
 def give_up(outbox: Queue, key: str) -> QueuedRun:
-    """Remove a run that waits, so that MLflow never has it; raises `RequestError` where none is called so."""
+    """Remove a run that waits, delivered in part or not; raises `RequestError` where none is called so."""
     boxes = {box.key: box for box in outbox.waiting()}
     if key not in boxes:
         raise RequestError(f'no run "{key}" waits in {outbox.file}{near_miss(key, boxes)}')
