@@ -16,7 +16,7 @@ from frmu.config import Config
 from frmu.services import erasure, explanation, policy_training, replay, training, verification
 from frmu.services.requests import erase, ledger_of, receipt_of, requests, status, withdraw
 from frmu.services.session import Session
-from frmu.tracking.sync import Delivered
+from frmu.tracking.sync import Delivered, give_up
 
 __all__ = ["Experiment", "erase", "ledger_of", "receipt_of", "requests", "status", "withdraw"]
 
@@ -69,3 +69,11 @@ class Experiment:
     def deliver(self) -> Delivered:
         """Deliver what waits for MLflow; see `Session.deliver`."""
         return self.session.deliver()
+
+    def give_up(self, run: str) -> dict[str, Any]:
+        """Remove a run that waits for MLflow, by its key, instead of delivering it; what it was, as plain JSON types.
+
+        Raises `RequestError` where no run that waits is called so.
+        """
+        gone = give_up(self.session.outbox, run)
+        return {"given_up": gone.key, "name": gone.name}

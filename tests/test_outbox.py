@@ -33,8 +33,7 @@ from frmu.errors import RequestError, TrackingError, TrackingUnavailableError
 from frmu.services import continual
 from frmu.services.continual import Follow
 from frmu.services.prediction import predict
-from frmu.tracking.queue import Op, Queue, key, unexpected_files
-from frmu.tracking.sync import Taint, empty
+from frmu.tracking.queue import Queue, key
 from frmu.tracking.tracker import Tracker
 from frmu.types import Selection
 
@@ -109,6 +108,7 @@ def test_away_from_the_start(gate: Gate, trained: Undisturbed, tmp_path: Path) -
     place = config.folder / "outbox"
     assert f"MLflow is away, and 2 runs wait in {place} for `frmu deliver`" in run.output
     assert place.stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in place.iterdir()} == {0o600}
     status = api.status(config)
     assert (status["state_digest"], status["outbox"]["runs"]) == (trained.digest, 2)
     with pytest.raises(TrackingUnavailableError, match=r"Connection refused; check store\.tracking"):
@@ -318,9 +318,7 @@ def test_a_drain_needs_mlflow(gate: Gate, trained: Undisturbed, tmp_path: Path) 
         assert experiment.verify("r1", "L1")["verified"]
         assert experiment.session.ledger.check() > 0
     # a backup of the outbox comes back: it is found, not delivered as it was, and purged again
-    for place in Path(backup).iterdir():
-        if place.is_dir():
-            shutil.copytree(place, config.folder / "outbox" / place.name)
+    shutil.copytree(backup, config.folder / "outbox", dirs_exist_ok=True)
     gate.shut()
     with api.Experiment(config, "local") as experiment:
         left = experiment.verify()
@@ -471,53 +469,30 @@ def test_a_host_is_away_only_where_it_was_met(tmp_path: Path, monkeypatch: pytes
         Tracker(f"http://127.0.0.1:{free_port()}", "homes", tmp_path)  # nowhere to keep anything
 
 
-# -- on disk --------------------------------------------------------------------------------------------------
+# -- given up, and strays -------------------------------------------------------------------------------------
 
 
-def filled(folder: Path) -> Queue:
-    """Two runs of `ada`, the second with numbers of single clients, and one of `bob`."""
-    outbox = Queue(folder / "outbox")
-    (folder / "state.safetensors").write_bytes(b"state")
-    for name, owner, more in (("train", "ada", {}), ("slices", "ada", {"frmu.detail": "true"}), ("train", "bob", {})):
-        box = outbox.begin(key(), name, more, None, 1, None)
-        box.add(Op("tags", {"frmu.holds.0": owner}))
-        box.add(Op("metrics", {"entries": [["rmse", 1.0, 2, 0]]}))
-        box.add(Op("file", {}, folder / "state.safetensors"))
-        box.add(Op("model", {"state": owner, "tags": {}}, folder / "state.safetensors"))
-        box.add(Op("end", {"status": "FINISHED", "time": 3}))
-    return outbox
-
-
-@pytest.mark.parametrize("whole", [False, True])
-def test_what_waits_is_purged_by_lineage(tmp_path: Path, whole: bool) -> None:
-    outbox = filled(tmp_path)
-    gone = empty(outbox, Taint(["ada"], clean=["bob"]), whole)
-    assert (len(gone.runs), gone.files) == (2, 4)
-    left = [(box.name, [op.kind for op in box.ops()], len(box.files())) for box in outbox.waiting()]
-    stripped = ("train", ["tags", "metrics", "end"], 0)
-    assert left == [*([] if whole else [stripped]), ("train", ["tags", "metrics", "file", "model", "end"], 2)]
-    assert empty(outbox, Taint(["ada"], clean=["bob"]), whole).files == 0
-    assert empty(outbox, Taint(["eve"], clean=[]), whole).files == 1  # a state that is not clean, whoever is in it
-    by_name = Taint(known=[outbox.waiting()[-1].key], keep=[])
-    assert empty(outbox, by_name, whole).files == 1
-
-
-def test_half_a_step_is_none(tmp_path: Path) -> None:
-    outbox = filled(tmp_path)
-    first, second, third = outbox.waiting()
-    (first.folder / "0006").mkdir()
-    (first.folder / "0006" / "picture.png").write_bytes(b"half")
-    (first.folder / "0007.json.partial").write_text("{")
-    (second.folder / "run.json").unlink()
-    assert sorted(unexpected_files(outbox.folder)) == sorted(
-        [f"{first.folder.name}/0006", f"{first.folder.name}/0007.json.partial", second.folder.name]
-    )
-    assert outbox.count() == len(outbox.waiting()) == 2
-    outbox.sweep()
-    assert unexpected_files(outbox.folder) == []
-    assert [box.key for box in outbox.waiting()] == [first.key, third.key]
-    assert len(list(first.ops())) == 5
-    assert outbox.begin(key(), "train", {}, None, 1, None).folder.name > third.folder.name
+def test_a_run_that_is_refused_can_be_given_up(gate: Gate, tmp_path: Path) -> None:
+    config = federation(tmp_path / "homes", gate.address)
+    train(config)
+    outbox = Queue(config.folder / "outbox")
+    box = outbox.begin(key(), "of elsewhere", {}, None, 1, "0" * 32)  # MLflow knows no such run
+    for _ in range(2):
+        run = frmu("deliver", config.file)
+        assert run.exit_code == 2
+        assert f'run "of elsewhere" ({box.key}) in {outbox.file} is refused' in run.output
+        assert f"`frmu deliver CONFIG --give-up {box.key}`" in run.output
+    for other in (box.key[:-1], "train"):
+        run = frmu("deliver", config.file, "--give-up", other)
+        assert (run.exit_code, f'no run "{other}" waits in {outbox.file}' in run.output) == (2, True)
+        assert ("did you mean" in run.output, f'"{box.key}"?' in run.output) == (other != "train",) * 2
+    assert outbox.count() == 1
+    gate.shut()  # it needs no MLflow
+    run = frmu("deliver", config.file, "--give-up", box.key)
+    assert (run.exit_code, run.output) == (0, f'run "of elsewhere" ({box.key}) is given up\n')
+    gate.open()
+    told = json.loads(frmu("deliver", config.file, "--json").output.splitlines()[-1])
+    assert (told["delivered"], told["outbox"]["runs"]) == (0, 0)
 
 
 def test_strays_in_the_outbox_are_seen_by_l1(gate: Gate, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import click
+
 from frmu.cli.shell import command, config_argument, count, json_option, main, read_trained, say, show
 
 __all__ = ["deliver", "waiting"]
@@ -21,13 +23,23 @@ def waiting(outbox: dict[str, Any]) -> list[str]:
 
 @command(main)
 @config_argument
+@click.option(
+    "--give-up",
+    "key",
+    metavar="RUN",
+    help="Remove this run, by the key that its refusal names, instead: what MLflow does not have of it is lost.",
+)
 @json_option
-def deliver(config: Path, as_json: bool) -> None:
+def deliver(config: Path, key: str | None, as_json: bool) -> None:
     """Deliver to MLflow what was kept while it was away, as any job does that reaches it."""
     from frmu.api import Experiment
     from frmu.errors import TrackingError
 
     with Experiment(read_trained(config), "local") as experiment:
+        if key is not None:
+            gone = {**experiment.give_up(key), **experiment.session.waiting()}
+            show(as_json, gone, _tell_gone)
+            return
         told = experiment.deliver()
         result = {"delivered": told.runs, **experiment.session.waiting()}
         if told.refused:
@@ -35,6 +47,10 @@ def deliver(config: Path, as_json: bool) -> None:
         if result["outbox"]["runs"]:
             experiment.session.tracker.need()
     show(as_json, result, _tell)
+
+
+def _tell_gone(result: dict[str, Any]) -> None:
+    say(f'run "{result["name"]}" ({result["given_up"]}) is given up', *waiting(result["outbox"]))
 
 
 def _tell(result: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ from frmu.services.requests import check_anchor
 from frmu.services.sites import SiteDirectory
 from frmu.storage.checkpoint import load_state, save_state, settled
 from frmu.storage.workspace import Anchor, Workspace
+from frmu.tracking.folders import take_over
 from frmu.tracking.lineage import DETAIL, held, holds_tags
 from frmu.tracking.queue import Queue, QueuedRun
 from frmu.tracking.registry import Registry
@@ -76,8 +77,8 @@ class Session:
             self.workspace = Workspace.of(self.config)
             stack.enter_context(self.workspace.lock())
             self.workspace.sweep()
-            self.outbox = Queue(self.workspace.outbox)
-            self.outbox.sweep()
+            self.outbox = Queue(self.workspace.outbox, self.workspace.scratch)
+            take_over(self.outbox)
             self.tracker = tracker_of(self.config, self.outbox)
             stack.callback(self.workspace.sweep)
             anchor = self.workspace.anchor()

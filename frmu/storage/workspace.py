@@ -5,7 +5,7 @@
          policies/<n>-<digest>.safetensors
          training.safetensors        how far the training of a policy has come, while it is not done
          ledger.db  mlflow.db  mlartifacts/
-         outbox/                     runs that wait for an MLflow server that is away
+         outbox/queue.db             runs that wait for an MLflow server that is away
          anchor                      which ledger this is, and its last line after the last job
          scratch/                    what an audit puts back, while it runs
          key                         the secret behind keyed hashes, seals and signatures; mode 0600

@@ -1,37 +1,31 @@
 """What MLflow could not take: runs that wait on disk, in order, until it can.
 
-<folder>/000001-<key>/run.json         name, tags, parent and start of a run, and its MLflow id once there is one
-                      0001.json        what to do with it: parameters, metrics, tags, a file, a state, its end
-                      0002/<name>      the file that 0002.json speaks of
-         met.json                      the tracking servers that have answered before
+<folder>/queue.db     the runs: name, tags, parent and start, and the MLflow id once there is one;
+                      their steps: parameters, metrics, tags, a state, an end, a file with its bytes;
+                      the tracking servers that have answered before
 
-A folder a run and a file a step, each written whole or not at all and read back as JSON, so a job that is killed
-leaves what it had done. A run without its `run.json` is one that was not begun, or that is being removed: whatever
-lies in it is nothing, and is swept away.
+Each change is one transaction, so a job that is killed leaves what it had done. `frmu.tracking.database` is the file.
 
-What lies here was learned from records like all that is in MLflow: it is purged by the same lineage tags.
+What lies here was learned from records like all that is in MLflow: it is purged by the same lineage tags, and nothing
+of it is left in the file once that was scrubbed.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import secrets
-import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from frmu.errors import StoreError
-from frmu.storage.atomic import write_bytes, write_file
+from frmu.tracking import database
 
 __all__ = ["Op", "Queue", "QueuedRun", "is_key", "key", "unexpected_files"]
 
-_HEADER, _MET = "run.json", "met.json"
+_FILE = "queue.db"
 _KEY = "outbox-"  # no MLflow id begins like this
-_BOX = re.compile(rf"\d{{6}}-{_KEY}[0-9a-f]{{16}}")
-_OP = re.compile(r"\d{4,}\.json")
 
 
 def key() -> str:
@@ -64,7 +58,7 @@ class QueuedRun:
     `run` is its id in MLflow, where it began there; `parent` the id or the key of the run it is nested in.
     """
 
-    folder: Path
+    queue: Queue
     key: str
     name: str
     tags: Mapping[str, str]
@@ -73,166 +67,130 @@ class QueuedRun:
     run: str | None = None
 
     def add(self, op: Op) -> None:
-        """Append a step; its file is copied first, so that a step that is there has it."""
-        number = max((int(file.name.split(".")[0]) for file in self._steps()), default=0) + 1
-        if op.data is not None:
-            place = self.folder / f"{number:04d}"
-            shutil.rmtree(place, ignore_errors=True)  # of a step that was never written
-            place.mkdir(mode=0o700)
-            _copy(op.data, place / op.data.name)
-        _write(self.folder / f"{number:04d}.json", {"kind": op.kind, "body": dict(op.body)})
+        """Append a step, with a copy of its file."""
+        with database.changing(self.queue.file) as change:
+            database.insert_step(change, self.key, op.kind, op.body, op.data)
 
-    def ops(self) -> Iterator[Op]:
-        """The steps in order."""
-        for step in self._steps():
-            found = _read(step)
-            files = sorted(step.with_suffix("").glob("*"))
-            yield Op(found["kind"], found["body"], files[0] if files else None)
+    def ops(self) -> Generator[Op, None, None]:
+        """Yield the steps in order; the file of one is there, under its own name, until the next is asked for.
+
+        Close what is not gone through to its end.
+        """
+        for (number,) in self._rows("SELECT number FROM steps WHERE key = ? ORDER BY number"):
+            found = self._rows("SELECT kind, body, file, content FROM steps WHERE key = ? AND number = ?", number)
+            for kind, body, name, content in found:
+                with self.queue.laid_out(name, content) as data:
+                    yield Op(kind, self._parsed(body), data)
 
     def lineage(self) -> dict[str, str]:
         """All tags that the run has, or will have when it is delivered."""
         tags = dict(self.tags)
-        for op in self.ops():
-            tags |= op.body if op.kind == "tags" else {}
+        for body in self._bodies("tags"):
+            tags |= body
         return tags
 
     def files(self) -> list[str]:
-        """Names of the files that its steps are about, those of half a step among them."""
-        return [file.name for file in sorted(self.folder.rglob("*")) if file.is_file() and file.parent != self.folder]
+        """Names of the files that its steps are about."""
+        found = self._rows("SELECT file FROM steps WHERE key = ? AND file IS NOT NULL ORDER BY number")
+        return [name for (name,) in found]
 
     def states(self) -> list[str]:
         """Digests of the states that it would register."""
-        return [op.body["state"] for op in self.ops() if op.kind == "model"]
+        return [body["state"] for body in self._bodies("model")]
 
     def drop(self, *kinds: str) -> int:
-        """Take away the steps of some kinds, each before its file; how many files went."""
+        """Take away the steps of some kinds; how many files went."""
         before = len(self.files())
-        for step in self._steps():
-            if _read(step)["kind"] in kinds:
-                step.unlink()
-        self.tidy()
+        with database.changing(self.queue.file) as change:
+            change.executemany("DELETE FROM steps WHERE key = ? AND kind = ?", [(self.key, kind) for kind in kinds])
         return before - len(self.files())
-
-    def tidy(self) -> None:
-        """Take away what belongs to no step: it was being written, or being dropped."""
-        steps = {step.stem for step in self._steps()}
-        for place in list(self.folder.iterdir()):
-            if place.is_dir() and place.name not in steps:
-                shutil.rmtree(place)
-            elif place.suffix == ".partial":
-                place.unlink()
 
     def began(self, run: str) -> QueuedRun:
         """The same, with its id in MLflow written down."""
-        box = QueuedRun(self.folder, self.key, self.name, self.tags, self.parent, self.start, run)
-        box._keep()
-        return box
+        with database.changing(self.queue.file) as change:
+            change.execute("UPDATE runs SET run = ? WHERE key = ?", (run, self.key))
+        return replace(self, run=run)
 
     def remove(self) -> None:
-        """Remove it whole: without its header it is nothing, wherever this is interrupted."""
-        (self.folder / _HEADER).unlink()
-        shutil.rmtree(self.folder)
+        """Remove it whole, its steps with it."""
+        with database.changing(self.queue.file) as change:
+            change.execute("DELETE FROM runs WHERE key = ?", (self.key,))
 
-    def _steps(self) -> list[Path]:
-        files = [file for file in self.folder.iterdir() if _OP.fullmatch(file.name)]
-        return sorted(files, key=lambda file: int(file.stem))
+    def __str__(self) -> str:
+        return f'run "{self.name}" ({self.key}) in {self.queue.file}'
 
-    def _keep(self) -> None:
-        header = {name: getattr(self, name) for name in ("key", "name", "parent", "start", "run")}
-        _write(self.folder / _HEADER, header | {"tags": dict(self.tags)})
+    def _rows(self, query: str, *more: Any) -> list[Any]:
+        return database.rows(self.queue.file, query, self.key, *more)
+
+    def _bodies(self, kind: str) -> list[dict[str, Any]]:
+        found = self._rows("SELECT body FROM steps WHERE key = ? AND kind = ? ORDER BY number", kind)
+        return [self._parsed(body) for (body,) in found]
+
+    def _parsed(self, text: Any) -> dict[str, Any]:
+        return database.parsed(self.queue.file, text)
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """The folder of runs that wait. For the holder of the store's lock."""
+    """The runs that wait, in a folder of their own. For the holder of the store's lock.
+
+    `scratch` is where the files of steps lie while they are delivered: a folder that the next job empties, where this
+    one is killed. By default the system's.
+    """
 
     folder: Path
+    scratch: Path | None = None
+
+    @property
+    def file(self) -> Path:
+        """The database."""
+        return self.folder / _FILE
 
     def waiting(self) -> list[QueuedRun]:
         """The runs that wait, in the order in which they began."""
-        if not self.folder.is_dir():
-            return []
-        places = sorted(place for place in self.folder.iterdir() if _BOX.fullmatch(place.name))
-        return [_box(place) for place in places if (place / _HEADER).exists()]
+        found = database.rows(self.file, "SELECT key, name, tags, parent, start, run FROM runs ORDER BY number")
+        return [QueuedRun(self, key, name, database.parsed(self.file, tags), *more) for key, name, tags, *more in found]
 
     def count(self) -> int:
         """How many runs wait; also while another job is at work there."""
-        return len(list(self.folder.glob(f"*-{_KEY}*/{_HEADER}")))
+        return len(database.rows(self.file, "SELECT number FROM runs"))
 
     def begin(
         self, key: str, name: str, tags: Mapping[str, str], parent: str | None, start: int, run: str | None
     ) -> QueuedRun:
         """Make room for a run, after those that wait already."""
-        self.folder.mkdir(mode=0o700, exist_ok=True)
-        last = max((int(box.folder.name.split("-")[0]) for box in self.waiting()), default=0)
-        place = self.folder / f"{last + 1:06d}-{key}"
-        place.mkdir(mode=0o700)
-        box = QueuedRun(place, key, name, dict(tags), parent, start, run)
-        box._keep()
-        return box
+        with database.changing(self.file) as change:
+            database.insert_run(change, key, name, tags, parent, start, run)
+        return QueuedRun(self, key, name, dict(tags), parent, start, run)
 
-    def sweep(self) -> None:
-        """Remove what a job that was killed left behind: runs that were not begun or are gone, half of a step."""
-        for place in list(self.folder.iterdir()) if self.folder.is_dir() else ():
-            if _BOX.fullmatch(place.name) and not (place / _HEADER).exists():
-                shutil.rmtree(place)
-            elif place.suffix == ".partial":
-                place.unlink()
-        for box in self.waiting():
-            box.tidy()
+    def scrub(self) -> None:
+        """Leave nothing in the file of what was removed from it."""
+        database.scrub(self.file)
 
     def met(self, host: str) -> bool:
         """Whether a tracking server has answered before."""
-        return (self.folder / _MET).exists() and host in _read(self.folder / _MET)
+        return bool(database.rows(self.file, "SELECT host FROM hosts WHERE host = ?", host))
 
     def meet(self, host: str) -> None:
         """Remember that a tracking server has answered."""
         if not self.met(host):
-            self.folder.mkdir(mode=0o700, exist_ok=True)
-            known = _read(self.folder / _MET) if (self.folder / _MET).exists() else []
-            _write(self.folder / _MET, [*known, host])
+            with database.changing(self.file) as change:
+                database.insert_host(change, host)
+
+    @contextmanager
+    def laid_out(self, name: str | None, content: bytes | None) -> Iterator[Path | None]:
+        """Lay a step's file out under its name, for as long as the step is applied; None where it has none."""
+        if name is None or content is None:
+            yield None
+            return
+        with tempfile.TemporaryDirectory(prefix="frmu-", dir=self.scratch) as folder:
+            path = Path(folder) / Path(name).name
+            path.write_bytes(content)
+            yield path
 
 
 def unexpected_files(folder: Path) -> list[str]:
-    """Files in an outbox that no run accounts for: nobody would deliver or purge them."""
+    """Files in an outbox that frmu did not put there: nobody would deliver or purge them."""
     if not folder.is_dir():
         return []
-    boxes = {box.folder: box for box in Queue(folder).waiting()}
-    strange = [place.name for place in folder.iterdir() if place not in boxes and place.name != _MET]
-    for place, box in boxes.items():
-        steps = {step.stem for step in box._steps()}
-        strange += [
-            f"{place.name}/{file.name}" for file in place.iterdir() if file.name != _HEADER and file.stem not in steps
-        ]
-    return strange
-
-
-def _box(place: Path) -> QueuedRun:
-    header = _read(place / _HEADER)
-    try:
-        return QueuedRun(folder=place, **header)
-    except TypeError as error:
-        raise _broken(place / _HEADER, error) from None
-
-
-def _write(path: Path, value: Any) -> None:
-    write_bytes(path, json.dumps(value).encode())
-
-
-def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as there:
-        write_file(target, lambda here: shutil.copyfileobj(there, here))
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _broken(path, error) from None
-
-
-def _broken(path: Path, error: Exception) -> StoreError:
-    return StoreError(
-        f"{path}: cannot be read: {error}; a run that waits for MLflow is not whole: restore it, or remove its folder "
-        "to give it up"
-    )
+    return [place.name for place in folder.iterdir() if place.name not in (_FILE, f"{_FILE}-journal")]

@@ -12,16 +12,17 @@ MLflow: they lose what a state could be read from, and are removed whole where t
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 
-from frmu.errors import TrackingError, TrackingUnavailableError
+from frmu.errors import RequestError, TrackingError, TrackingUnavailableError, near_miss
 from frmu.tracking.availability import reaching
 from frmu.tracking.lineage import DETAIL, held
 from frmu.tracking.queue import Op, Queue, QueuedRun, is_key
 from frmu.tracking.registry import Registry
 from frmu.tracking.tracker import Tracker, apply
 
-__all__ = ["Delivered", "Emptied", "Taint", "deliver", "empty", "left_in"]
+__all__ = ["Delivered", "Emptied", "Taint", "deliver", "empty", "give_up", "left_in"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +50,12 @@ def deliver(
         try:
             with reaching(tracker.uri):
                 run = _run(tracker, box, note)
-                for op in box.ops() if run else ():
-                    if op.kind == "model":
-                        _offer(registry, run or "", op, made)
-                    else:
-                        apply(tracker.client, run or "", op)
+            if run:
+                _send(tracker, registry, box, run, made)
         except TrackingUnavailableError:
             raise
         except TrackingError as error:
-            refused.append(f'run "{box.name}" in {box.folder} is refused: {error}; remove that folder to give it up')
+            refused.append(f"{box} is refused: {error}; to give it up: `frmu deliver CONFIG --give-up {box.key}`")
             continue
         box.remove()
         done += 1
@@ -77,6 +75,16 @@ def _run(tracker: Tracker, box: QueuedRun, note: Callable[[QueuedRun, str], None
     return run if run and tracker.alive(run) else None
 
 
+def _send(tracker: Tracker, registry: Registry, box: QueuedRun, run: str, made: Mapping[str, int]) -> None:
+    with closing(box.ops()) as ops:
+        for op in ops:
+            with reaching(tracker.uri):
+                if op.kind == "model":
+                    _offer(registry, run, op, made)
+                else:
+                    apply(tracker.client, run, op)
+
+
 def _offer(registry: Registry, run: str, op: Op, made: Mapping[str, int]) -> None:
     """Register a state, once, and promote it, unless a later one is the champion."""
     state, champion = op.body["state"], registry.champion()
@@ -86,6 +94,15 @@ def _offer(registry: Registry, run: str, op: Op, made: Mapping[str, int]) -> Non
     number = there[-1] if there else registry.register(run, op.data, op.body["tags"])
     if champion is None or made.get(champion.digest, 0) <= made[state]:
         registry.promote(number)
+
+
+def give_up(outbox: Queue, key: str) -> QueuedRun:
+    """Remove a run that waits, delivered in part or not; raises `RequestError` where none is called so."""
+    boxes = {box.key: box for box in outbox.waiting()}
+    if key not in boxes:
+        raise RequestError(f'no run "{key}" waits in {outbox.file}{near_miss(key, boxes)}')
+    boxes[key].remove()
+    return boxes[key]
 
 
 # -- purged ---------------------------------------------------------------------------------------------------
@@ -119,7 +136,11 @@ class Taint:
 
 
 def empty(outbox: Queue, taint: Taint, delete_runs: bool) -> Emptied:
-    """Purge the outbox as `Registry.purge` purges MLflow."""
+    """Purge the outbox as `Registry.purge` purges MLflow, and leave no copy in its file.
+
+    That is scrubbed even where nothing is found: a purge may have been killed before it did, and a run that was
+    delivered leaves copies as well.
+    """
     runs, files = [], 0
     for box in outbox.waiting():
         if taint.has(box):
@@ -131,6 +152,7 @@ def empty(outbox: Queue, taint: Taint, delete_runs: bool) -> Emptied:
                 box.drop("file", "model")
         elif taint.overtaken(box):
             files += box.drop("model")
+    outbox.scrub()
     return Emptied(tuple(runs), files)
 
 
@@ -138,9 +160,8 @@ def left_in(outbox: Queue, taint: Taint) -> list[str]:
     """Return what waits although it must not, as sentences."""
     said = []
     for box in outbox.waiting():
-        name = f'run "{box.name}" that waits in {box.folder}'
         if taint.has(box) and (files := box.files()):
-            said.append(f"{', '.join(files)} of the {name}")
+            said.append(f"{', '.join(files)} of {box}, which waits")
         elif taint.overtaken(box):
-            said.append(f"a state that an erasure has overtaken, of the {name}")
+            said.append(f"a state that an erasure has overtaken, of {box}, which waits")
     return said
