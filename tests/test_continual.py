@@ -113,7 +113,7 @@ def test_a_config_that_changed_is_read_anew_and_a_new_day_is_a_round(config: Con
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_after_the_round_under_way(config: Config, table: pd.DataFrame, number: int) -> None:
-    command = [sys.executable, "-m", "frmu.cli", "train", config.file, "--follow", "--every", "1s"]
+    command = [sys.executable, "-m", "frmu", "train", config.file, "--follow", "--every", "1s"]
     process = subprocess.Popen(
         [*command, "--address", "local", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},

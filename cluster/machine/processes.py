@@ -39,7 +39,7 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether this very process still runs."""
+        """Return whether this very process still runs."""
         return _started(self.pid) == self.started
 
 
@@ -111,7 +111,7 @@ def family(process: Process) -> list[int]:
 
 
 def _family(process: Process) -> set[psutil.Process]:
-    """Those that are in its session, or carry its mark, or have one of these as parent.
+    """Find those that are in its session, or carry its mark, or have one of these as parent.
 
     A Ray worker that shows a title has written it over its environment, and one whose parent died has another parent.
     """
@@ -145,7 +145,7 @@ def _is_ours(one: psutil.Process, process: Process) -> bool:
 
 
 def _started(pid: int) -> int | None:
-    """When a process started, in ticks since boot; None where there is none, or only what a parent has yet to read.
+    """Return when a process started, in ticks since boot; None where there is none, or only what a parent must read.
 
     Since boot, not since 1970: a clock that is set meanwhile moves the one and not the other.
     """

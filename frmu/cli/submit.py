@@ -116,7 +116,7 @@ def _line(job: str, arguments: tuple[str, ...], python: str, insecure: bool) -> 
     """The command line of a job; what `erase` asks for is drained in the same job."""
     given = [arguments, *[arguments[:1]] * (len(_COMMANDS[job]) - 1)]
     lines = [
-        shlex.join([python, "-m", "frmu.cli", *words, *rest, *["--insecure"] * (insecure and _attaches(words, rest))])
+        shlex.join([python, "-m", "frmu", *words, *rest, *["--insecure"] * (insecure and _attaches(words, rest))])
         for words, rest in zip(_COMMANDS[job], given, strict=True)
     ]
     return " && ".join(f"{line} --json" for line in lines)

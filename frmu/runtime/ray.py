@@ -69,7 +69,7 @@ class _HostActor:
 
 @dataclass(frozen=True, slots=True)
 class _Served:
-    """What the server says: which life it is in, whether the task was done, what came of it."""
+    """The answer of the server: its incarnation, whether the task was done, what came of it."""
 
     incarnation: str
     done: bool
@@ -246,7 +246,7 @@ class RayFederation:
             return served.value
 
     def _served(self, task: ServerTask, refs: Mapping[str, Any], deadline: float) -> _Served | None:
-        """What the server says; None where it is not there, and may be soon."""
+        """Return the answer of the server; None where it is not there, and may be soon."""
         import ray
 
         limit = self._rules.deadline
@@ -300,7 +300,7 @@ def _address() -> str:
 
 
 def _ours() -> bool:
-    """Whether this program started the Ray that it is connected to, which then ends with it."""
+    """Return whether this program started the Ray that it is connected to, which then ends with it."""
     import ray
 
     node = ray._private.worker._global_node
@@ -318,7 +318,7 @@ def _measure(server: Any, timeout: float) -> int:
 
 
 def measured() -> int:
-    """The same, of a process that is started for it."""
+    """Return the bytes that a process of ours takes, started for this and ended."""
     import ray
 
     server = _server_actor(None, IDENTITY)

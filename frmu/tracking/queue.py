@@ -1,4 +1,4 @@
-"""What MLflow could not take: runs that wait on disk, in order, until it can.
+"""The queue of what MLflow could not take: runs that wait on disk, in order, until it can.
 
 <folder>/queue.db     the runs: name, tags, parent and start, and the MLflow id once there is one;
                       their steps: parameters, metrics, tags, a state, an end, a file with its bytes;
@@ -34,7 +34,7 @@ def key() -> str:
 
 
 def is_key(name: str) -> bool:
-    """Whether a run is called by such a name.
+    """Return whether a run is called by such a name.
 
     >>> is_key(key()), is_key("9d5a2f")
     (True, False)
@@ -106,7 +106,7 @@ class QueuedRun:
         return before - len(self.files())
 
     def began(self, run: str) -> QueuedRun:
-        """The same, with its id in MLflow written down."""
+        """Write down its id in MLflow; returns the run with it."""
         with database.changing(self.queue.file) as change:
             change.execute("UPDATE runs SET run = ? WHERE key = ?", (run, self.key))
         return replace(self, run=run)
@@ -152,7 +152,7 @@ class Queue:
         return [QueuedRun(self, key, name, database.parsed(self.file, tags), *more) for key, name, tags, *more in found]
 
     def count(self) -> int:
-        """How many runs wait; also while another job is at work there."""
+        """Count the runs that wait; also while another job is at work there."""
         return len(database.rows(self.file, "SELECT number FROM runs"))
 
     def begin(
@@ -168,7 +168,7 @@ class Queue:
         database.scrub(self.file)
 
     def met(self, host: str) -> bool:
-        """Whether a tracking server has answered before."""
+        """Return whether a tracking server has answered before."""
         return bool(database.rows(self.file, "SELECT host FROM hosts WHERE host = ?", host))
 
     def meet(self, host: str) -> None:

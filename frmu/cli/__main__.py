@@ -1,6 +1,0 @@
-"""`python -m frmu.cli`, where the script `frmu` is not on the path."""
-
-from frmu.cli import main
-
-if __name__ == "__main__":
-    main()
