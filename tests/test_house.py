@@ -54,6 +54,11 @@ def test_there_is_no_room_without_a_name() -> None:
     assert not [path for path in (ROOT / "frmu").rglob("*.py") if path.stem in nameless]
 
 
+def test_tests_stand_in_the_room_that_they_test() -> None:
+    rooms = {path.name for path in (ROOT / "frmu").iterdir() if path.is_dir()} | {"cluster", "jobs"}
+    assert {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")} <= rooms
+
+
 def test_no_module_is_a_hall() -> None:
     long = {str(path): n for path in (ROOT / "frmu").rglob("*.py") if (n := len(path.read_text().splitlines())) > 400}
     assert not long

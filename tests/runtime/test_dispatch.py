@@ -1,7 +1,7 @@
 """Who is asked, who is late, who is let go: one set of laws for every runtime, on hosts that follow a script.
 
 The script stands in for the network alone: what is decided is the dispatcher's own. That Ray's calls behave like these
-is tested with real actors in tests/remote.
+is tested with real actors in tests/runtime/test_ray.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A closed request holds in whatever order it is asked, clients leave and join, shards come back, rounds and drains go.
 
 After every step: no state has a record that a closed request means, and no receipt claims a client that was not
-searched. A few orders by default, 500 with `pytest -m long tests/test_orders.py`.
+searched. A few orders by default, 500 with `pytest -m long tests/services/test_orders.py`.
 """
 
 from __future__ import annotations

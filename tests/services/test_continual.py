@@ -116,7 +116,7 @@ def test_a_signal_ends_it_after_the_round_under_way(config: Config, table: pd.Da
     command = [sys.executable, "-m", "frmu", "train", config.file, "--follow", "--every", "1s"]
     process = subprocess.Popen(
         [*command, "--address", "local", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
     with process:
         assert process.stdout is not None

@@ -4,7 +4,7 @@ A schedule is one to three faults in the life of a federation (train, two reques
 dispatch or task, before, in the middle of or after what is done there, in the process of a host or of the server. The
 same clients take part, so every digest must be that of the undisturbed life; the ledger must be whole, no record back.
 
-`pytest -m long tests/remote/test_faults.py` runs 200 schedules; a handful run by default.
+`pytest -m long tests/runtime/test_faults.py` runs 200 schedules; a handful run by default.
 """
 
 from __future__ import annotations
