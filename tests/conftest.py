@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from memory_tracking import MemoryBackend
 from postgres import postgres_database, postgres_url
 
 from frmu import api
@@ -128,6 +129,13 @@ def broken(tmp_path: Path, table: pd.DataFrame) -> Callable[..., Config]:
         return put(tmp_path / "broken", table if changed is None else changed, text)
 
     return make
+
+
+@pytest.fixture
+def memory_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs and models in memory, and no pictures: for tests of what is learned and forgotten, not of what is logged."""
+    monkeypatch.setattr("frmu.tracking.tracker.MlflowBackend", MemoryBackend.connect)
+    monkeypatch.setattr("frmu.services.session.plot_influence", lambda state, by, path: path.write_bytes(b"PNG"))
 
 
 WINDOW = (dt.datetime(2025, 2, 10), dt.datetime(2025, 2, 20))

@@ -18,6 +18,8 @@ from frmu import api
 from frmu.models.statistics import numerics
 from frmu.types import Selection
 
+pytestmark = pytest.mark.usefixtures("memory_tracking")
+
 FILE = Path(__file__).with_suffix(".json")
 ATTENDED = "\n[attention]\nrule = "
 CASES = {

@@ -23,7 +23,7 @@ from frmu.errors import RequestError, StoreError
 from frmu.models.encoders import encode, encoders
 from frmu.models.statistics import one_thread
 from frmu.services.requests import ledger_of
-from frmu.services.session import registry_of, tracker_of
+from frmu.services.session import tracker_of
 from frmu.storage.atomic import write_file
 from frmu.storage.checkpoint import config_of, load_state
 from frmu.storage.workspace import Workspace
@@ -86,7 +86,7 @@ def predict(config: Config, file: Path, out: Path, version: str | None = None) -
     overtaken, or that this federation never made.
     """
     _may_be_written(config, file, out)
-    registry = registry_of(tracker_of(config), config)
+    registry = tracker_of(config).registry(config.experiment)
     champion = registry.champion()
     waiting = Queue(Workspace(config.folder, config.key_file).outbox)
     if version is None and champion is None:

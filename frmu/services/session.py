@@ -28,15 +28,15 @@ from frmu.services.requests import check_anchor
 from frmu.services.sites import SiteDirectory
 from frmu.storage.checkpoint import load_state, save_state, settled
 from frmu.storage.workspace import Anchor, Workspace
+from frmu.tracking.backend import ModelRegistry
 from frmu.tracking.folders import take_over
 from frmu.tracking.lineage import DETAIL, held, holds_tags
 from frmu.tracking.queue import Queue, QueuedRun
-from frmu.tracking.registry import Registry
 from frmu.tracking.sync import Delivered, deliver
 from frmu.tracking.tracker import Run, Tracker, public
 from frmu.types import State
 
-__all__ = ["Session", "registry_of", "tracker_of"]
+__all__ = ["Session", "tracker_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,11 +45,6 @@ def tracker_of(config: Config, outbox: Queue | None = None) -> Tracker:
     """The tracking store of a config; with an outbox it may be away."""
     workspace = Workspace(config.folder, config.key_file)
     return Tracker(workspace.tracking_uri(config), config.experiment, config.folder.absolute() / "mlartifacts", outbox)
-
-
-def registry_of(tracker: Tracker, config: Config) -> Registry:
-    """The model registry beside a tracker's runs."""
-    return Registry(tracker.client, tracker.uri, tracker.experiment_id, config.experiment)
 
 
 class Session:
@@ -161,10 +156,9 @@ class Session:
         save_state(state, self.config, self.workspace.state)
 
     @property
-    def registry(self) -> Registry:
+    def registry(self) -> ModelRegistry:
         """The model registry; raises `TrackingUnavailableError` while MLflow is away."""
-        self.tracker.need()
-        return registry_of(self.tracker, self.config)
+        return self.tracker.registry(self.config.experiment)
 
     def register(self, run: Run, state: State, requests: Sequence[str] = ()) -> str:
         """Make a state the champion of the model registry, unless it is; its version there.

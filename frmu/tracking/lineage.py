@@ -11,6 +11,7 @@ __all__ = [
     "DETAIL",
     "HOLDS",
     "OF",
+    "RUN",
     "Found",
     "Left",
     "Purged",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 HOLDS = "frmu.holds."
 OF = "frmu.experiment"  # a code means a client within one experiment only
+RUN = "frmu.run"  # the name that a run has before it has one in MLflow: one that was made is not made again
 DETAIL = "frmu.detail"  # a run that holds numbers of single clients: removed whole
 _VALUE = 4000  # characters of a tag value; MLflow takes 5000 at least
 

@@ -16,18 +16,17 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from frmu.errors import RequestError, TrackingError, TrackingUnavailableError, near_miss
-from frmu.tracking.availability import reaching
+from frmu.tracking.backend import ModelRegistry
 from frmu.tracking.lineage import DETAIL, held
 from frmu.tracking.queue import Op, Queue, QueuedRun, is_key
-from frmu.tracking.registry import Registry
-from frmu.tracking.tracker import Tracker, apply
+from frmu.tracking.tracker import Tracker
 
 __all__ = ["Delivered", "Emptied", "Taint", "deliver", "empty", "give_up", "left_in"]
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """Hold how many runs were delivered, and why others were not, as sentences."""
+    """The number of runs that were delivered, and why others were not, as sentences."""
 
     runs: int = 0
     refused: tuple[str, ...] = ()
@@ -35,7 +34,7 @@ class Delivered:
 
 def deliver(
     tracker: Tracker,
-    registry: Registry,
+    registry: ModelRegistry,
     outbox: Queue,
     made: Mapping[str, int],
     note: Callable[[QueuedRun, str], None],
@@ -48,8 +47,7 @@ def deliver(
     done, refused = 0, []
     for box in outbox.waiting():
         try:
-            with reaching(tracker.uri):
-                run = _run(tracker, box, note)
+            run = _run(tracker, box, note)
             if run:
                 _send(tracker, registry, box, run, made)
         except TrackingUnavailableError:
@@ -64,28 +62,27 @@ def deliver(
 
 def _run(tracker: Tracker, box: QueuedRun, note: Callable[[QueuedRun, str], None]) -> str | None:
     """The run in MLflow that a box is for, made where there is none yet; None where somebody deleted it."""
-    run = box.run or tracker.find(box.key)
+    run = box.run or tracker.backend.find(box.key)
     if run is None:
-        parent = tracker.find(box.parent) if box.parent and is_key(box.parent) else box.parent
+        parent = tracker.backend.find(box.parent) if box.parent and is_key(box.parent) else box.parent
         run = tracker.create(box.key, box.name, box.tags, parent, box.start)
         tracker.need()
     if run and box.run is None:
         note(box, run)
         box.began(run)
-    return run if run and tracker.alive(run) else None
+    return run if run and tracker.backend.alive(run) else None
 
 
-def _send(tracker: Tracker, registry: Registry, box: QueuedRun, run: str, made: Mapping[str, int]) -> None:
+def _send(tracker: Tracker, registry: ModelRegistry, box: QueuedRun, run: str, made: Mapping[str, int]) -> None:
     with closing(box.ops()) as ops:
         for op in ops:
-            with reaching(tracker.uri):
-                if op.kind == "model":
-                    _offer(registry, run, op, made)
-                else:
-                    apply(tracker.client, run, op)
+            if op.kind == "model":
+                _offer(registry, run, op, made)
+            else:
+                tracker.backend.apply(run, op)
 
 
-def _offer(registry: Registry, run: str, op: Op, made: Mapping[str, int]) -> None:
+def _offer(registry: ModelRegistry, run: str, op: Op, made: Mapping[str, int]) -> None:
     """Register a state, once, and promote it, unless a later one is the champion."""
     state, champion = op.body["state"], registry.champion()
     if op.data is None or state not in made or (champion is not None and champion.digest == state):
@@ -118,7 +115,7 @@ class Emptied:
 
 @dataclass(frozen=True, slots=True)
 class Taint:
-    """Hold what must not wait: runs with these owners or names but for some, and states that are not clean any more."""
+    """The taint that must not wait: runs with these owners or names but for some, and states that are not clean any more."""
 
     owners: Collection[str] = ()
     known: Collection[str] = ()

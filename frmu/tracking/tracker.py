@@ -1,7 +1,6 @@
-"""Runs, metrics, receipts and pictures in MLflow. With the registry the only room that knows mlflow.
+"""Runs, metrics, receipts and pictures in MLflow, or in the outbox while it is away.
 
-Without a server the store is SQLite in the working folder. Metrics go in batches: one call costs what a
-hundred cost. Scalars, receipts and pictures go in; sums and rows never do.
+Scalars, receipts and pictures go in; sums and rows never do.
 
 What a run is told becomes one step after another, and a step goes to MLflow at once. A server may be away, though,
 and training does not need it: the first step that it does not take, and all that follow in this job, go into the
@@ -11,10 +10,7 @@ means.
 
 from __future__ import annotations
 
-import datetime as dt
 import json
-import logging
-import os
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -23,23 +19,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from frmu.errors import TrackingError, TrackingUnavailableError
-from frmu.tracking.availability import check_uri, public, reaching
+from frmu.errors import TrackingUnavailableError
+from frmu.tracking.availability import check_uri, public
+from frmu.tracking.backend import Backend, ModelRegistry
+from frmu.tracking.mlflow_backend import MlflowBackend
 from frmu.tracking.queue import Op, Queue, QueuedRun, key
 
-__all__ = ["RUN", "Run", "Tracker", "apply", "public", "reaching"]
-
-_BATCH = 1000  # MLflow takes so many metrics a call
-RUN = "frmu.run"  # the name that a run has before it has one in MLflow: one that was made is not made again
-_PARENT = "mlflow.parentRunId"
-_SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",  # seconds, doubled: three tries that are refused take about three
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
+__all__ = ["Run", "Tracker", "public"]
 
 
 class Run:
@@ -97,7 +83,7 @@ class Run:
 
     def _take(self, op: Op) -> None:
         run = self._run
-        if self._box is None and run and self._tracker.tried(lambda client: apply(client, run, op)):
+        if self._box is None and run and self._tracker.take(run, op):
             return
         self._waiting().add(op)
 
@@ -113,41 +99,20 @@ class Tracker:
     Where there is an outbox a server may be away: `away` says why, and nothing more is tried.
     """
 
+    backend: Backend
+
     def __init__(self, uri: str, experiment: str, artifacts: Path, outbox: Queue | None = None) -> None:
-        for name, value in _SETTINGS.items():
-            os.environ.setdefault(name, value)
-        logging.getLogger("mlflow").setLevel(logging.CRITICAL)
-        logging.getLogger("alembic").setLevel(logging.ERROR)
-        logging.getLogger("urllib3").setLevel(logging.ERROR)
         self.uri, self.outbox, self.away = uri, outbox, ""
-        self.experiment_id = ""
-        self._served = uri.startswith("http")
         self._open: list[str] = []
         check_uri(uri)
         host = urlparse(uri).netloc.rpartition("@")[2]
         try:
-            with reaching(uri, known=outbox is not None and outbox.met(host)):
-                self._connect(experiment, artifacts)
+            self.backend = MlflowBackend(uri, experiment, artifacts, known=outbox is not None and outbox.met(host))
         except TrackingUnavailableError as error:
             self.leave(error)
         else:
-            if outbox is not None and self._served:
+            if outbox is not None and uri.startswith("http"):
                 outbox.meet(host)
-
-    def _connect(self, experiment: str, artifacts: Path) -> None:
-        from mlflow import MlflowClient
-
-        logging.getLogger("mlflow").setLevel(logging.CRITICAL)
-        self.client = MlflowClient(tracking_uri=self.uri)
-        found = self.client.get_experiment_by_name(experiment)
-        if found is None:
-            place = artifacts.as_uri() if self.uri.startswith("sqlite:") else None
-            kind = {"mlflow.experimentKind": "custom_model_development"}  # the page opens on training runs
-            self.experiment_id = self.client.create_experiment(experiment, artifact_location=place, tags=kind)
-        elif found.lifecycle_stage == "deleted":
-            raise TrackingError(f'the MLflow experiment "{experiment}" was deleted; set store.experiment')
-        else:
-            self.experiment_id = found.experiment_id
 
     # -- where a server may be away ---------------------------------------------------------------------------
 
@@ -162,13 +127,15 @@ class Tracker:
             raise error
         self.away = str(error)
 
-    def tried(self, call: Callable[[Any], Any]) -> bool:
-        """Return whether MLflow took something."""
+    def take(self, run: str, op: Op) -> bool:
+        """Return whether MLflow took a step of a run."""
+        return self._tried(lambda: self.backend.apply(run, op))
+
+    def _tried(self, call: Callable[[], Any]) -> bool:
         if self.away:
             return False
         try:
-            with reaching(self.uri):
-                call(self.client)
+            call()
         except TrackingUnavailableError as error:
             self.leave(error)
             return False
@@ -183,50 +150,25 @@ class Tracker:
         return self.outbox.begin(key, name, tags, parent, start, run)
 
     def create(self, key: str, name: str, tags: Mapping[str, str], parent: str | None, start: int) -> str | None:
-        """A new run in MLflow; None while that is away."""
-        made = []
-        more = ({_PARENT: parent} if parent else {}) | ({RUN: key} if self._served else {})
-        self.tried(
-            lambda client: made.append(
-                client.create_run(self.experiment_id, start_time=start, run_name=name, tags={**more, **tags})
-            )
-        )
-        return made[0].info.run_id if made else None
-
-    def find(self, key: str) -> str | None:
-        """The run in MLflow that had this name before, if there is one; one that was deleted, too."""
-        from mlflow.entities import ViewType
-
-        found = self.client.search_runs([self.experiment_id], f"tags.`{RUN}` = '{key}'", run_view_type=ViewType.ALL)
-        return found[0].info.run_id if found else None
-
-    def alive(self, run: str) -> bool:
-        """Return whether nobody deleted a run; one that is not there at all is an error, for this may be another
-        server."""
-        return bool(self.client.get_run(run).info.lifecycle_stage == "active")
+        """Begin a run in MLflow; returns its id, None while that is away."""
+        made: list[str] = []
+        self._tried(lambda: made.append(self.backend.create(key, name, tags, parent, start)))
+        return made[0] if made else None
 
     # -- runs -------------------------------------------------------------------------------------------------
 
     def documents(self, names: Collection[str], artifact: str, most: int) -> list[tuple[str, Any]]:
-        """A JSON artifact of the newest finished runs of each of some names, and when each began; oldest first.
+        """Return a JSON artifact of the newest finished runs of each of some names, and when each began (ISO 8601).
 
-        Runs that do not have it, or have it no more, are passed over.
+        Oldest first. Runs that do not have it, or have it no more, are passed over.
         """
         self.need()
-        found = []
-        with reaching(self.uri), tempfile.TemporaryDirectory() as folder:
-            for name in names:
-                asked = f"attributes.run_name = '{name}' and attributes.status = 'FINISHED'"
-                for run in self.client.search_runs(
-                    [self.experiment_id], asked, max_results=most, order_by=["attributes.start_time DESC"]
-                ):
-                    if any(file.path == artifact for file in self.client.list_artifacts(run.info.run_id)):
-                        place = Path(folder) / run.info.run_id
-                        place.mkdir()
-                        text = Path(self.client.download_artifacts(run.info.run_id, artifact, str(place))).read_text()
-                        found.append((run.info.start_time, json.loads(text)))
-        began = sorted(found, key=lambda one: one[0])
-        return [(_time(milliseconds), document) for milliseconds, document in began]
+        return self.backend.documents(names, artifact, most)
+
+    def registry(self, name: str) -> ModelRegistry:
+        """Return the model registry of an experiment; raises `TrackingUnavailableError` while MLflow is away."""
+        self.need()
+        return self.backend.registry(name)
 
     @contextmanager
     def run(self, name: str, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
@@ -244,30 +186,8 @@ class Tracker:
         run.end()
 
 
-def apply(client: Any, run: str, op: Op) -> None:
-    """Do one step of a run in MLflow; done twice it is done once."""
-    from mlflow.entities import Metric, Param, RunTag
-
-    if op.kind == "params":
-        client.log_batch(run, params=[Param(key, value) for key, value in op.body.items()])
-    elif op.kind == "metrics":
-        entries = [Metric(*entry) for entry in op.body["entries"]]
-        for at in range(0, len(entries), _BATCH):
-            client.log_batch(run, metrics=entries[at : at + _BATCH])
-    elif op.kind == "tags":
-        client.log_batch(run, tags=[RunTag(key, value) for key, value in op.body.items()])
-    elif op.kind == "file":
-        client.log_artifact(run, str(op.data))
-    elif op.kind == "end":
-        client.set_terminated(run, status=op.body["status"], end_time=op.body["time"])
-
-
 def _now() -> int:
     return int(time.time() * 1000)
-
-
-def _time(milliseconds: int) -> str:
-    return dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC).isoformat(timespec="seconds")
 
 
 def _name(key: str) -> str:

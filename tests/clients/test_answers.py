@@ -38,6 +38,8 @@ from frmu.selection.network import current_policy
 from frmu.services.sites import SiteDirectory
 from frmu.types import Selection
 
+pytestmark = pytest.mark.usefixtures("memory_tracking")
+
 
 @pytest.fixture
 def wire(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Answer]]:

@@ -29,6 +29,8 @@ from frmu.selection.observation import FEATURES
 from frmu.selection.problem import SelectionProblem, problem_of, validation_loss
 from frmu.types import Float, Statistics
 
+pytestmark = pytest.mark.usefixtures("memory_tracking")
+
 SLICES = 6
 finite = st.floats(-50, 50)
 scores = arrays(np.float64, (SLICES, 2), elements=st.floats(0, 50))

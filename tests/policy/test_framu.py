@@ -27,6 +27,8 @@ from frmu.policy.framu import dqn, select
 from frmu.runtime.local import LocalFederation
 from frmu.types import Float
 
+pytestmark = pytest.mark.usefixtures("memory_tracking")
+
 SETTINGS = Settings(rounds=6, epsilon=0.0, seed=2)
 
 

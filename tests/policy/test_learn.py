@@ -169,7 +169,7 @@ def test_a_training_that_was_killed_is_gone_on_with(killed: Config, tmp_path: Pa
     with api.Experiment(config, "local") as experiment:
         assert experiment.session.network().digest == learned["policy"]
         assert experiment.session.workspace.unexpected_files() == []
-        run = experiment.session.tracker.client.get_run(learned["run_id"])
+        run = experiment.session.tracker.backend.client.get_run(learned["run_id"])
     assert run.data.tags["frmu.resumed"] == lineage["run"] != learned["run_id"]
     assert run.data.tags["frmu.policy"] == learned["policy"]
     assert {"gain", "td_error", "entropy"} <= set(run.data.metrics)

@@ -156,7 +156,7 @@ def test_runs_of_a_job_are_in_mlflow(tmp_path: Path, table: pd.DataFrame) -> Non
         api.erase(config, Selection("subject", subject="p2"))
         drained = experiment.drain()
         client = MlflowClient(experiment.session.tracker.uri)
-        place = experiment.session.tracker.experiment_id
+        place = experiment.session.tracker.backend.experiment_id
     for result in (trained, drained):
         run = client.get_run(result["run_id"])
         assert run.info.status == "FINISHED"

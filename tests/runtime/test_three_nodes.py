@@ -261,7 +261,7 @@ def told_runs(config: Config) -> list[Any]:
     from frmu.services.session import tracker_of
 
     tracker = tracker_of(config)
-    return list(tracker.client.search_runs([tracker.experiment_id]))
+    return list(tracker.backend.client.search_runs([tracker.backend.experiment_id]))
 
 
 @pytest.mark.long

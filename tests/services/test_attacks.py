@@ -18,6 +18,8 @@ from frmu.ledger.ledger import Ledger
 from frmu.selection.network import read_policy, shipped, write_policy
 from frmu.types import Selection
 
+pytestmark = pytest.mark.usefixtures("memory_tracking")
+
 PERSON = Selection("subject", subject="p3")
 
 
@@ -332,45 +334,6 @@ def test_an_audit_that_was_killed_leaves_no_rows(trained: Config) -> None:
     (trained.folder / "scratch" / "x" / "shards" / "home%200.parquet").write_bytes(b"rows")
     assert verify(trained)["verified"]
     assert list((trained.folder / "scratch").iterdir()) == []
-
-
-def test_a_purge_of_mlflow_that_failed_closes_nothing(trained: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-
-    api.erase(trained, PERSON)
-    with monkeypatch.context() as patch:
-        patch.setattr(LocalArtifactRepository, "delete_artifacts", lambda *_: None)
-        first = drain(trained)
-    assert (first["verified"], first["receipts"][0]["level"]) == (False, "L0")
-    assert not api.status(trained)["state_is_clean"]
-    assert drain(trained)["verified"]
-
-
-def test_lineage_does_not_rest_on_tags(trained: Config) -> None:
-    with api.Experiment(trained, "local") as experiment:
-        client, old = experiment.session.tracker.client, experiment.session.registry.champion()
-        assert old is not None
-        for key in list(client.get_run(old.run_id).data.tags):
-            if key.startswith("frmu."):
-                client.delete_tag(old.run_id, key)
-    api.erase(trained, PERSON)
-    assert old.run_id in drain(trained)["receipts"][0]["purge"]["mlflow"]["runs"]
-    assert client.list_artifacts(old.run_id) == []
-
-
-def test_what_is_logged_is_tagged_first(trained: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A drain killed while it logs the new state leaves a run that the next purge finds."""
-    from frmu.services.session import Session
-
-    api.erase(trained, PERSON)
-    with monkeypatch.context() as patch:
-        patch.setattr(Session, "log_round", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
-        with pytest.raises(KeyboardInterrupt):
-            drain(trained)
-    api.erase(trained, Selection("subject", subject="p1"))
-    drain(trained)
-    states = list((trained.folder / "mlartifacts").rglob("state.safetensors"))
-    assert len(states) == 1
 
 
 def test_made_up_records_do_not_stand_for_the_erased(trained: Config, table: pd.DataFrame, tmp_path: Path) -> None:

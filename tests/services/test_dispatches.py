@@ -14,6 +14,8 @@ from frmu.runtime.local import LocalFederation
 from frmu.services.sites import SiteDirectory
 from frmu.types import Selection
 
+pytestmark = pytest.mark.usefixtures("memory_tracking")
+
 
 @pytest.fixture
 def dispatches(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:

@@ -18,6 +18,8 @@ from frmu.errors import RequestError, StoreError
 from frmu.storage.checkpoint import load_state
 from frmu.types import Selection
 
+pytestmark = pytest.mark.usefixtures("memory_tracking")
+
 SELECTIONS: dict[str, tuple[Selection, Callable[[pd.DataFrame], pd.Series]]] = {
     "subject": (Selection("subject", subject="p3"), lambda t: t.person == "p3"),
     "records": (

@@ -25,6 +25,8 @@ from frmu.selection.problem import validation_loss
 from frmu.storage.checkpoint import load_state
 from frmu.types import HEAD, ClientState, Selection, State
 
+pytestmark = pytest.mark.usefixtures("memory_tracking")
+
 
 def spoiled(table: pd.DataFrame) -> pd.DataFrame:
     """A sensor that reads three times too high for a month at one home."""

@@ -20,6 +20,8 @@ from frmu.services.participants import leave, rejoin
 from frmu.storage.checkpoint import load_state
 from frmu.types import Selection
 
+pytestmark = pytest.mark.usefixtures("memory_tracking")
+
 HOMES = ("home 0", "home 1", "home 2")
 PERSONS = ("p1", "p2")
 

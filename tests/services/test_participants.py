@@ -19,6 +19,8 @@ from frmu.services.continual import Follow
 from frmu.services.participants import add, leave, members, rejoin
 from frmu.types import Selection
 
+pytestmark = pytest.mark.usefixtures("memory_tracking")
+
 FOLDER = CONFIG.replace("homes.parquet", "*.parquet")
 
 

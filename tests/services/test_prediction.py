@@ -167,7 +167,7 @@ def test_mlflow_loads_a_version_without_a_pickle(config: Config, table: pd.DataF
     with api.Experiment(config, "local") as experiment:
         version = experiment.session.registry.champion()
         assert version is not None
-        place = experiment.session.tracker.client.get_model_version_download_uri(
+        place = experiment.session.tracker.backend.client.get_model_version_download_uri(
             experiment.session.registry.name, version.number
         )
     files = [file.name for file in Path(place.removeprefix("file://")).rglob("*") if file.is_file()]

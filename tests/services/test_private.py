@@ -18,6 +18,8 @@ from frmu.errors import ConfigError, DataError, RequestError, StoreError
 from frmu.services import training
 from frmu.types import Selection
 
+pytestmark = pytest.mark.usefixtures("memory_tracking")
+
 PRIVATE = CONFIG.replace('target = "load"', 'target = "load"\nprivate = "mine"')
 
 

@@ -91,7 +91,7 @@ def test_runs_that_carried_the_erased_are_purged(config: Config, rule: str) -> N
     with api.Experiment(config, "local") as experiment:
         owners = {experiment.session.ledger.owner(client)[:8] for client in receipt["removed"]}
         kept = [run.run_id for run in experiment.session.registry.versions()]
-        client, place = experiment.session.tracker.client, [experiment.session.tracker.experiment_id]
+        client, place = experiment.session.tracker.backend.client, [experiment.session.tracker.backend.experiment_id]
         runs = {run.info.run_id: run for run in client.search_runs(place, run_view_type=ViewType.ALL)}
         fresh = [name for name, run in runs.items() if name in kept or run.info.run_name == "slices"]
         left = experiment.session.registry.scan(owners, keep=fresh)
@@ -180,3 +180,51 @@ def test_a_disk_that_is_full_loses_nothing(config: Config, limit: int) -> None:
     assert [receipt["verified"] for receipt in receipts] == [True]
     for shard in (config.folder / "shards").iterdir():
         assert "p3" not in set(pd.read_parquet(shard)["#subject"])
+
+
+# -- what MLflow does not do, or is not told any more ------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(config: Config) -> Config:
+    train(config)
+    return config
+
+
+def test_a_purge_of_mlflow_that_failed_closes_nothing(trained: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    api.erase(trained, PERSON)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalArtifactRepository, "delete_artifacts", lambda *_: None)
+        first = drain(trained)
+    assert (first["verified"], first["receipts"][0]["level"]) == (False, "L0")
+    assert not api.status(trained)["state_is_clean"]
+    assert drain(trained)["verified"]
+
+
+def test_lineage_does_not_rest_on_tags(trained: Config) -> None:
+    with api.Experiment(trained, "local") as experiment:
+        client, old = experiment.session.tracker.backend.client, experiment.session.registry.champion()
+        assert old is not None
+        for key in list(client.get_run(old.run_id).data.tags):
+            if key.startswith("frmu."):
+                client.delete_tag(old.run_id, key)
+    api.erase(trained, PERSON)
+    assert old.run_id in drain(trained)["receipts"][0]["purge"]["mlflow"]["runs"]
+    assert client.list_artifacts(old.run_id) == []
+
+
+def test_what_is_logged_is_tagged_first(trained: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drain killed while it logs the new state leaves a run that the next purge finds."""
+    from frmu.services.session import Session
+
+    api.erase(trained, PERSON)
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "log_round", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            drain(trained)
+    api.erase(trained, Selection("subject", subject="p1"))
+    drain(trained)
+    states = list((trained.folder / "mlartifacts").rglob("state.safetensors"))
+    assert len(states) == 1

@@ -19,6 +19,8 @@ from frmu.errors import FederationError, LedgerError, RequestError, StoreError
 from frmu.ledger.ledger import Ledger
 from frmu.types import Selection
 
+pytestmark = pytest.mark.usefixtures("memory_tracking")
+
 PERSON = Selection("subject", subject="p3")
 
 

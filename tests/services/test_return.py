@@ -15,6 +15,8 @@ from frmu.services.participants import leave, rejoin
 from frmu.services.requests import ledger_of
 from frmu.types import Selection
 
+pytestmark = pytest.mark.usefixtures("memory_tracking")
+
 PERSON = Selection("subject", subject="p2")
 HOME = "home 3"
 

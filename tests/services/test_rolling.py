@@ -19,6 +19,8 @@ from frmu.services.prediction import predict
 from frmu.storage.checkpoint import config_of
 from frmu.types import Selection
 
+pytestmark = pytest.mark.usefixtures("memory_tracking")
+
 DATES = "validation_from = 2025-05-01\nlater_from = 2025-06-01\ntest_from = 2025-07-01"
 SPANS = 'validation = "4w"\nlater = "2w"\ntest = "2w"'
 ROLLING = CONFIG.replace(DATES, f'until = "today"\n{SPANS}')

@@ -145,8 +145,8 @@ def test_what_was_proven_stands_on_the_receipt_and_in_mlflow(erased: tuple[Confi
     assert [(proof["level"], proof["passed"]) for proof in filed["proofs"]] == [("L4", True), ("L5", True)]
     with api.Experiment(config, "local") as experiment:
         assert experiment.session.ledger.check() > 0
-        place = [experiment.session.tracker.experiment_id]
-        runs = experiment.session.tracker.client.search_runs(place, f"tags.`frmu.receipt` = '{receipt}'")
+        place = [experiment.session.tracker.backend.experiment_id]
+        runs = experiment.session.tracker.backend.client.search_runs(place, f"tags.`frmu.receipt` = '{receipt}'")
     assert runs[0].data.metrics["L4/steps to relearn/original"] == 0
 
 

@@ -42,7 +42,7 @@ class House:
     experiment: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.client, self.experiment = self.tracker.client, self.tracker.experiment_id
+        self.client, self.experiment = self.tracker.backend.client, self.tracker.backend.experiment_id
 
     def run(self, *owners: str, **more: str) -> tuple[str, str]:
         """A run with a state of these owners; its id and the number of its version."""
@@ -67,7 +67,7 @@ class House:
 
 def house(uri: str, folder: Path) -> House:
     tracker = Tracker(uri, str(folder), folder / "artifacts")
-    return House(tracker, Registry(tracker.client, uri, tracker.experiment_id, str(folder)), folder)
+    return House(tracker, Registry(tracker.backend.client, uri, tracker.backend.experiment_id, str(folder)), folder)
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +181,27 @@ def test_copies_under_other_names_go(home: House) -> None:
     assert purged.left.clean
     assert home.at(names[0], "2")
     assert [version.number for version in home.registry.versions()] == [safe]
+
+
+def test_versions_of_others_are_not_asked_for(home: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may keep thousands of them."""
+    home.run(ADA)
+    home.run(BOB)
+    client = home.client
+    for name in ("theirs", "theirs too"):
+        client.create_registered_model(name)
+        client.create_model_version(name, str(tmp_path / "elsewhere" / "model"))
+    search, seen = client.search_model_versions, []
+
+    def spied(**query: Any) -> Any:
+        page = search(**query)
+        seen.extend(version.name for version in page)
+        return page
+
+    monkeypatch.setattr(client, "search_model_versions", spied)
+    assert len(home.registry.purge([ADA]).versions) == 1
+    assert home.registry.name in seen
+    assert not {"theirs", "theirs too"} & set(seen)
 
 
 def test_what_comes_back_is_found(home: House) -> None:

@@ -204,10 +204,10 @@ def test_numbers_keep_their_steps_and_times(gate: Gate, tmp_path: Path) -> None:
     again = shutil.copytree(tmp_path / "outbox", tmp_path / "again")
     for place in (tmp_path / "outbox", Path(again)):  # twice is once
         send(tracker, None, Queue(place), {}, lambda *_: None)  # type: ignore[arg-type]
-    history = tracker.client.get_metric_history(run.id, "gain")
+    history = tracker.backend.client.get_metric_history(run.id, "gain")
     assert [(each.step, each.value) for each in history] == [(step, step / 2) for step in range(6)]
     assert sorted(each.timestamp for each in history) == [each.timestamp for each in history]
-    done = tracker.client.get_run(run.id).info
+    done = tracker.backend.client.get_run(run.id).info
     assert (done.status, done.end_time >= history[-1].timestamp) == ("FINISHED", True)
 
 
