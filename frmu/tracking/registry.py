@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from frmu.tracking.lineage import (
     DETAIL,
     HOLDS,
     OF,
+    RUN,
     Found,
     Left,
     Purged,
@@ -36,11 +37,11 @@ from frmu.tracking.lineage import (
     version_of,
 )
 from frmu.tracking.queue import is_key
-from frmu.tracking.tracker import RUN
 
 __all__ = ["Registry"]
 _FILE = "state.safetensors"
 _ALIAS = "champion"
+_LOGGED = "m-"  # how MLflow begins the ids of logged models
 _MLMODEL = """\
 flavors:
   python_function:
@@ -169,17 +170,49 @@ class Registry:
             if model.source_run_id in ids or (held(model.tags) & wanted and model.source_run_id not in kept)
         ]
         ids |= {model.model_id for model in models}
-        versions, places = [], [run.info.artifact_uri for run in runs] + [model.artifact_location for model in models]
-        for version in _pages(client.search_model_versions, filter_string=""):
+        places = [run.info.artifact_uri for run in runs] + [model.artifact_location for model in models]
+
+        def carries(version: Any) -> bool:
             place = self._place(version)
-            ours = version.tags.get(OF) == self._experiment and held(version.tags) & wanted
+            ours = version.tags.get(OF) == self._experiment and bool(held(version.tags) & wanted)
             inside = version.run_id in ids or _mentions(place, ids)
-            if inside or (ours and version.run_id not in kept and not _mentions(place, kept)):
-                versions.append(version)
-                # A source outside the tainted runs was named by somebody; only our own tags make it ours to empty.
-                if ours and not _mentions(place, ids | kept) and not place.startswith(("runs:", "models:")):
-                    places.append(place)
-        return Found(tuple(runs), tuple(models), tuple(versions), tuple(dict.fromkeys(places)))
+            if not inside and not (ours and version.run_id not in kept and not _mentions(place, kept)):
+                return False
+            # A source outside the tainted runs was named by somebody; only our own tags make it ours to empty.
+            if ours and not _mentions(place, ids | kept) and not place.startswith(("runs:", "models:")):
+                places.append(place)
+            return True
+
+        versions = self._versions(self._asked(ids, tuple(places)), carries)
+        return Found(tuple(runs), tuple(models), versions, tuple(dict.fromkeys(places)))
+
+    def _asked(self, ids: Collection[str], places: Collection[str]) -> list[str]:
+        """Filters that find every version that may carry a state of some runs and logged models.
+
+        A server may hold the versions of many others, so they are asked for by what can tie one to us: our own tag,
+        the run it names, a source that lies beside the files in `places`, or that names an id.
+        """
+        asked = [f"tags.`{OF}` = '{self._experiment}'"]
+        asked += [f"run_id IN ({', '.join(map(repr, some))})" for some in _parts(sorted(ids))]
+        asked += [f"source_path LIKE '%{_pattern(folder)}%'" for folder in _beside(ids, places)]
+        asked += ["source_path LIKE 'runs:%'"] if ids else []
+        return asked + [f"source_path LIKE 'models:/{each}%'" for each in sorted(ids) if each.startswith(_LOGGED)]
+
+    def _versions(self, asked: list[str], carries: Callable[[Any], bool]) -> tuple[Any, ...]:
+        """The versions that carry a state, and then those that were copied from one of these, under any name."""
+        found: dict[tuple[str, str], Any] = {}
+        named, seen = set(), set()
+        while asked:
+            for version in _pages(self._client.search_model_versions, filter_string=asked.pop(0)):
+                if (name := (version.name, str(version.version))) in seen:
+                    continue
+                seen.add(name)
+                if carries(version):
+                    found[name] = version
+                    if version.name not in named:
+                        named.add(version.name)
+                        asked.append(f"source_path LIKE 'models:/{_pattern(version.name)}%'")
+        return tuple(found.values())
 
     def _run(self, run_id: str) -> Iterator[Any]:
         """A run by its id, in whatever experiment of this store; one that is gone gives nothing.
@@ -316,6 +349,29 @@ def _pages(search: Callable[..., Any], **query: Any) -> Iterator[Any]:
         token = page.token
         if not token:
             return
+
+
+def _parts(names: Sequence[str], size: int = 100) -> list[Sequence[str]]:
+    return [names[at : at + size] for at in range(0, len(names), size)]
+
+
+def _pattern(name: str) -> str:
+    """A name within a LIKE: what cannot stand there stands for any character, so more may be found, and none missed."""
+    return "".join("_" if ch in "'\"\\`%" else ch for ch in name)
+
+
+def _beside(ids: Collection[str], places: Collection[str]) -> list[str]:
+    """The folders that the files of runs and models lie in, as the ends of their paths, each with a slash around it.
+
+    >>> _beside(["ab12"], ["mlflow-artifacts:/7/ab12/artifacts"])
+    ['/7/']
+    """
+    found = set()
+    for place in places:
+        for part in place.split("/"):
+            if part in ids:
+                found.add(f"/{place.partition(part)[0].rstrip('/').rpartition('/')[2]}/")
+    return sorted(found)
 
 
 def _walk(files: Any, path: str | None = None) -> Iterator[str]:
