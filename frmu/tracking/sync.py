@@ -115,7 +115,7 @@ class Emptied:
 
 @dataclass(frozen=True, slots=True)
 class Taint:
-    """The taint that must not wait: runs with these owners or names but for some, and states that are not clean any more."""
+    """The taint that must not wait: runs with these owners or names but for some, and states no longer clean."""
 
     owners: Collection[str] = ()
     known: Collection[str] = ()
