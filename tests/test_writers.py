@@ -13,7 +13,7 @@ from frmu.storage.atomic import write_bytes, write_file
 ROOT = Path(__file__).parents[1] / "frmu"
 ALLOWED = {
     "storage/atomic.py": "it is the function",
-    "data/shard.py": "the fence is a number under a lock, and a job without it takes the time",
+    "storage/fence.py": "the fence is a number under a lock, and a job without it takes the time",
     "storage/workspace.py": "the key is made where none is, never replaced; the lock's file holds a name",
     "runtime/upload.py": "a package is in a temporary folder, and gone after it was sent",
     "data/inference.py": "a config that init proposes is read before it takes its name",

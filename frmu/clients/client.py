@@ -28,6 +28,7 @@ from frmu.models.statistics import one_thread, statistics_of, targets
 from frmu.selection.network import Network
 from frmu.selection.observation import Fit
 from frmu.selection.problem import PARTS, SelectionProblem, problem_of
+from frmu.storage.fence import fenced
 from frmu.types import Float, Statistics
 from frmu.wire.pipeline import IDENTITY, Pipeline
 
@@ -85,8 +86,8 @@ class Client:
         return self._digest
 
     def writing(self) -> AbstractContextManager[None]:
-        """Hold the shard's folder for one change of it; see `frmu.data.shard.fenced`."""
-        return shards.fenced(self.path.parent, self._fencing_token)
+        """Hold the shard's folder for one change of it; see `frmu.storage.fence`."""
+        return fenced(self.path.parent, self._fencing_token)
 
     def copy(self, name: str) -> Path:
         """Return the path of the shard's copy that an audit works on; see `frmu.data.sites.SiteLocation.copy`."""
@@ -206,7 +207,7 @@ class Client:
 class Host:
     """Several clients in one process; what a Ray actor wraps and what runs in process.
 
-    `folder` is that of the shards; `fencing_token` is the number of the job, for which see `frmu.data.shard.fenced`.
+    `folder` is that of the shards; `fencing_token` is the number of the job, for which see `frmu.storage.fence`.
     Payloads leave through the `pipeline`.
     """
 

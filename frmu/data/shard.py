@@ -7,12 +7,10 @@ remain. So a shard that lost records is the shard that never had them.
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
-import fcntl
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,14 +30,12 @@ from frmu.storage.atomic import write_file
 from frmu.types import Float, Selection
 
 __all__ = [
-    "FENCE",
     "SPLITS",
     "Shard",
     "ages",
     "clients_in",
     "digest_of_file",
     "features",
-    "fenced",
     "path_of",
     "span",
     "sweep",
@@ -48,7 +44,6 @@ __all__ = [
 ]  # fmt: skip
 
 SPLITS = ("fit", "validation", "later", "test")
-FENCE = ".fence"  # beside the folder of the shards: the number of the last job that wrote there
 
 
 def path_of(folder: Path, client: str) -> Path:
@@ -87,28 +82,6 @@ def digest_of_file(path: Path) -> str:
     """SHA-256 of a shard as it lies on disk: what is remembered of its records holds while this does."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def fenced(folder: Path, fencing_token: int) -> Iterator[None]:
-    """Hold the shards in a folder for one write; raises `StoreError` where a later job has written there.
-
-    A job that was killed may leave hosts at work on other nodes, for a while. The number of a job is higher than that
-    of any before it, so what such a host still wants to write comes too late. (Fencing: Gray and Cheriton, "Leases",
-    SOSP 1989.)
-    """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (folder.parent / FENCE).open("a+", encoding="ascii") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        last = int(file.read() or 0)
-        if last > fencing_token:
-            raise StoreError(f"{folder}: a later job has taken these shards over; this one writes no more")
-        if last < fencing_token:
-            file.truncate(0)
-            file.write(str(fencing_token))
-            file.flush()
-        yield
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from frmu.clients.tasks.erasure import LocateRecords
+from frmu.data import shard
 from frmu.services.session import Session
 from frmu.services.sites import Inventory
+from frmu.tracking import queue
 from frmu.types import State
 from frmu.verification.exact import ExactVerdict, verify_exact
 
@@ -19,9 +21,7 @@ def exact_verdict(session: Session, state: State, tombstones: dict[str, frozense
     known = {client.name for client in state.clients}
     away = session.ledger.history.away(state.digest)
     left = session.sites.left(inventory.held)
-    strange = session.workspace.unexpected_files() + [
-        name for name in inventory.unexpected_files if session.config.sites
-    ]
+    strange = _strange(session) + [name for name in inventory.unexpected_files if session.config.sites]
     strange += [
         f"the shard of {client}, which the state does not know"
         for client in inventory.held
@@ -32,6 +32,15 @@ def exact_verdict(session: Session, state: State, tombstones: dict[str, frozense
         lambda config: session.sites.afresh(config, inventory), state, tombstones, session.key, strange,
     )  # fmt: skip
     return replace(verdict, left=verdict.left + _meant(session, inventory))
+
+
+def _strange(session: Session) -> list[str]:
+    """Files in the working folder that frmu did not put there, as paths from the shards' folder."""
+    waiting = queue.unexpected_files(session.workspace.outbox)
+    return sorted([
+        *shard.unexpected_files(session.workspace.shards), *session.workspace.unexpected_files(),
+        *(f"../outbox/{name}" for name in waiting),
+    ])  # fmt: skip
 
 
 def _meant(session: Session, inventory: Inventory) -> int:

@@ -21,17 +21,15 @@ import secrets
 import shutil
 import socket
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from frmu.config import Config
-from frmu.data.shard import FENCE, unexpected_files
 from frmu.errors import StoreError
 from frmu.storage.atomic import write_bytes
-from frmu.tracking import queue
+from frmu.storage.fence import FENCE, next_token
 
 __all__ = ["Anchor", "Workspace"]
 
@@ -117,21 +115,18 @@ class Workspace:
         self.scratch.mkdir(mode=0o700)
 
     def unexpected_files(self) -> list[str]:
-        """Files in the folder that frmu did not put there: nobody looks after what is in them."""
+        """Files in the folder and among its policies that frmu did not put there, as paths from the shards' folder.
+
+        Nobody looks after what is in them. Rooms that keep a folder of their own within it look there themselves.
+        """
         ours = _OURS | {f"{name}{suffix}" for name in _DATABASES for suffix in ("", "-wal", "-shm", "-journal")}
         strange = [file.name for file in self.folder.iterdir() if file.name not in ours]
         policies = [file.name for file in self.policies.iterdir() if file.suffix != ".safetensors"]
-        waiting = queue.unexpected_files(self.outbox)
-        return sorted([
-            *unexpected_files(self.shards), *(f"../{name}" for name in strange),
-            *(f"../policies/{n}" for n in policies), *(f"../outbox/{name}" for name in waiting),
-        ])  # fmt: skip
+        return [*(f"../{name}" for name in strange), *(f"../policies/{name}" for name in policies)]
 
     def next_fencing_token(self) -> int:
-        """A number higher than that of any job before, on this machine or another; see `frmu.data.shard.fenced`."""
-        path = self.folder / FENCE
-        last = int(path.read_text(encoding="ascii") or 0) if path.exists() else 0
-        return max(last + 1, time.time_ns())
+        """A number higher than that of any job before, on this machine or another; see `frmu.storage.fence`."""
+        return next_token(self.folder)
 
     def orphaned_server(self) -> str:
         """The cluster on which a job that was killed left its server; empty where none did."""
