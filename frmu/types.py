@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HEAD", "ClientState", "Float", "Selection", "State", "Statistics", "digest_of"]
+__all__ = ["HEAD", "ClientState", "Float", "Selection", "State", "Statistics", "Sums", "digest_of"]
 
 Float = NDArray[np.float64]
 
@@ -64,6 +64,49 @@ class Statistics:
         return total
 
 
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """The sums of a set of records on the grid, M = sum z z^T, (D, D) of int64: exact, so sets add and subtract.
+
+    The first integer of every record is one, so the corner of M counts the records. See `frmu.models.grid`.
+    """
+
+    M: NDArray[np.int64]
+
+    @property
+    def n(self) -> int:
+        """The number of records, each as often as its weight says."""
+        return int(self.M[0, 0])
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.M + other.M)
+
+    def __sub__(self, other: Sums) -> Sums:
+        return Sums(self.M - other.M)
+
+    @staticmethod
+    def zero(D: int) -> Sums:
+        """The sums of no record."""
+        return Sums(np.zeros((D, D), dtype=np.int64))
+
+    @property
+    def packed(self) -> NDArray[np.int64]:
+        """The upper triangle, (D (D + 1) / 2,): half the bytes on the wire.
+
+        >>> Sums.unpack(Sums(np.array([[1, 2], [2, 5]])).packed).M.tolist()
+        [[1, 2], [2, 5]]
+        """
+        return self.M[np.triu_indices(len(self.M))]
+
+    @staticmethod
+    def unpack(packed: NDArray[np.int64]) -> Sums:
+        """The inverse of `packed`."""
+        D = int((np.sqrt(8.0 * len(packed) + 1.0) - 1.0) / 2.0 + 0.5)
+        M = np.zeros((D, D), dtype=np.int64)
+        M[np.triu_indices(D)] = packed
+        return Sums(M + np.triu(M, 1).T)
+
+
 HEAD = "W"  # the name of a ridge model's only parameter
 
 
@@ -86,8 +129,9 @@ class ClientState:
 class State:
     """The learned state of a federation: a pure function of the records, the config and the policy file.
 
-    `parameters` are arrays by name; that of a ridge model has one, `HEAD`, (d, outputs). The digest covers everything
-    here, and nothing else steers a state, so two federations with equal digests are the same federation.
+    `parameters` are arrays by name; that of a ridge model has one, `HEAD`, (d, outputs). `sums` is the digest of the
+    integer sums that the head was solved from, empty where it was not. Nothing else steers a state, so two federations
+    with equal digests are the same federation.
     """
 
     config: str
@@ -95,6 +139,8 @@ class State:
     outputs: tuple[str, ...]
     clients: tuple[ClientState, ...]
     parameters: Mapping[str, Float] = field(repr=False)
+    sums: str = ""
+    numerics: str = ""  # what solved for the head: its last bits are that library's and that processor's
 
     @property
     def W(self) -> Float:  # noqa: N802 - the symbol of the equations
@@ -103,37 +149,51 @@ class State:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the bits of the parameters, in the order of their names, and of every weight that made them."""
+        """SHA-256 over every weight, and the integer sums that these gave.
+
+        A head follows from those, and its last bits are the processor's; so they are left out. Where there are no such
+        sums they count, in the order of the parameters' names.
+        """
+        return digest_of(self.header()) if self.sums else self.contents
+
+    @property
+    def contents(self) -> str:
+        """SHA-256 over everything, the bits of the parameters among it: whether a file is whole."""
         return digest_of(self.header(), *(self.parameters[name] for name in sorted(self.parameters)))
 
     def header(self) -> dict[str, Any]:
         """Everything but the arrays, as plain JSON types; floats keep all their bits."""
         # A head alone goes without saying, as it did before there could be more.
         named = {} if set(self.parameters) == {HEAD} else {"parameters": sorted(self.parameters)}
-        return named | {
-            "config": self.config,
-            "policy": self.policy,
-            "outputs": list(self.outputs),
-            "clients": [
-                {
-                    "name": client.name,
-                    "records": client.records,
-                    "attention": float(client.attention).hex(),
-                    "influence": _hex(client.influence),
-                    "chosen_by": client.chosen_by,
-                }
-                # A state in which every modality counts in full says nothing of modalities.
-                | (
-                    {"modalities": {key: _hex(of) for key, of in client.modalities.items()}}
-                    if client.modalities
-                    else {}
-                )
-                for client in self.clients
-            ],
-        }
+        summed = {"sums": self.sums} if self.sums else {}
+        return (
+            named
+            | summed
+            | {
+                "config": self.config,
+                "policy": self.policy,
+                "outputs": list(self.outputs),
+                "clients": [
+                    {
+                        "name": client.name,
+                        "records": client.records,
+                        "attention": float(client.attention).hex(),
+                        "influence": _hex(client.influence),
+                        "chosen_by": client.chosen_by,
+                    }
+                    # A state in which every modality counts in full says nothing of modalities.
+                    | (
+                        {"modalities": {key: _hex(of) for key, of in client.modalities.items()}}
+                        if client.modalities
+                        else {}
+                    )
+                    for client in self.clients
+                ],
+            }
+        )
 
     @staticmethod
-    def from_header(header: Mapping[str, Any], parameters: Mapping[str, Float]) -> State:
+    def from_header(header: Mapping[str, Any], parameters: Mapping[str, Float], numerics: str = "") -> State:
         """The inverse of `header`."""
         clients = tuple(
             ClientState(
@@ -146,7 +206,8 @@ class State:
             )
             for entry in header["clients"]
         )
-        return State(header["config"], header["policy"], tuple(header["outputs"]), clients, parameters)
+        outputs, sums = tuple(header["outputs"]), header.get("sums", "")
+        return State(header["config"], header["policy"], outputs, clients, parameters, sums, numerics)
 
 
 def _hex(values: Mapping[str, float]) -> dict[str, str]:
@@ -157,7 +218,7 @@ def _float(values: Mapping[str, str]) -> dict[str, float]:
     return {key: float.fromhex(value) for key, value in values.items()}
 
 
-def digest_of(header: Mapping[str, Any], *arrays: Float) -> str:
+def digest_of(header: Mapping[str, Any], *arrays: NDArray[Any]) -> str:
     """SHA-256 of a JSON header followed by the bytes of arrays.
 
     >>> digest_of({"a": 1}, np.zeros(2)) == digest_of({"a": 1}, np.zeros(2))

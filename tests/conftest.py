@@ -40,6 +40,8 @@ weather = ["temperature", "humidity", "yesterday"]
 yesterday = { column = "load", back = "1d" }
 
 [data.ranges]
+hour_sin = [-1, 1]
+hour_cos = [-1, 1]
 temperature = [-20.0, 45.0]
 humidity = [0, 100]
 load = [-5.0, 20.0]

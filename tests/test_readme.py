@@ -48,6 +48,10 @@ def test_the_config_by_hand_is_a_config(tmp_path: Path) -> None:
     assert load(tmp_path / "homes.toml").slice_by == "month"
 
 
+def test_the_law_of_whole_numbers_holds_as_it_is_written() -> None:
+    exec(compile(block("python", "frmu/README.md"), "README", "exec"), {})  # noqa: S102
+
+
 @pytest.mark.parametrize("line", re.findall(r"^    (.*pip install.*)$", README, re.M))
 def test_the_two_commands_name_what_is_there(line: str) -> None:
     assert (ROOT / "cluster" / "constraints.txt").exists()

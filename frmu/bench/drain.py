@@ -40,6 +40,8 @@ weather = ["temperature", "yesterday"]
 yesterday = { column = "load", back = "1d" }
 
 [data.ranges]
+hour_sin = [-1.0, 1.0]
+hour_cos = [-1.0, 1.0]
 temperature = [-30.0, 50.0]
 load = [-10.0, 20.0]
 

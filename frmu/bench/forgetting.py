@@ -347,6 +347,7 @@ def _frame(pixels: Float, owner: Any, numbers: NDArray[np.intp], labels: Labels 
 
 
 def _config(columns: Sequence[str], features: int, ridge: float, test: float) -> str:
+    ranges = "\n".join(f"{name} = [-4.0, 4.0]" for name in columns)
     return f"""
 [data]
 path = "data.parquet"
@@ -358,6 +359,9 @@ classes = [{", ".join(f'"{name}"' for name in CLASSES)}]
 
 [data.modalities]
 image = [{", ".join(f'"{name}"' for name in columns)}]
+
+[data.ranges]
+{ranges}
 
 [slices]
 buckets = 1

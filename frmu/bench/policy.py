@@ -32,7 +32,7 @@ from frmu.clients.client import Client
 from frmu.clients.tasks.framu import blocks
 from frmu.clients.tasks.importing import CommitShard, StageShard
 from frmu.clients.tasks.rollout import Rollout
-from frmu.clients.tasks.statistics import PackedStatistics
+from frmu.clients.tasks.statistics import PackedSums
 from frmu.config import Config, load
 from frmu.data.parquet import survey
 from frmu.datasets import cached
@@ -45,7 +45,7 @@ from frmu.selection.network import Network, read_policy, shipped
 from frmu.selection.observation import Fit, fit, observe
 from frmu.selection.problem import SelectionProblem
 from frmu.selection.search import Budget, RefitCounter
-from frmu.types import Float, Statistics
+from frmu.types import Float, Sums
 
 __all__ = ["FAMILIES", "MULTI", "UNSEEN", "bench_policy", "gain_of"]
 
@@ -149,8 +149,8 @@ def _cases(
         for number, kind in enumerate(KINDS * SITES):
             client = members[int(rng.integers(len(members)))]
             alone = number >= len(KINDS)
-            total = client.split_total("fit", outputs) if alone else whole
-            rollout = Rollout({}, outputs, PackedStatistics.of(total), MOST)
+            total = client.split_sums("fit", outputs) if alone else whole
+            rollout = Rollout({}, outputs, PackedSums.of(total), MOST)
             drawn = rollout.rehearse(client, int(rng.integers(2**31)), kind, whole=True)
             task = drawn[2]
             hit = np.array([key in drawn[1] for key in task.keys], dtype=np.float64)
@@ -163,7 +163,7 @@ def _cases(
             yield label, Case(task, hit, client.split_total("test", outputs), fellows, blocks(config))
 
 
-def _fellows(clients: Sequence[Client], whole: Statistics, outputs: tuple[str, ...]) -> tuple[SelectionProblem, ...]:
+def _fellows(clients: Sequence[Client], whole: Sums, outputs: tuple[str, ...]) -> tuple[SelectionProblem, ...]:
     return tuple(client.task(client.slices("fit", outputs), whole, outputs) for client in clients)
 
 

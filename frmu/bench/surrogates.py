@@ -46,7 +46,7 @@ from frmu.runtime.local import LocalFederation
 from frmu.selection.network import read_policy, shipped
 from frmu.selection.observation import observe
 from frmu.selection.search import Budget, RefitCounter
-from frmu.types import Float, Statistics
+from frmu.types import Float, Statistics, Sums
 
 __all__ = ["ROWS", "Answer", "Row", "bench_surrogates"]
 
@@ -207,7 +207,7 @@ def _head(W: Float) -> Callable[[Client, NDArray[np.intp]], Float]:
     return lambda client, rows: np.asarray(client.encoded(client.shard.modalities, rows) @ W)
 
 
-def _total(scene: Scenario) -> tuple[tuple[str, ...], Statistics]:
+def _total(scene: Scenario) -> tuple[tuple[str, ...], Sums]:
     """The names of the outputs, and the federation's sums at full influence."""
     config, clients = scene.config, held(scene.federation)
     classes = set() if config.data.task == "regression" else {str(y) for c in clients for y in set(c.shard.target)}

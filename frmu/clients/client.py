@@ -1,7 +1,7 @@
-"""A client and its host: the shard, the statistics of its slices, and nothing that outlives them.
+"""A client and its host: the shard, the sums of its slices, and nothing that outlives them.
 
-Statistics are cached by slice and dropped with the rows behind them. They are recomputed from the rows that
-remain, never subtracted, so a client that forgot is, to the last bit, a client that never knew.
+Sums are whole numbers, so those of rows that go are subtracted, and a client that forgot is, to the last bit, a client
+that never knew (`frmu.models.grid`). What policies and losses look at, float64, follows from them.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from frmu.data.columns import RECORD
 from frmu.data.shard import SPLITS, Shard
 from frmu.data.sites import copy_of
 from frmu.data.tombstones import tombstones
-from frmu.errors import DataError, StoreError
+from frmu.errors import StoreError
 from frmu.federation import Answer, ClientTask
-from frmu.models.encoders import Encoder, Words, blocks, encode, encoders, width
-from frmu.models.statistics import one_thread, statistics_of, targets
+from frmu.models.encoders import Encoder, Words, blocks, encode, encoders, grid, spans
+from frmu.models.grid import Basis, gram, total
+from frmu.models.statistics import basis_of, one_thread, target_grid
 from frmu.selection.network import Network
 from frmu.selection.observation import Fit
 from frmu.selection.problem import PARTS, SelectionProblem, problem_of
 from frmu.storage.fence import fenced
-from frmu.types import Float, Statistics
+from frmu.types import Float, Statistics, Sums
 from frmu.wire.pipeline import IDENTITY, Pipeline
 
 __all__ = ["Client", "Host", "Rehearsal"]
@@ -37,7 +38,7 @@ __all__ = ["Client", "Host", "Rehearsal"]
 Rehearsal = tuple[
     str, frozenset[str], SelectionProblem, Fit, float
 ]  # disturbance, slices hit, task; keeping all: fit, later loss
-BLOCK = 32_768  # rows encoded at a time, so that a long slice does not fill the memory
+BLOCK = 4_096  # rows encoded at a time, so that they stay in the cache
 
 
 class Client:
@@ -53,10 +54,12 @@ class Client:
         self.incoming: Any = None
         self.blocks = blocks(config)
         self._encoders = dict(by)
+        self.spans = spans(self._encoders)
         self._shard: Shard | None = None
+        self._sums: dict[tuple[str, ...], dict[tuple[int, str], Sums]] = {}
         self._statistics: dict[tuple[str, ...], dict[tuple[int, str], Statistics]] = {}
+        self._bases: dict[tuple[str, ...], Basis] = {}
         self._parts: dict[tuple[str, ...], tuple[Statistics, ...]] = {}
-        self._totals: dict[tuple[str, tuple[str, ...]], Statistics] = {}
         self._tombstones: tuple[bytes, list[str]] | None = None
         self._digest: str | None = None
         self._groups: dict[int, dict[str, NDArray[np.intp]]] = {}
@@ -96,19 +99,17 @@ class Client:
     def reload(self) -> None:
         """Forget everything that was derived from the shard: it was replaced."""
         self._shard = None
+        self._sums.clear()
         self._statistics.clear()
         self._parts.clear()
-        self._totals.clear()
         self._tombstones = None
         self._digest = None
         self._groups.clear()
         self.rehearsals.clear()
 
     def drop(self, rows: NDArray[np.bool_]) -> None:
-        """Purge rows, (n,) bool: the shard is rewritten and what rested on them is forgotten."""
-        shard = self.shard
-        kept = {slot: cache for slot, cache in self._statistics.items() if not self.config.data.lags}
-        touched = {(int(split), str(key)) for split, key in zip(shard.split[rows], shard.slices[rows], strict=True)}
+        """Purge rows, (n,) bool: the shard is rewritten, and their sums are subtracted from those of their slices."""
+        shard, kept = self.shard, self._without(rows)
         rest = shard.without(rows)
         with self.writing():
             if rest.num_rows:
@@ -116,9 +117,21 @@ class Client:
             else:
                 self.path.unlink()
         self.reload()
-        # A lag carries a value into other slices, so with lags nothing is kept.
-        for outputs, cache in kept.items():
-            self._statistics[outputs] = {slot: part for slot, part in cache.items() if slot not in touched}
+        self._sums |= kept
+
+    def _without(self, rows: NDArray[np.bool_]) -> dict[tuple[str, ...], dict[tuple[int, str], Sums]]:
+        """The sums that are known, less those of some rows; none with lags, which carry values into other slices."""
+        if self.config.data.lags:
+            return {}
+        kept = {outputs: dict(known) for outputs, known in self._sums.items()}
+        for outputs, known in kept.items():
+            for split, key in list(known):
+                gone = self.groups(split)[key][rows[self.groups(split)[key]]]
+                if len(gone) == len(self.groups(split)[key]):
+                    del known[split, key]
+                elif len(gone):
+                    known[split, key] -= self.sums_of_rows(gone, outputs)
+        return kept
 
     def tombstones(self, key: bytes) -> list[str]:
         """The keyed hash of each record, in the order of the rows."""
@@ -135,54 +148,81 @@ class Client:
             self._groups[split] = {str(key): rows[inverse == number] for number, key in enumerate(keys)}
         return self._groups[split]
 
+    def basis(self, outputs: tuple[str, ...]) -> Basis:
+        """The way from the integers of a record to features and targets."""
+        if outputs not in self._bases:
+            self._bases[outputs] = basis_of(self.config, outputs)
+        return self._bases[outputs]
+
+    def sums(self, split: str, outputs: tuple[str, ...]) -> dict[str, Sums]:
+        """The sums of every slice in one split, by key."""
+        code = SPLITS.index(split)
+        known, groups = self._sums.setdefault(outputs, {}), self.groups(code)
+        wanted = {key: rows for key, rows in groups.items() if (code, key) not in known}
+        known |= {(code, key): sums for key, sums in self._summed_by_slice(wanted, outputs).items()}
+        return {key: known[code, key] for key in sorted(groups)}
+
+    def _summed_by_slice(self, groups: Mapping[str, NDArray[np.intp]], outputs: tuple[str, ...]) -> dict[str, Sums]:
+        """Rows of many slices are encoded together: a slice may have a few."""
+        found: dict[str, Sums] = {}
+        rows = np.concatenate(list(groups.values())) if groups else np.zeros(0, dtype=np.intp)
+        ends = np.cumsum([len(each) for each in groups.values()])
+        for at in range(0, len(rows), BLOCK):
+            Z = self._integers(rows[at : at + BLOCK], outputs)
+            for key, end, size in zip(groups, ends.tolist(), map(len, groups.values()), strict=True):
+                first, last = max(end - size, at), min(end, at + len(Z))
+                if first < last:
+                    part = gram(Z[first - at : last - at])
+                    found[key] = found[key] + part if key in found else part
+        return found
+
     def slices(self, split: str, outputs: tuple[str, ...]) -> dict[str, Statistics]:
         """The statistics of every slice in one split, by key."""
-        code = SPLITS.index(split)
+        code, basis = SPLITS.index(split), self.basis(outputs)
         cache = self._statistics.setdefault(outputs, {})
-        for key, rows in self.groups(code).items():
+        for key, sums in self.sums(split, outputs).items():
             if (code, key) not in cache:
-                cache[code, key] = self.statistics_of_rows(rows, outputs)
+                cache[code, key] = basis.statistics(sums)
         return {key: part for (at, key), part in sorted(cache.items()) if at == code}
 
     def statistics(
         self, modalities: Mapping[str, NDArray[Any]], y: NDArray[Any], outputs: tuple[str, ...]
     ) -> Statistics:
-        """The statistics of some rows, encoded block by block; raises `DataError` where they overflow."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            parts = [
-                statistics_of(self.encoded(modalities, slice(at, at + BLOCK)), targets(y[at : at + BLOCK], outputs))
-                for at in range(0, len(y), BLOCK)
-            ]
-        whole = parts[0] if len(parts) == 1 else Statistics.total(parts, width(self.config), len(outputs))
-        if not (np.isfinite(whole.G).all() and np.isfinite(whole.b).all() and np.isfinite(whole.c)):
-            raise DataError(
-                f'client "{self.name}": the sums of its records overflow float64; declare data.ranges for features of '
-                "great size, and give the target in a smaller unit"
-            )
-        return whole
+        """The statistics of some rows, on the grid."""
+        found = Sums.zero(self.basis(outputs).D)
+        for at in range(0, len(y), BLOCK):
+            some = slice(at, at + BLOCK)
+            found = found + gram(self._encoded({name: X[some] for name, X in modalities.items()}, y[some], outputs))
+        return self.basis(outputs).statistics(found)
+
+    def _encoded(
+        self, modalities: Mapping[str, NDArray[Any]], y: NDArray[Any], outputs: tuple[str, ...]
+    ) -> NDArray[np.int8]:
+        return np.concatenate([grid(modalities, self._encoders), target_grid(y, self.config, outputs)], axis=1)
+
+    def _integers(self, rows: NDArray[np.intp], outputs: tuple[str, ...]) -> NDArray[np.int8]:
+        modalities = {name: X[rows] for name, X in self.shard.modalities.items()}
+        return self._encoded(modalities, self.shard.target[rows], outputs)
+
+    def sums_of_rows(self, rows: NDArray[np.intp], outputs: tuple[str, ...]) -> Sums:
+        """The sums of some rows of the shard."""
+        return self._summed_by_slice({"": rows}, outputs).get("", Sums.zero(self.basis(outputs).D))
 
     def statistics_of_rows(self, rows: NDArray[np.intp], outputs: tuple[str, ...]) -> Statistics:
         """The statistics of some rows of the shard."""
-        if not len(rows):
-            return Statistics.zero(width(self.config), len(outputs))
-        modalities = {name: X[rows] for name, X in self.shard.modalities.items()}
-        return self.statistics(modalities, self.shard.target[rows], outputs)
+        return self.basis(outputs).statistics(self.sums_of_rows(rows, outputs))
 
     def encoded(self, modalities: Mapping[str, NDArray[Any]], rows: slice | NDArray[np.intp]) -> Float:
         """phi of some rows, (rows, d)."""
         return encode({name: X[rows] for name, X in modalities.items()}, self._encoders)
 
-    def split_total(self, split: str, outputs: tuple[str, ...]) -> Statistics:
-        """The statistics of a whole split, its slices added in the order of their keys."""
-        if (split, outputs) not in self._totals:
-            parts = self.slices(split, outputs).values()
-            self._totals[split, outputs] = Statistics.total(parts, width(self.config), len(outputs))
-        return self._totals[split, outputs]
+    def split_sums(self, split: str, outputs: tuple[str, ...]) -> Sums:
+        """The sums of a whole split."""
+        return total([(1, sums) for sums in self.sums(split, outputs).values()], self.basis(outputs).D)
 
-    def rest(self, total: Statistics, outputs: tuple[str, ...]) -> Statistics:
-        """The sums of the other clients: the federation's total without this client's own."""
-        own = self.split_total("fit", outputs)
-        return Statistics(total.n - own.n, total.G - own.G, total.b - own.b, 0.0)
+    def split_total(self, split: str, outputs: tuple[str, ...]) -> Statistics:
+        """The statistics of a whole split."""
+        return self.basis(outputs).statistics(self.split_sums(split, outputs))
 
     def parts(self, outputs: tuple[str, ...]) -> tuple[Statistics, ...]:
         """The statistics of the validation records in equal stretches, in the order of time, else of ids."""
@@ -192,12 +232,12 @@ class Client:
             self._parts[outputs] = tuple(self.statistics_of_rows(stretch, outputs) for stretch in stretches)
         return self._parts[outputs]
 
-    def task(self, slices: Mapping[str, Statistics], total: Statistics, outputs: tuple[str, ...]) -> SelectionProblem:
+    def task(self, slices: Mapping[str, Statistics], total: Sums, outputs: tuple[str, ...]) -> SelectionProblem:
         """The task of choosing influences for some slices, by key, within the federation's total."""
         return problem_of(
             slices,
             shards.ages(sorted(slices), self.config),
-            self.rest(total, outputs),
+            self.basis(outputs).statistics(total - self.split_sums("fit", outputs)),  # of the other clients
             self.parts(outputs),
             self.split_total("later", outputs),
             self.config.model.ridge,

@@ -55,6 +55,17 @@ class Data(Table):
         """Every feature of every modality, in the order of the config."""
         return tuple(name for names in self.modalities.values() for name in names)
 
+    def range_of(self, *names: str) -> tuple[float, float]:
+        """Return the declared range of the first of some names that has one; raises `ConfigError` where none has."""
+        for name in names:
+            if name in self.ranges:
+                low, high = self.ranges[name]
+                return low, high
+        raise ConfigError(
+            f'data.ranges has no "{names[0]}": declare the least and the greatest value that it may have, as `frmu '
+            "init` does; everything is computed on a grid of that range"
+        )
+
     @field_validator("modalities")
     @classmethod
     def _some_features(cls, modalities: dict[str, list[str]]) -> dict[str, list[str]]:

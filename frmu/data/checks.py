@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -14,7 +18,10 @@ from frmu.config import Config
 from frmu.data.columns import FILE, RECORD, ROW
 from frmu.errors import DataError
 
-__all__ = ["LONGEST", "Where", "client_names", "inside", "moments", "no_duplicates", "numbers", "text_of"]
+__all__ = [
+    "LONGEST", "Where", "client_names", "inside", "key_of", "moments", "no_duplicates", "numbers", "proposed_range",
+    "text_of",
+]  # fmt: skip
 LONGEST = 200  # characters of a client's name in a file's name
 
 
@@ -85,15 +92,45 @@ class Where:
         bad = ~np.isfinite(values)
         if bad.any():
             raise DataError(f'{self.file}: column "{name}" must be finite, got {values[bad][0]} at {self.place(bad)}')
-        if name in config.data.ranges:
-            low, high = config.data.ranges[name]
-            bad = (values < low) | (values > high)
-            if bad.any():
-                raise DataError(
-                    f'{self.file}: column "{name}" must be within its declared range [{low:g}, {high:g}], got '
-                    f"{values[bad][0]:g} at {self.place(bad)}; widen data.ranges.{name} or mend the record"
-                )
+        low, high = self.range_of(name, values, config)
+        bad = (values < low) | (values > high)
+        if bad.any():
+            raise DataError(
+                f'{self.file}: column "{name}" must be within its declared range [{low:g}, {high:g}], got '
+                f"{values[bad][0]:g} at {self.place(bad)}; widen data.ranges.{name} or mend the record"
+            )
         return pa.array(values, mask=missing)
+
+    def range_of(self, name: str, values: NDArray[Any], config: Config) -> tuple[float, float]:
+        """The declared range of a column; raises `DataError` with the line to declare where there is none."""
+        lagged = [lag for lag, of in config.data.lags.items() if of.column == name]
+        if not {name, *lagged} & set(config.data.ranges):
+            raise DataError(
+                f'{self.file}: column "{name}" has no declared range, and all sums are made on a grid of it. Add this '
+                f"under [data.ranges]: {key_of(name)} = {proposed_range(values)}"
+            )
+        return config.data.range_of(name, *lagged)
+
+
+def proposed_range(values: NDArray[Any]) -> str:
+    """The range that is proposed for values: rounded outwards with a tenth of their distance to spare.
+
+    >>> proposed_range(np.array([0.5, 9.5]))
+    '[-0.4, 10.4]'
+    """
+    there = values[np.isfinite(values)]
+    if not len(there):
+        return "[0.0, 1.0]"
+    low, high = float(there.min()), float(there.max())
+    spare = 0.1 * (high - low) or max(1.0, abs(high))
+    step = 10.0 ** math.floor(math.log10(spare))
+    ends = (math.floor((low - spare) / step) * step, math.ceil((high + spare) / step) * step)
+    return "[" + ", ".join(repr(float(f"{end:.12g}")) for end in ends) + "]"
+
+
+def key_of(name: str) -> str:
+    """A name as a key of TOML."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
 
 
 def no_duplicates(table: pa.Table, client: str, files: list[str]) -> None:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from frmu.config import load
+from frmu.data.checks import key_of, proposed_range
 from frmu.data.parquet import read_parquet
 from frmu.errors import ConfigError, DataError, near_miss
 
@@ -190,23 +189,16 @@ def _render(path: str, table: pa.Table, roles: Mapping[str, str], features: list
         "",
         "[data.ranges]",
     ]
-    lines += [f"{_key(name)} = {_range(table[name])}" for name in features]
+    ranged = [*features, *([roles["target"]] if regression else [])]
+    lines += [f"{key_of(name)} = {_range(table[name])}" for name in ranged]
     lines += ["", "[slices]", *_slices(table, roles, notes)]
     lines += ["", "[split]", *_split(table, roles, notes)]
     return "\n".join(lines) + "\n"
 
 
 def _range(column: pa.ChunkedArray) -> str:
-    """The least and the greatest value, rounded outwards with a tenth of their distance to spare."""
     numbers = column.cast(pa.int8()) if pa.types.is_boolean(column.type) else column
-    ends = pc.min_max(numbers).as_py()
-    if ends["min"] is None or not (math.isfinite(ends["min"]) and math.isfinite(ends["max"])):
-        return "[0.0, 1.0]"
-    low, high = float(ends["min"]), float(ends["max"])
-    spare = 0.1 * (high - low) or max(1.0, abs(high))
-    step = 10.0 ** math.floor(math.log10(spare))
-    ends = (math.floor((low - spare) / step) * step, math.ceil((high + spare) / step) * step)
-    return "[" + ", ".join(repr(float(f"{end:.12g}")) for end in ends) + "]"
+    return proposed_range(numbers.drop_null().cast(pa.float64(), safe=False).to_numpy())
 
 
 def _slices(table: pa.Table, roles: Mapping[str, str], notes: list[str]) -> list[str]:
@@ -249,7 +241,3 @@ def _ends(table: pa.Table, roles: Mapping[str, str]) -> tuple[dt.datetime, dt.da
 
 def _quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
-
-
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _quote(name)

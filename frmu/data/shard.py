@@ -223,7 +223,7 @@ def _modality(table: pa.Table, columns: list[str], config: Config) -> Float:
         if name in config.data.lags:
             parts += _lag(table, name, config)
         else:
-            parts.append(_scale(table[name].to_numpy(), config.data.ranges.get(name)))
+            parts.append(_scale(table[name].to_numpy(), config.data.range_of(name)))
     if not config.optional:
         return np.ascontiguousarray(np.stack(parts, axis=1))  # (n, columns)
     there = np.ones(table.num_rows, dtype=bool)
@@ -238,10 +238,8 @@ def _words(table: pa.Table, columns: list[str]) -> NDArray[Any]:
     return np.stack([np.array(table[name].to_pylist(), dtype=object) for name in columns], axis=1)
 
 
-def _scale(values: Float, declared: list[float] | None) -> Float:
-    """To [-1, 1] by the declared range; a column without one is taken as it is."""
-    if declared is None:
-        return values
+def _scale(values: Float, declared: tuple[float, float]) -> Float:
+    """To [-1, 1] by the declared range."""
     low, high = declared
     return 2.0 * (values - low) / (high - low) - 1.0
 
@@ -249,8 +247,7 @@ def _scale(values: Float, declared: list[float] | None) -> Float:
 def _lag(table: pa.Table, name: str, config: Config) -> list[Float]:
     """The lagged value, 0 where there is none, and whether there is one."""
     lag = config.data.lags[name]
-    ranges = config.data.ranges
-    values = _scale(table[lag.column].to_numpy(), ranges.get(name, ranges.get(lag.column)))
+    values = _scale(table[lag.column].to_numpy(), config.data.range_of(name, lag.column))
     times = _times(table)
     if len(times) == 0:
         return [np.zeros(0), np.zeros(0)]

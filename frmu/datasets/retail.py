@@ -64,6 +64,7 @@ money = ["price"]
 [data.ranges]
 {CALENDAR_RANGES}
 price = [0.0, 10.0]
+quantity = [0.0, 12.0]
 
 [slices]
 by = "month"

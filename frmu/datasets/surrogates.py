@@ -202,7 +202,8 @@ test_from = 2013-11-01
 features = 32
 """
 
-DIGITS = "\n".join(f"{name} = {json.dumps(_names(name))}" for name in VIEWS)
+_DIGITS = "\n".join(f"{name} = {json.dumps(_names(name))}" for name in VIEWS)
+_DIGITS_RANGES = "\n".join(f"{column} = [-1.0, 1.0]" for name in VIEWS for column in _names(name))
 DIGITS = f"""
 [data]
 path = "data.parquet"
@@ -213,7 +214,10 @@ task = "classification"
 classes = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]
 
 [data.modalities]
-{DIGITS}
+{_DIGITS}
+
+[data.ranges]
+{_DIGITS_RANGES}
 
 [slices]
 by = "record"

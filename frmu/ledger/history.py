@@ -74,14 +74,14 @@ def unsearched(lines: Sequence[Line]) -> dict[str, frozenset[str]]:
     return {request: frozenset(codes) for request, codes in remaining.items()}
 
 
-def _clean_states(lines: Sequence[Line]) -> frozenset[str]:
-    """Return the digests of the states made, and proven, after the last purge that took any record."""
+def _clean(lines: Sequence[Line], what: str) -> frozenset[str]:
+    """Return "state" or "contents" of the states made, and proven, after the last purge that took any record."""
     clean: set[str] = set()
     for line in lines:
         if line.kind == "purged" and line.body["records"]:
             clean.clear()
-        elif line.kind != "purged" and line.body.get("passed", True):
-            clean.add(line.body["state"])
+        elif line.kind != "purged" and line.body.get("passed", True) and what in line.body:
+            clean.add(line.body[what])
     return frozenset(clean)
 
 
@@ -115,7 +115,11 @@ class History:
 
     def clean_states(self) -> frozenset[str]:
         """Return the digests of the states that no erasure has overtaken."""
-        return _clean_states(self._lines(_STATES))
+        return _clean(self._lines(_STATES), "state")
+
+    def clean_contents(self) -> frozenset[str]:
+        """Return the digests of those states with the bits of their weights, as they were solved for here."""
+        return _clean(self._lines(_STATES), "contents")
 
     def runs(self, owners: Collection[str]) -> list[str]:
         """Return the MLflow runs that learned from any of some clients, by the first 8 digits of their codes."""

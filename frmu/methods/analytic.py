@@ -18,15 +18,16 @@ import numpy as np
 
 from frmu.clients.tasks.importing import DescribeShard
 from frmu.clients.tasks.selection import LoadPolicy, SelectInfluences
-from frmu.clients.tasks.statistics import ComputeStatistics, PackedStatistics
+from frmu.clients.tasks.statistics import ComputeStatistics, PackedSums
 from frmu.config import Config
 from frmu.errors import RoundLostError
 from frmu.federation import Federation, Reply, in_order
 from frmu.methods.method import Method, Round, nothing_kept
 from frmu.models.encoders import width
+from frmu.models.statistics import basis_of
 from frmu.selection.network import Network
 from frmu.server.server import AggregateByAttention, Aggregated, HeldClients, SumStatistics
-from frmu.types import HEAD, State, Statistics
+from frmu.types import HEAD, State, Sums
 
 __all__ = ["analytic", "digests_of", "outputs_of", "total_of"]
 
@@ -79,7 +80,7 @@ def _attempt(config: Config, fingerprint: str, federation: Federation, network: 
         new = [reply.client for reply in held if reply.record["policy"] != policy]
         list(federation.run(LoadPolicy(used), on=new))
     total, missing = total_of(config, fingerprint, federation, names, outputs, digests_of(held))
-    replies = in_order(federation.run(SelectInfluences(outputs, PackedStatistics.of(total)), on=names))
+    replies = in_order(federation.run(SelectInfluences(outputs, PackedSums.of(total)), on=names))
     records = {reply.client: reply.record for reply in replies}
     changed = [reply for reply in replies if reply.payload is not None]
     folded: Aggregated = federation.serve(AggregateByAttention(records, config, policy, outputs), changed)
@@ -99,7 +100,7 @@ def total_of(
     names: tuple[str, ...],
     outputs: tuple[str, ...],
     digests: Mapping[str, str] | None = None,
-) -> tuple[Statistics, tuple[str, ...]]:
+) -> tuple[Sums, tuple[str, ...]]:
     """The federation's sums at full influence, and which clients had to compute for it.
 
     `digests` of the shards, by client, tell which of the sums that the server has are still those of the records;
@@ -109,4 +110,4 @@ def total_of(
     there = set(federation.serve(HeldClients(spec, digests)))
     missing = tuple(name for name in names if name not in there)
     sums = in_order(federation.run(ComputeStatistics(outputs), on=missing))
-    return federation.serve(SumStatistics(names, width(config), len(outputs), digests), sums), missing
+    return federation.serve(SumStatistics(names, basis_of(config, outputs).D, digests), sums), missing

@@ -19,6 +19,7 @@ from frmu.federation import Federation, in_order
 from frmu.methods.analytic import analytic, digests_of, total_of
 from frmu.methods.method import Method, Round
 from frmu.models.ridge import descend, stable_rate
+from frmu.models.statistics import basis_of
 from frmu.selection.network import Network
 from frmu.types import HEAD, Float, State
 
@@ -37,7 +38,7 @@ def finetune(config: Config, steps: int = STEPS) -> Method:
     def prepare(federation: Federation, state: State, forget_set: Mapping[str, frozenset[str]]) -> float:
         names = tuple(client.name for client in state.clients)
         total, _ = total_of(config, fingerprint, federation, names, state.outputs)
-        return stable_rate(total.G)
+        return stable_rate(basis_of(config, state.outputs).statistics(total).G)
 
     def erase(
         federation: Federation, state: State, network: Network | None, clients: tuple[str, ...], kept: float
@@ -45,7 +46,7 @@ def finetune(config: Config, steps: int = STEPS) -> Method:
         held = [reply for reply in in_order(federation.run(DescribeShard())) if reply.record["rows"]]
         names = tuple(reply.client for reply in held)
         total, missing = total_of(config, fingerprint, federation, names, state.outputs, digests_of(held))
-        W = descend(state.W, total, kept, steps)
+        W = descend(state.W, basis_of(config, state.outputs).statistics(total), kept, steps)
         rows = {reply.client: int(reply.record["rows"]) for reply in held}
         return _round(state, W, rows, missing)
 
@@ -63,5 +64,5 @@ def _round(state: State, W: Float, rows: Mapping[str, int], missing: tuple[str, 
         }
         for client in clients
     }  # fmt: skip
-    tuned = replace(state, clients=clients, parameters={HEAD: np.ascontiguousarray(W)})
+    tuned = replace(state, clients=clients, parameters={HEAD: np.ascontiguousarray(W)}, sums="")
     return Round(tuned, W, dict.fromkeys(records, 0.0), records, missing, 0)

@@ -26,7 +26,7 @@ What is open, and our choice:
 - *Local model* w_k: the parameters of Q. They are what is averaged (16) and mixed (18). The head needs neither: its
   sums add, so that it is global by itself, with every client by its n_k.
 - *Mean over agents*: over all K, as printed. A slice sits at one agent, so its mean is A / K.
-- *Reduce*: the influence 0.3, the attenuate of the actions. Judged anew in each round, in full otherwise.
+- *Reduce*: the influence 0.25, the attenuate of the actions. Judged anew in each round, in full otherwise.
 - *Performance* P(W): validation loss saved against keeping everything, as a share, where each agent sets its slices
   by the greedy policy of W; the mean over agents by n_k / N.
 - *Q*: a small network, the same at the start for every agent; alpha is the step of its optimiser on the Huber loss
@@ -60,11 +60,12 @@ from frmu.methods.agents import World, world_of
 from frmu.methods.analytic import outputs_of
 from frmu.methods.method import Method, Round, nothing_kept
 from frmu.models.encoders import width
+from frmu.models.grid import total
 from frmu.models.ridge import solve
-from frmu.models.statistics import unpack
+from frmu.models.statistics import basis_of, denominator
 from frmu.selection.network import Network
 from frmu.server.server import DropClients, Server
-from frmu.types import HEAD, ClientState, Float, State, Statistics
+from frmu.types import HEAD, ClientState, Float, State, Sums
 
 __all__ = [
     "LEVELS",
@@ -73,7 +74,7 @@ __all__ = [
 ]  # fmt: skip
 
 Weights = Mapping[str, NDArray[np.float32]]
-LEVELS = (0.0, 0.3, 1.0)  # forget, attenuate, keep
+LEVELS = (0.0, 0.25, 1.0)  # forget, attenuate, keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +134,8 @@ def mean_score(A: Float, agents: int) -> Float:
 def reduced(mean: Float, theta: float, to: float) -> Float:
     """Line 13, the influences (K,).
 
-    >>> reduced(np.array([0.1, 0.9]), theta=0.5, to=0.3)
-    array([0.3, 1. ])
+    >>> reduced(np.array([0.1, 0.9]), theta=0.5, to=0.25)
+    array([0.25, 1.  ])
     """
     return np.where(mean < theta, to, 1.0)
 
@@ -291,7 +292,7 @@ def _round(config: Config, federation: Federation, agents_of: AgentsOf, settings
     outputs = outputs_of(config, {label for reply in held for label in reply.record["classes"]})
     names = tuple(reply.client for reply in held)
     replies = in_order(federation.run(Weigh(influence, outputs), on=names))
-    W, keep = federation.serve(_Fold(names, width(config), len(outputs), config.model.ridge), replies)
+    W, keep = federation.serve(_Fold(names, config, outputs), replies)
     refits = outcome.refits if outcome is not None else 0
     rows = {reply.client: reply.record["rows"] for reply in held}
     records = {
@@ -328,14 +329,13 @@ class _Fold:
     """The heads under the influences and under none; no checkpoint, for that file is the exact method's."""
 
     names: tuple[str, ...]
-    d: int
-    outputs: int
-    ridge: float
+    config: Config
+    outputs: tuple[str, ...]
 
     def perform(self, server: Server, payloads: Mapping[str, Payload]) -> tuple[Float, Float]:
-        """Two heads (d, outputs); sums are added in the order of names."""
-        fits = (Statistics(0, unpack(payloads[n]["H"], self.d), payloads[n]["b"], 0.0) for n in sorted(self.names))
-        total = Statistics.total(fits, self.d, self.outputs)
-        full = (server.contributions[name].fit for name in sorted(self.names))
-        keep = Statistics.total(full, self.d, self.outputs)
-        return solve(total.G, total.b, self.ridge), solve(keep.G, keep.b, self.ridge)
+        """Two heads (d, outputs)."""
+        basis, ridge = basis_of(self.config, self.outputs), self.config.model.ridge
+        weighed = total([(1, Sums.unpack(payloads[name]["fit"])) for name in self.names], basis.D)
+        whole = total([(1, server.contributions[name].fit) for name in self.names], basis.D)
+        heads = (basis.statistics(weighed, denominator(self.config)), basis.statistics(whole))
+        return solve(heads[0].G, heads[0].b, ridge), solve(heads[1].G, heads[1].b, ridge)

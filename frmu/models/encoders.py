@@ -1,9 +1,12 @@
-"""Frozen encoders: random features of a modality, drawn from the seed and nothing else.
+"""Frozen encoders: random features of a modality on the grid, drawn from the seed and nothing else.
 
 An encoder that has seen no data carries no trace of any, so it needs no unlearning. ReLU features follow
 Rahimi and Recht, "Weighted sums of random kitchen sinks" (NeurIPS 2008); Fourier features follow "Random
 features for large-scale kernel machines" (NeurIPS 2007); text is hashed as in Weinberger et al., "Feature hashing
 for large scale multitask learning" (ICML 2009), which needs no vocabulary.
+
+Columns, directions and offsets are whole steps, so an activation is a whole number, the same on every machine; it is
+rounded to 8 bits, and a column keeps 16 (see `frmu.models.grid`).
 
 Where there are several modalities a record may lack one: its block of phi is zero then. The last column of a block
 is whether the modality is there, so that missing is not the same as zero.
@@ -15,15 +18,21 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from frmu.config import Config
+from frmu.models.grid import LEFT, ONE, Basis, Columns, fixed, limbs
 from frmu.types import Float
 
-__all__ = ["Encoder", "Words", "blocks", "encode", "encoders", "width"]
+__all__ = ["Encoder", "Words", "basis", "blocks", "encode", "encoders", "grid", "spans", "width"]
+
+_FINE = 4096  # steps of a direction
+_STEPS = 64  # steps of what fires
+_WAVE = np.rint(127.0 * np.cos(2.0 * np.pi * np.arange(1024) / 1024)).astype(np.int8)  # no value is near a half
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,41 +47,55 @@ class Encoder:
     t: Float
     optional: bool = False
 
-    def __call__(self, X: Float) -> Float:
-        """Encode scaled columns, (n, columns), as random features and the columns themselves, (n, width)."""
-        if not self.optional:
-            return self._features(X)
-        return _block(self._features(X[:, :-1]), X[:, -1] != 0.0)
+    def grid(self, X: Float) -> NDArray[np.int8]:
+        """Scaled columns, (n, columns), as the integers of random features, columns and presence, (n, integers)."""
+        values = fixed(X[:, :-1] if self.optional else X)
+        Z = np.concatenate([self._features(values), limbs(values)], axis=1)
+        return _present(Z, X[:, -1] != 0.0, self.columns.idle) if self.optional else Z
 
-    def _features(self, X: Float) -> Float:
+    def _features(self, values: Float) -> NDArray[np.int8]:
+        """The random features of whole steps (n, columns): what fires clipped at 255 steps, or a wave of 1,024."""
         if self.kind == "linear":
-            return X
-        Z = X @ self.R + self.t
-        Z = np.maximum(Z, 0.0) if self.kind == "relu" else np.cos(Z)
-        return np.concatenate([Z * np.sqrt(2.0 / self.R.shape[1]), X], axis=1)
+            return np.zeros((len(values), 0), dtype=np.int8)
+        turn = 1.0 if self.kind == "relu" else 1.0 / (2.0 * np.pi)
+        A = values @ np.rint(self.R * turn * _FINE)
+        A += np.rint(self.t * turn * (_FINE * ONE))
+        A *= (_STEPS if self.kind == "relu" else len(_WAVE)) / (_FINE * ONE)
+        A += 0.5
+        np.floor(A, out=A)  # in place: these passes cost as much as the sums
+        if self.kind == "fourier":
+            return np.asarray(_WAVE[A.astype(np.int64) % len(_WAVE)], dtype=np.int8)
+        np.clip(A, 0.0, 255.0, out=A)
+        A -= LEFT
+        return A.astype(np.int8)
+
+    @property
+    def columns(self) -> Columns:
+        """The columns of a block of phi, as they are made of the integers."""
+        return _columns_of(self.kind, *self.R.shape[::-1], self.optional)
 
 
 @dataclass(frozen=True, slots=True)
 class Words:
     """The encoder of text: every word is hashed, with a sign, into one of `features` buckets.
 
-    A word is hashed with the name of its column and the seed. No word is kept from one call to the next.
+    A word is hashed with the name of its column, of `names`, and the seed. No word is kept from one call to the next.
     """
 
-    columns: tuple[str, ...]
+    names: tuple[str, ...]
     features: int
     seed: int
     optional: bool = False
 
-    def __call__(self, X: NDArray[Any]) -> Float:
-        """Encode texts, (n, columns) of str or None, as sums of signs of norm one, (n, width); no word gives zeros.
+    def grid(self, X: NDArray[Any]) -> NDArray[np.int8]:
+        """Encode texts, (n, columns) of str or None, as sums of signs of norm one, in steps of 1/127, (n, integers).
 
-        >>> Z = Words(("note",), 4, 0)(np.array([["Red red lamp"], ["lamp RED, red!"], [""]], dtype=object))
-        >>> bool((Z[0] == Z[1]).all()), bool(Z[2].any()), round(float(Z[0] @ Z[0]), 6)
-        (True, False, 1.0)
+        >>> Z = Words(("note",), 4, 0).grid(np.array([["Red red lamp"], ["lamp RED, red!"], [""]], dtype=object))
+        >>> bool((Z[0] == Z[1]).all()), bool(Z[2].any())
+        (True, False)
         """
         Z = np.zeros((len(X), self.features))
-        for column, texts in zip(self.columns, X.T, strict=True):
+        for column, texts in zip(self.names, X.T, strict=True):
             known: dict[str, tuple[int, float]] = {}
             for row, text in enumerate(texts):
                 for word in _WORD.findall((text or "").lower()):
@@ -81,9 +104,16 @@ class Words:
                     bucket, sign = known[word]
                     Z[row, bucket] += sign
         Z /= np.maximum(np.sqrt(np.sum(Z * Z, axis=1, keepdims=True)), 1.0)  # a sum of signs is whole
+        steps = np.rint(Z * 127.0).astype(np.int8)
         if not self.optional:
-            return Z
-        return _block(Z, np.array([any(text is not None for text in row) for row in X], dtype=bool))
+            return steps
+        there = np.array([any(text is not None for text in row) for row in X], dtype=bool)
+        return _present(steps, there, self.columns.idle)
+
+    @property
+    def columns(self) -> Columns:
+        """The columns of a block of phi, as they are made of the integers."""
+        return _columns_of("hash", self.features, 0, self.optional)
 
     def _place(self, column: str, word: str) -> tuple[int, float]:
         """The bucket of a word, and its sign."""
@@ -92,18 +122,42 @@ class Words:
         return (number >> 1) % self.features, 1.0 if number & 1 else -1.0
 
 
+@cache
+def _columns_of(kind: str, features: int, raw: int, optional: bool) -> Columns:
+    found = Columns.of_limbs(raw)
+    if kind == "relu":
+        found = Columns.shifted(features, np.sqrt(2.0 / features) / _STEPS).beside(found)
+    elif kind == "fourier":
+        found = Columns.plain(features, np.sqrt(2.0 / features) / 127.0).beside(found)
+    elif kind == "hash":
+        found = Columns.plain(features, 1.0 / 127.0)
+    return found.beside(Columns.plain(1, 1.0)) if optional else found
+
+
 _WORD = re.compile(r"\w+")
 
 
-def _block(Z: Float, present: NDArray[np.bool_]) -> Float:
-    """A modality's columns of phi: zero where it is missing, and whether it is there."""
-    there = present[:, None]
-    return np.concatenate([np.where(there, Z, 0.0), there.astype(np.float64)], axis=1)
+def _present(Z: NDArray[np.int8], there: NDArray[np.bool_], idle: NDArray[np.int64]) -> NDArray[np.int8]:
+    """A modality's integers: idle where it is missing, and whether it is there."""
+    whole = np.concatenate([Z, there[:, None].astype(np.int8)], axis=1)
+    return np.where(there[:, None], whole, idle.astype(np.int8))
 
 
 def encoders(config: Config) -> dict[str, Encoder | Words]:
     """An encoder for each modality of a config."""
     return {name: _encoder(config, name, columns) for name, columns in config.data.modalities.items()}
+
+
+def grid(modalities: Mapping[str, NDArray[Any]], by: Mapping[str, Encoder | Words]) -> NDArray[np.int8]:
+    """z without targets: a one, and every modality's integers side by side, (n, integers)."""
+    parts = [by[name].grid(X) for name, X in modalities.items()]
+    return np.concatenate([np.ones((len(parts[0]), 1), dtype=np.int8), *parts], axis=1)
+
+
+def basis(by: Mapping[str, Encoder | Words], targets: Columns | None = None) -> Basis:
+    """The basis of phi - every modality's block side by side, and a bias of one - and of targets."""
+    made = Columns.of_blocks([encoder.columns for encoder in by.values()])
+    return made.basis() if targets is None else made.beside(targets).basis(len(made.scale))
 
 
 def encode(modalities: Mapping[str, NDArray[Any]], by: Mapping[str, Encoder | Words]) -> Float:
@@ -113,9 +167,17 @@ def encode(modalities: Mapping[str, NDArray[Any]], by: Mapping[str, Encoder | Wo
     array([[0., 1.],
            [0., 1.]])
     """
-    parts = [by[name](X) for name, X in modalities.items()]
-    parts.append(np.ones((len(parts[0]), 1)))
-    return np.concatenate(parts, axis=1)
+    return basis({name: by[name] for name in modalities}).phi(grid(modalities, by))
+
+
+def spans(by: Mapping[str, Encoder | Words]) -> dict[str, slice]:
+    """Return the integers of a record by modality, in their order; the first, a one, is nobody's."""
+    found, at = {}, 1
+    for name, encoder in by.items():
+        wide = len(encoder.columns.idle)
+        found[name] = slice(at, at + wide)
+        at += wide
+    return found
 
 
 def blocks(config: Config) -> dict[str, slice]:

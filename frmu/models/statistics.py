@@ -15,9 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
+from frmu.config import Config
+from frmu.models.encoders import basis, encoders
+from frmu.models.grid import ONE, QUARTERS, WEIGHTS, Basis, Columns, fixed, limbs
 from frmu.types import Float, Statistics
 
-__all__ = ["loss", "numerics", "one_thread", "pack", "statistics_of", "targets", "unpack"]
+__all__ = [
+    "basis_of", "denominator", "loss", "numerics", "one_thread", "pack", "statistics_of", "target_columns",
+    "target_grid", "targets", "unpack",
+]  # fmt: skip
 
 
 def targets(y: NDArray[Any], outputs: Sequence[str]) -> Float:
@@ -30,6 +36,32 @@ def targets(y: NDArray[Any], outputs: Sequence[str]) -> Float:
     if y.dtype.kind == "f":
         return np.asarray(y, dtype=np.float64).reshape(-1, 1)
     return np.where(y[:, None] == np.array(outputs)[None, :], 1.0, -1.0)
+
+
+def target_columns(config: Config, outputs: Sequence[str]) -> Columns:
+    """The columns of targets: a regression's are made of two limbs of its declared range, a class's of one integer."""
+    if config.data.task != "regression":
+        return Columns.plain(len(outputs), 1.0)
+    low, high = config.data.range_of(config.data.target)
+    return Columns.of_limbs(1, (high - low) / (2.0 * ONE), ONE * (high + low) / (high - low))
+
+
+def target_grid(y: NDArray[Any], config: Config, outputs: Sequence[str]) -> NDArray[np.int8]:
+    """Targets as integers, (n, integers); see `target_columns`."""
+    if config.data.task != "regression":
+        return targets(y, outputs).astype(np.int8)
+    low, high = config.data.range_of(config.data.target)
+    return limbs(fixed(2.0 * (y[:, None] - low) / (high - low) - 1.0))
+
+
+def basis_of(config: Config, outputs: Sequence[str]) -> Basis:
+    """The way from the integers of a record to the features and targets of a config."""
+    return basis(encoders(config), target_columns(config, outputs))
+
+
+def denominator(config: Config) -> int:
+    """Steps of weight in one record of a client's sums: of influence, and of each modality that a record may lack."""
+    return WEIGHTS * QUARTERS ** (len(config.data.modalities) if config.optional else 0)
 
 
 def statistics_of(phi: Float, Y: Float) -> Statistics:
@@ -80,11 +112,13 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-def numerics() -> dict[str, str]:
-    """Return what two states must share for their digests to be comparable: libraries, instruction set."""
+def numerics() -> str:
+    """Return what the last bits of a head depend on: the library that solves for it, and its kernel."""
     import scipy
 
-    blas = sorted(
-        {f"{pool.get('internal_api')} {pool.get('version')} {pool.get('architecture')}" for pool in _pools().info()}
-    )
-    return {"numpy": np.__version__, "scipy": scipy.__version__, "blas": "; ".join(blas), "threads": "1"}
+    blas = {
+        f"{pool.get('internal_api')} {pool.get('version')} {pool.get('architecture')}"
+        for pool in _pools().info()
+        if pool.get("user_api") == "blas"
+    }
+    return f"scipy {scipy.__version__}, {', '.join(sorted(blas))}"

@@ -28,7 +28,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from frmu.clients.tasks.rollout import EnvStep, Rollout
-from frmu.clients.tasks.statistics import PackedStatistics
+from frmu.clients.tasks.statistics import PackedSums
 from frmu.errors import ClientsUnavailableError
 from frmu.federation import Federation
 from frmu.selection.network import LIMIT, influence_of
@@ -66,7 +66,7 @@ class EnvContext:
     federation: Federation
     clients: tuple[str, ...]
     outputs: tuple[str, ...]
-    total: PackedStatistics
+    total: PackedSums
     shares: tuple[float, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
 

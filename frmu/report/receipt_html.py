@@ -226,8 +226,8 @@ def _spare(receipt: Mapping[str, Any]) -> dt.timedelta:
 
 
 def _done(receipt: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what was looked through and what went, what was purged, and what the evidence was computed with."""
-    purge, numerics = receipt["purge"], receipt["evidence"]["numerics"]
+    """Return what was looked through and what went, and what was purged."""
+    purge = receipt["purge"]
     mlflow = purge.get("mlflow", {})
     return {
         "searched": _counts(receipt["searched"], 105),
@@ -236,7 +236,6 @@ def _done(receipt: Mapping[str, Any]) -> dict[str, Any]:
         "mlflow": mlflow,
         "versions": _fold(mlflow.get("versions", []), 40, lambda version: _plain(version, 24)),
         "survivors": _fold(mlflow.get("survivors", []), 120, lambda text: _plain(text, 60)),
-        "numerics": _fold(sorted(numerics), 90, lambda key: _plain(f"{key} {numerics[key]}", 36)),
         "ledger": receipt.get("ledger") or {},
     }
 

@@ -28,13 +28,13 @@ from frmu.models.statistics import loss
 from frmu.selection.problem import SelectionProblem, weighted
 from frmu.types import Float, Statistics
 
-__all__ = ["Muting", "contribution", "mute"]
+__all__ = ["Muting", "mute"]
 
 ROUNDS = 4  # observations of all slices; each must gain the margin
 GATE = 0.1  # by how much a slice's own records must be told better without a modality
 STEPS = 5  # of conjugate gradients
 _TINY = 1e-12
-_BELOW = (0.0, 0.3)  # influences of a modality that are tried
+_BELOW = (0.0, 0.25)  # influences of a modality that are tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +84,6 @@ def mute(task: SelectionProblem, influence: Float, blocks: Mapping[str, slice], 
             break
         view, change = best, _changes(best)
     return Muting(view.influence, view.q, scores, view.loss, refits)
-
-
-def contribution(one: Statistics, influence: float, q: Mapping[str, float], blocks: Mapping[str, slice]) -> Statistics:
-    """Return what a slice adds under its influence and those of its modalities, which is what a client sends."""
-    return attenuated(one, blocks, q).scaled(influence)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from frmu.errors import PolicyError
+from frmu.models.grid import on_grid
 from frmu.selection.observation import FEATURES, VERSION, Observation
 from frmu.storage.atomic import write_bytes
 from frmu.types import Float
@@ -75,7 +76,7 @@ def nearness(slices: int) -> Float:
 
 
 def influence_of(logits: Float, by_itself: bool) -> Float:
-    """Influences (..., K) in (0, 1] from logits: what an action means, in training and in production.
+    """Influences (..., K) in [0, 1] from logits: what an action means, in training and in production.
 
     For a client by itself the greatest is one: a common factor would only make the ridge stronger.
 
@@ -83,7 +84,7 @@ def influence_of(logits: Float, by_itself: bool) -> Float:
     [1.0, 0.2]
     """
     influence = 1.0 / (1.0 + np.exp(-np.clip(logits, -LIMIT, LIMIT)))
-    return np.asarray(influence / influence.max(axis=-1, keepdims=True) if by_itself else influence, dtype=np.float64)
+    return on_grid(influence / influence.max(axis=-1, keepdims=True) if by_itself else influence)
 
 
 Weights = Mapping[str, Float]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from frmu.models.grid import on_grid
 from frmu.selection.network import Network, influence_of
 from frmu.selection.observation import FEATURES, Fit, Observation, observe
 from frmu.selection.problem import SelectionProblem
@@ -25,7 +26,7 @@ __all__ = ["Decision", "Guided", "decide", "follow", "guided", "rules"]
 _RESIDUAL, _GAIN = (FEATURES.index(name) for name in ("residual", "gain"))
 SEARCH = 20  # refits of one search on validation
 NEARLY = 0.05  # this near to forgotten or kept is forgotten or kept
-LEAST = 0.02  # of a client by itself no slice counts less
+LEAST = 1 / 64  # of a client by itself no slice counts less
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +141,11 @@ def _settled(influence: Float, by_itself: bool) -> Float:
     tell them; a floor costs nothing on the mean and halves the worst loss on data that the policy never saw.
 
     >>> _settled(np.array([0.99, 0.4, 0.01]), by_itself=False)
-    array([1. , 0.4, 0. ])
+    array([1.     , 0.40625, 0.     ])
     >>> _settled(np.array([0.99, 0.4, 0.01]), by_itself=True)
-    array([1.  , 0.4 , 0.02])
+    array([1.      , 0.40625 , 0.015625])
     """
-    whole = np.where(influence >= 1.0 - NEARLY, 1.0, influence)
+    whole = on_grid(np.where(influence >= 1.0 - NEARLY, 1.0, influence))
     return np.maximum(whole, LEAST) if by_itself else np.where(whole <= NEARLY, 0.0, whole)
 
 

@@ -17,10 +17,10 @@ from frmu.aggregation.attention import attend, counterfactual
 from frmu.aggregation.trust import trust
 from frmu.config import Config
 from frmu.federation import Payload
-from frmu.models.encoders import width
+from frmu.models.grid import WEIGHTS, on_grid, total
 from frmu.models.ridge import solve
-from frmu.models.statistics import one_thread, unpack
-from frmu.types import HEAD, ClientState, Float, State, Statistics
+from frmu.models.statistics import basis_of, denominator, numerics, one_thread
+from frmu.types import HEAD, ClientState, Float, State, Statistics, Sums, digest_of
 from frmu.wire.pipeline import IDENTITY, Pipeline
 
 __all__ = ["AggregateByAttention", "Aggregated", "DropClients", "HeldClients", "Server", "SumStatistics"]
@@ -33,8 +33,8 @@ class Contribution:
     `digest` is that of the shard, empty where nobody asked.
     """
 
-    fit: Statistics
-    validation: Statistics
+    fit: Sums
+    validation: Sums
     digest: str
 
 
@@ -90,26 +90,18 @@ class DropClients:
 
 @dataclass(frozen=True, slots=True)
 class SumStatistics:
-    """Take new contributions and give the federation's sums at full influence, folded by client name."""
+    """Take new contributions and give the federation's sums at full influence, (D, D)."""
 
     clients: tuple[str, ...]
-    d: int
-    outputs: int
+    D: int
     digests: Mapping[str, str] | None = None
 
-    def perform(self, server: Server, payloads: Mapping[str, Payload]) -> Statistics:
+    def perform(self, server: Server, payloads: Mapping[str, Payload]) -> Sums:
         """The total over the records to fit."""
-        for name in sorted(payloads):
-            server.contributions[name] = self._contribution(payloads[name], (self.digests or {}).get(name, ""))
-        return Statistics.total((server.contributions[name].fit for name in self.clients), self.d, self.outputs)
-
-    def _contribution(self, payload: Payload, digest: str) -> Contribution:
-        n, n_validation, c = (float(x) for x in payload["scalars"])
-        return Contribution(
-            Statistics(int(n), unpack(payload["H"], self.d), payload["b"], 0.0),
-            Statistics(int(n_validation), unpack(payload["Hv"], self.d), payload["bv"], c),
-            digest,
-        )
+        for name, payload in payloads.items():
+            fit, validation = (Sums.unpack(payload[split]) for split in ("fit", "validation"))
+            server.contributions[name] = Contribution(fit, validation, (self.digests or {}).get(name, ""))
+        return total([(1, server.contributions[name].fit) for name in self.clients], self.D)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,31 +123,37 @@ class AggregateByAttention:
     outputs: tuple[str, ...]
 
     def perform(self, server: Server, payloads: Mapping[str, Payload]) -> Aggregated:
-        """Fold in the order of client names; a client without a payload keeps everything."""
+        """Weigh whole numbers by whole numbers; a client without a payload keeps everything."""
         names = sorted(self.records)
         parts = [server.contributions[name] for name in names]
-        d, outputs = width(self.config), len(self.outputs)
-        fits = [
-            Statistics(part.fit.n, unpack(payloads[name]["H"], d), payloads[name]["b"], 0.0)
-            if payloads.get(name)
-            else part.fit
+        basis, steps = basis_of(self.config, self.outputs), denominator(self.config)
+        sums = [
+            (1, Sums.unpack(payloads[name]["fit"])) if payloads.get(name) else (steps, part.fit)
             for name, part in zip(names, parts, strict=True)
         ]
-        ridge = self.config.model.ridge
-        scores, weights = self._attention(fits, [part.validation for part in parts])
-        total = Statistics.total((fit.scaled(float(a)) for a, fit in zip(weights, fits, strict=True)), d, outputs)
-        keep = Statistics.total((part.fit for part in parts), d, outputs)
+        fits = [
+            basis.statistics(one, steps if weight == 1 else 1, part.fit.n)
+            for (weight, one), part in zip(sums, parts, strict=True)
+        ]
+        scores, weights = self._attention(fits, [basis.statistics(part.validation) for part in parts])
+        attention = on_grid(weights)
+        weighed = total(
+            [(round(a * WEIGHTS) * weight, one) for a, (weight, one) in zip(attention.tolist(), sums, strict=True)],
+            basis.D,
+        )
+        fitted, ridge = basis.statistics(weighed, WEIGHTS * steps), self.config.model.ridge
+        keep = basis.statistics(total([(1, part.fit) for part in parts], basis.D))
         state = State(
             config=self.config.fingerprint(),
             policy=self.policy,
             outputs=self.outputs,
             clients=tuple(
-                ClientState(
-                    name, record["rows"], float(a), record["influence"], record["chosen_by"], record["modalities"]
-                )
-                for (name, record), a in zip(sorted(self.records.items()), weights, strict=True)
+                ClientState(name, record["rows"], a, record["influence"], record["chosen_by"], record["modalities"])
+                for (name, record), a in zip(sorted(self.records.items()), attention.tolist(), strict=True)
             ),
-            parameters={HEAD: solve(total.G, total.b, ridge)},
+            parameters={HEAD: solve(fitted.G, fitted.b, ridge)},
+            sums=digest_of({"steps": WEIGHTS * steps}, weighed.packed),
+            numerics=numerics(),
         )
         return Aggregated(state, solve(keep.G, keep.b, ridge), dict(zip(names, scores.tolist(), strict=True)))
 

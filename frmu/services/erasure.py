@@ -209,7 +209,9 @@ class _Drain:
         passed = verdict.passed and removed["clean"] and not why_open
         missed = not_searched(session, self.inventory, self.state, batch.searched)
         session.ledger.advance(
-            batch.ids, "verified", {"passed": passed, "state": state.digest, "rebuilt": verdict.rebuilt}
+            batch.ids,
+            "verified",
+            {"passed": passed, "state": state.digest, "contents": state.contents, "rebuilt": verdict.rebuilt},
         )
         shared = {
             "experiment": session.config.experiment,

@@ -1,7 +1,8 @@
 """Predictions from a state that is still good.
 
-The champion of the model registry predicts, or a version that is named; its digest must be one that no erasure has
-overtaken, or it is refused. MLflow can load a version as a pyfunc through this module; no pickle is involved.
+The champion of the model registry predicts, or a version that is named; it must be, to the last bit of its weights,
+one that this federation made and no erasure has overtaken, or it is refused. MLflow can load a version as a pyfunc
+through this module; no pickle is involved.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def predict(config: Config, file: Path, out: Path, version: str | None = None) -
     with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
         model = load_model(registry.fetch(number, Path(folder)))
     with ledger_of(config) as ledger:
-        if model.state.digest not in ledger.history.clean_states():
+        if model.state.contents not in ledger.history.clean_contents():
             raise RequestError(
                 f'version {number} of "{registry.name}" holds the state {model.state.digest[:16]}, which an erasure '
                 "has overtaken or this federation never made; it is not served. Leave --version out: the champion is"

@@ -49,7 +49,8 @@ def _replay(session: Session) -> dict[str, Any]:
         verdict = exact_verdict(session, done.state, session.ledger.tombstones(federation.clients, begun=True))
         passed = verdict.passed and removed.left.clean
         learned_from = {"run": run.id, "clients": session.owners(client.name for client in done.state.clients)}
-        body = {"records": sum(back.values()), "state": done.state.digest, "passed": passed}
+        made = {"state": done.state.digest, "contents": done.state.contents}
+        body = {"records": sum(back.values()), **made, "passed": passed}
         session.ledger.note("replayed", body | learned_from)
         if passed and done.state.clients:
             session.register(run, done.state)

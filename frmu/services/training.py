@@ -96,7 +96,7 @@ def _round(
     }
     learned_from = {"run": run.id, "clients": session.owners(client.name for client in done.state.clients)}
     out = set(federation.away) - {client.name for client in done.state.clients}
-    told = {"state": done.state.digest, "records": summary["records"], **learned_from}
+    told = {"state": done.state.digest, "contents": done.state.contents, "records": summary["records"], **learned_from}
     session.ledger.note("trained", names | told | ({"away": sorted(map(session.ledger.owner, out))} if out else {}))
     _log_train(session, run, done, summary)
     summary["version"] = session.register_or_wait(run, done.state)

@@ -19,7 +19,7 @@ from frmu.types import State
 
 __all__ = ["config_of", "load_state", "save_state", "settled"]
 
-_FORMAT = "frmu-state/2"
+_FORMAT = "frmu-state/3"
 _PARTS = {"data", "slices", "split", "model", "policy", "attention"}  # of the config
 
 
@@ -28,6 +28,8 @@ def save_state(state: State, config: Config, path: Path) -> None:
     metadata = {
         "format": _FORMAT,
         "digest": state.digest,
+        "contents": state.contents,
+        "numerics": state.numerics,
         "header": json.dumps(state.header(), sort_keys=True),
         "config": config.model_dump_json(include=_PARTS, exclude_unset=True),
     }
@@ -67,9 +69,9 @@ def load_state(path: Path) -> State | None:
     if metadata.get("format") != _FORMAT:
         raise StoreError(f"{path}: not a checkpoint of this frmu (format {metadata.get('format')}); train again")
     try:
-        state = State.from_header(json.loads(metadata["header"]), parameters)
+        state = State.from_header(json.loads(metadata["header"]), parameters, metadata.get("numerics", ""))
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{path}: not a whole checkpoint: {error!r}; remove it and train again") from None
-    if state.digest != metadata.get("digest"):
+    if (state.digest, state.contents) != (metadata.get("digest"), metadata.get("contents")):
         raise StoreError(f"{path}: the checkpoint does not match its digest; it was changed. Train again")
     return state

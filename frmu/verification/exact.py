@@ -1,5 +1,8 @@
 """Level 5: the state's digest equals that of a federation that never had the records.
 
+The digest is over whole numbers and compares on any machine. The head that was solved from them has last bits of its
+own: they must be equal where the same library and kernel solved, and equal to 1e-9 elsewhere.
+
 The second federation is new: its own clients and server over the shards as they lie on disk, in process where these
 lie on this machine. What a stale cache, a drift, a wrong order or a record left behind would change is the digest.
 """
@@ -11,34 +14,46 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from frmu.clients.tasks.erasure import ScanShard
 from frmu.config import Config
 from frmu.errors import FrmuError
 from frmu.federation import Federation
 from frmu.methods.method import Method
-from frmu.models.statistics import numerics
 from frmu.selection.network import Network
 from frmu.types import State
 
 __all__ = ["Afresh", "ExactVerdict", "left_behind", "rebuild", "verify_exact"]
+TOLERANCE = 1e-9  # between heads that two libraries or kernels solved for
 Afresh = Callable[[Config], AbstractContextManager[Federation]]  # another federation over the same shards, for a while
 
 
 @dataclass(frozen=True, slots=True)
 class ExactVerdict:
-    """Digests of the state under test and of the rebuilt one; records with a tombstone, and files, left over."""
+    """Digests of the state under test and of the rebuilt one; records with a tombstone, and files, left over.
+
+    `gap` is the greatest difference between the two heads, relative to the greatest weight; `numerics` is what solved
+    for each.
+    """
 
     digest: str
     rebuilt: str
     left: int
     scanned: int
     unexpected_files: list[str]
-    numerics: dict[str, str]
+    gap: float
+    numerics: tuple[str, str]
+
+    @property
+    def same_head(self) -> bool:
+        """Return whether the head is the one that was solved for anew, as far as two machines can tell."""
+        return self.gap == 0.0 or (self.numerics[0] != self.numerics[1] and self.gap <= TOLERANCE)
 
     @property
     def passed(self) -> bool:
         """All must hold."""
-        return self.left == 0 and not self.unexpected_files and self.digest == self.rebuilt
+        return self.left == 0 and not self.unexpected_files and self.digest == self.rebuilt and self.same_head
 
     @property
     def level(self) -> str:
@@ -53,7 +68,8 @@ class ExactVerdict:
             "tombstoned_records_left": self.left,
             "records_scanned": self.scanned,
             "files_that_are_no_shards": self.unexpected_files,
-            "numerics": self.numerics,
+            "head": "the same bits" if self.gap == 0.0 else f"within {self.gap:.0e}",
+            "numerics": self.numerics[1],
         }
 
 
@@ -91,4 +107,16 @@ def verify_exact(
         left, scanned = left_behind(federation, tombstones, key)
     if state.policy != rebuilt.policy:
         raise FrmuError("the state was made with another policy file; run `frmu train` before `frmu verify`")
-    return ExactVerdict(state.digest, rebuilt.digest, left, scanned, unexpected_files, numerics())
+    return ExactVerdict(
+        state.digest, rebuilt.digest, left, scanned, unexpected_files, _gap(state, rebuilt),
+        (state.numerics, rebuilt.numerics),
+    )  # fmt: skip
+
+
+def _gap(state: State, rebuilt: State) -> float:
+    """The greatest difference between two heads, relative to the greatest weight; above zero where any bit differs."""
+    if state.W.shape != rebuilt.W.shape or not np.isfinite(state.W).all():
+        return float("inf")
+    if np.array_equal(state.W, rebuilt.W):
+        return 0.0
+    return max(float(np.max(np.abs(state.W - rebuilt.W)) / np.max(np.abs(rebuilt.W), initial=1e-300)), 1e-300)

@@ -19,7 +19,8 @@ CONFIG = {
     "data": {
         "path": "data.parquet", "client": "client", "record": "record", "time": "ts", "target": "y",
         "task": "regression", "modalities": {"all": ["a", "b", "yesterday"]},
-        "lags": {"yesterday": {"column": "y", "back": "1d"}}, "ranges": {"y": [-8.0, 8.0]},
+        "lags": {"yesterday": {"column": "y", "back": "1d"}},
+        "ranges": {"y": [-8.0, 8.0], "a": [-6.0, 6.0], "b": [-6.0, 6.0]},
     },
     "model": {"features": 8},
 }  # fmt: skip

@@ -56,7 +56,9 @@ def test_bad_records_are_named(broken: Callable[..., Config], change: Change, me
     assert not (config.folder / "state.safetensors").exists()
 
 
-ALONE = CONFIG.replace('calendar = ["hour_sin", "hour_cos"]\n', "")
+ALONE = CONFIG.replace('calendar = ["hour_sin", "hour_cos"]\n', "").replace(
+    "hour_sin = [-1, 1]\nhour_cos = [-1, 1]\n", ""
+)
 
 
 def test_where_there_is_one_modality_no_record_may_lack_it(broken: Callable[..., Config]) -> None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from frmu.models.modality import attenuated
 from frmu.models.ridge import solve
 from frmu.models.statistics import loss, statistics_of
-from frmu.selection.modality import Muting, _changes, _View, contribution, mute
+from frmu.selection.modality import Muting, _changes, _View, mute
 from frmu.selection.problem import SelectionProblem, problem_of, refit, validation_loss
 from frmu.selection.selectors import decide
 from frmu.types import Statistics
 
 BLOCKS = {"calendar": slice(0, 11), "weather": slice(11, 15)}
 D, K = 16, 8
+
+
+def contribution(one: Statistics, influence: float, q: dict[str, float], blocks: dict[str, slice]) -> Statistics:
+    """A slice under its influence and those of its modalities."""
+    return attenuated(one, blocks, q).scaled(influence)
 
 
 def make(seed: int = 0, bad: tuple[int, ...] = (), kind: str = "weather", n: int = 12) -> SelectionProblem:

@@ -352,9 +352,3 @@ def test_ids_that_are_times_stay_the_same_in_any_unit(tmp_path: Path, table: pd.
     drain(config)
     put(tmp_path / "stamped", stamped.assign(record=stamped.record.astype("datetime64[ns]")))
     assert train(config)["refused"] == int((stamped.person == "p3").sum())
-
-
-def test_a_head_that_is_not_finite_is_no_head(tmp_path: Path, table: pd.DataFrame) -> None:
-    config = put(tmp_path / "huge", table.assign(hour_sin=1e200))
-    with pytest.raises(DataError, match=r'client "home 0": the sums .* data\.ranges'):
-        train(config)

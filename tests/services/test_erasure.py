@@ -37,11 +37,7 @@ SELECTIONS: dict[str, tuple[Selection, Callable[[pd.DataFrame], pd.Series]]] = {
         lambda t: (t.home == "home 2") & (t.ts >= WINDOW[0]) & (t.ts < WINDOW[1]),
     ),
 }
-CLASSIFICATION = (
-    CONFIG.replace('target = "load"', 'target = "band"')
-    .replace('"regression"', '"classification"')
-    .replace("load = [-5.0, 20.0]", "")
-)
+CLASSIFICATION = CONFIG.replace('target = "load"', 'target = "band"').replace('"regression"', '"classification"')
 BY_PERSON = CONFIG.replace('by = "month"', 'by = "subject"\nbuckets = 4')
 BY_HASH = CONFIG.split("[split]")[0] + "[model]\nfeatures = 8\n"
 

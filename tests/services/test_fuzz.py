@@ -56,7 +56,7 @@ def random_config(rng: np.random.Generator, table: pd.DataFrame) -> str:
         f'target = "{target}"\ntask = "{task}"\n{classes}',
         f"[data.modalities]\nfirst = {['a', 'before'] if lags else ['a']}\nsecond = ['b', 'c']\n{text}",
         '[data.lags]\nbefore = { column = "y", back = "1d" }' if lags else "",
-        "[data.ranges]\na = [-10.0, 10.0]",
+        "[data.ranges]\na = [-10.0, 10.0]\nb = [0, 4]\nc = [0, 1]" + ("" if classify else "\ny = [-30, 30]"),
         f'[slices]\nby = "{pick("day", "week", "month", "subject", "group")}"\nbuckets = {pick(1, 3, 16)}',
         f'[model]\nencoder = "{pick("relu", "fourier", "linear")}"\nfeatures = {pick(1, 7, 20)}',
         f"[model.encoders]\n{encoders}",

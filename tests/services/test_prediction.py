@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from frmu import api
 from frmu.config import Config
 from frmu.errors import DataError, RequestError, StoreError
 from frmu.services.prediction import load_model, predict
-from frmu.storage.checkpoint import save_state
+from frmu.storage.checkpoint import load_state, save_state
 from frmu.types import Selection
 
 PERSON = Selection("subject", subject="p3")
@@ -106,6 +107,25 @@ def test_a_state_that_somebody_kept_is_not_served_again(config: Config, tmp_path
     with pytest.raises(RequestError, match="an erasure has overtaken or this federation never made"):
         predict(config, Path(config.source), tmp_path / "o.parquet")
     assert not (tmp_path / "o.parquet").exists()
+
+
+def test_old_weights_under_the_name_of_the_state_in_force_are_not_served(config: Config, tmp_path: Path) -> None:
+    """The digest of a state does not hold its weights; the ledger does."""
+    train(config)
+    old = load_state(config.folder / "state.safetensors")
+    api.erase(config, PERSON)
+    drain(config)
+    now = load_state(config.folder / "state.safetensors")
+    assert old is not None
+    assert now is not None
+    save_state(replace(now, parameters=old.parameters), config, tmp_path / "state.safetensors")
+    with api.Experiment(config, "local") as experiment, experiment.session.tracker.run("sneak") as run:
+        tags = {"frmu.state_digest": now.digest}
+        experiment.session.registry.promote(
+            experiment.session.registry.register(run.id, tmp_path / "state.safetensors", tags)
+        )
+    with pytest.raises(RequestError, match="an erasure has overtaken or this federation never made"):
+        predict(config, Path(config.source), tmp_path / "o.parquet")
 
 
 def test_nothing_is_served_while_an_erasure_is_under_way(

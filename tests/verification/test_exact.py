@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from frmu import api
-from frmu.config import Config
+from frmu.config import Config, load
 from frmu.errors import LedgerError, StoreError
 from frmu.storage.checkpoint import load_state, save_state
-from frmu.types import HEAD, Selection, State
+from frmu.types import HEAD, Selection
 
 
 @pytest.fixture
@@ -69,8 +73,40 @@ def test_the_last_bit_of_the_head_counts(drained: Config) -> None:
     assert state is not None
     W = state.W.copy()
     W.view("u8")[0, 0] ^= 1
-    save_state(State(state.config, state.policy, state.outputs, state.clients, {HEAD: W}), drained, path)
+    save_state(replace(state, parameters={HEAD: W}), drained, path)
     assert not verify(drained)["verified"]
+
+
+@pytest.mark.parametrize(("off", "passes"), [(1e-13, True), (1e-6, False)])
+def test_a_head_that_another_library_solved_for_is_held_to_1e_9(drained: Config, off: float, passes: bool) -> None:
+    path = drained.folder / "state.safetensors"
+    state = load_state(path)
+    assert state is not None
+    made = replace(state, parameters={HEAD: state.W * (1.0 + off)}, numerics="scipy 0, another kernel")
+    save_state(made, drained, path)
+    assert verify(drained)["verified"] is passes
+
+
+@pytest.mark.parametrize("kernel", ["Haswell", "Nehalem", "SkylakeX"])
+def test_a_state_of_another_processor_verifies(config: Config, kernel: str) -> None:
+    """Trained and drained under another kernel of the BLAS and another number of threads, verified here."""
+    environment = os.environ | {"OPENBLAS_CORETYPE": kernel, "OMP_NUM_THREADS": "2"}
+    path = [str(Path(__file__).parent), *sys.path]
+    code = f"import sys; sys.path[:0] = {path!r}; import test_exact as t; t.live({str(config.file)!r})"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+    result = verify(config)
+    assert result["verified"]
+    assert result["level"] == "L5"
+
+
+def live(file: str) -> None:
+    """Train, and erase a person."""
+    config = load(Path(file))
+    with api.Experiment(config, "local") as experiment:
+        experiment.train()
+        api.erase(config, Selection("subject", subject="p1"))
+    with api.Experiment(config, "local") as experiment:
+        assert experiment.drain()["verified"]
 
 
 def test_a_checkpoint_that_was_changed_is_refused(drained: Config) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from frmu.clients.client import Client
 from frmu.clients.tasks.rollout import Rollout
-from frmu.clients.tasks.statistics import PackedStatistics
+from frmu.clients.tasks.statistics import PackedSums
 from frmu.clients.tasks.task import EachClient
 from frmu.federation import Answer
 from frmu.models.statistics import loss
@@ -32,7 +32,7 @@ class CompareSelections(EachClient):
     policies: Mapping[str, Network]
     seeds: tuple[int, ...]
     outputs: tuple[str, ...]
-    total: PackedStatistics
+    total: PackedSums
     max_slices: int
 
     def perform(self, client: Client) -> Answer:

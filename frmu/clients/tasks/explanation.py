@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from frmu.clients.client import Client
-from frmu.clients.tasks.statistics import PackedStatistics
+from frmu.clients.tasks.statistics import PackedSums
 from frmu.clients.tasks.task import EachClient
 from frmu.federation import Answer
 from frmu.selection.observation import Fit, change, fit, observe
@@ -27,7 +27,7 @@ class ExplainSlices(EachClient):
     """Ask how a client's slices look under applied influences, by client and slice, within the federation's total."""
 
     outputs: tuple[str, ...]
-    total: PackedStatistics
+    total: PackedSums
     influences: Mapping[str, Mapping[str, float]]
 
     def perform(self, client: Client) -> Answer:

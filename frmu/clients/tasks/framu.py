@@ -14,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frmu.clients.client import Client
-from frmu.clients.tasks.statistics import PackedStatistics
+from frmu.clients.tasks.selection import weighted_sums
+from frmu.clients.tasks.statistics import PackedSums
 from frmu.clients.tasks.task import EachClient
 from frmu.config import Config
 from frmu.federation import Answer
 from frmu.models import encoders
 from frmu.models.encoders import width
+from frmu.models.grid import on_grid
 from frmu.models.ridge import solve
-from frmu.models.statistics import loss, pack
+from frmu.models.statistics import loss
 from frmu.selection.observation import fit, observe
 from frmu.selection.problem import SelectionProblem, validation_loss, weighted
 from frmu.types import Float, Statistics
@@ -111,7 +113,7 @@ class Try(EachClient):
 
     trials: Mapping[str, Trial]
     outputs: tuple[str, ...]
-    total: PackedStatistics
+    total: PackedSums
 
     def perform(self, client: Client) -> Answer:
         """Rows, rewards and loss: aggregates of whole slices."""
@@ -134,7 +136,8 @@ class Weigh(EachClient):
     def perform(self, client: Client) -> Answer:
         """Packed sums in the payload, added slice by slice in the order of the keys."""
         of = self.influence.get(client.name, {})
-        parts = {key: part.scaled(of.get(key, 1.0)) for key, part in client.slices("fit", self.outputs).items()}
-        total = Statistics.total(parts.values(), width(client.config), len(self.outputs))
-        full = {key: float(of.get(key, 1.0)) for key in parts}
-        return Answer(client.name, {"influence": full}, {"H": pack(total.G), "b": total.b})
+        keys = client.sums("fit", self.outputs)
+        applied = dict(zip(keys, on_grid(np.array([of.get(key, 1.0) for key in keys])).tolist(), strict=True))
+        return Answer(
+            client.name, {"influence": applied}, {"fit": weighted_sums(client, self.outputs, applied, {}).packed}
+        )

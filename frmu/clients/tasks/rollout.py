@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from frmu.clients.client import Client, Rehearsal
-from frmu.clients.tasks.statistics import PackedStatistics
+from frmu.clients.tasks.statistics import PackedSums
 from frmu.clients.tasks.task import EachClient
 from frmu.federation import Answer
+from frmu.models.encoders import width
 from frmu.models.statistics import loss
 from frmu.selection.disturbance import disturb, draw
 from frmu.selection.observation import fit, observe
@@ -56,7 +57,7 @@ class Rollout(EachClient):
 
     env_steps: Mapping[str, tuple[EnvStep, ...]]
     outputs: tuple[str, ...]
-    total: PackedStatistics
+    total: PackedSums
     max_slices: int
     rounds: int = 1
 
@@ -123,7 +124,7 @@ class Rollout(EachClient):
         # What judges and what rewards is as it was recorded: a disturbance is of what is fitted.
         blocks = [tuple(slices[key] for key in keys[first:last]) for first, last in pairwise(borders)]
         blocks += [client.parts(self.outputs), (client.split_total("later", self.outputs),)]
-        shape = (len(self.total.b), len(self.outputs))
+        shape = (width(client.config), len(self.outputs))
         total, found = self.total.open(), []
         for number, border in enumerate(borders):
             task = client.task({key: chosen[key] for key in keys[:border]}, total, self.outputs)

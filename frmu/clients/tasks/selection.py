@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from frmu.clients.client import Client
-from frmu.clients.tasks.statistics import PackedStatistics
+from frmu.clients.tasks.statistics import PackedSums
 from frmu.clients.tasks.task import EachClient
 from frmu.federation import Answer
-from frmu.models.statistics import pack
-from frmu.selection.modality import Muting, contribution, mute
+from frmu.models.grid import QUARTERS, WEIGHTS, total
+from frmu.models.statistics import denominator
+from frmu.selection.modality import Muting, mute
 from frmu.selection.network import Network
 from frmu.selection.problem import SelectionProblem
 from frmu.selection.selectors import Decision, decide
-from frmu.types import Statistics
+from frmu.types import Sums
 
-__all__ = ["LoadPolicy", "SelectInfluences"]
+__all__ = ["LoadPolicy", "SelectInfluences", "weighted_sums"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class SelectInfluences(EachClient):
     """
 
     outputs: tuple[str, ...]
-    total: PackedStatistics
+    total: PackedSums
 
     def perform(self, client: Client) -> Answer:
         """Influences and losses in the record; packed sums in the payload, where they differ from
@@ -76,13 +77,8 @@ class SelectInfluences(EachClient):
         }
         if np.all(influence == 1.0) and not below:
             return Answer(client.name, record)
-        parts = (
-            contribution(slices[key], float(i), below.get(key, {}), client.blocks)
-            for key, i in zip(task.keys, influence, strict=True)
-            if i != 0.0
-        )
-        sums = Statistics.total(parts, len(self.total.b), len(self.outputs))
-        return Answer(client.name, record, {"H": pack(sums.G), "b": sums.b})
+        applied = dict(zip(task.keys, influence.tolist(), strict=True))
+        return Answer(client.name, record, {"fit": weighted_sums(client, self.outputs, applied, below).packed})
 
     def _muted(self, client: Client, task: SelectionProblem, decision: Decision) -> Muting | None:
         """Observe every slice again, modality by modality, where there are several and anything is to be chosen."""
@@ -90,6 +86,23 @@ class SelectInfluences(EachClient):
         if policy.selector == "keep" or not client.config.optional or task.validation.n == 0:
             return None
         return mute(task, decision.influence, client.blocks, policy.margin)
+
+
+def weighted_sums(
+    client: Client, outputs: tuple[str, ...], influence: Mapping[str, float], below: Mapping[str, Mapping[str, float]]
+) -> Sums:
+    """The client's sums under influences of slices, and of modalities within them, in steps of `denominator`.
+
+    Slices that are not named count in full.
+    """
+    basis, parts = client.basis(outputs), []
+    for key, sums in client.sums("fit", outputs).items():
+        weight = round(influence.get(key, 1.0) * WEIGHTS) * denominator(client.config) // WEIGHTS
+        for name, q in sorted(below.get(key, {}).items()):
+            sums, weight = basis.muted(sums, client.spans[name], round(q * QUARTERS)), weight // QUARTERS
+        if weight:
+            parts.append((weight, sums))
+    return total(parts, basis.D)
 
 
 def _explained(

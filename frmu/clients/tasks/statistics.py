@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from frmu.clients.client import Client
 from frmu.clients.tasks.task import EachClient
 from frmu.data.shard import SPLITS
 from frmu.federation import Answer
-from frmu.models.statistics import pack, targets, unpack
-from frmu.types import Float, Statistics
+from frmu.models.statistics import targets
+from frmu.types import Float, Sums
 
-__all__ = ["ComputeStatistics", "MeasureErrors", "PackedStatistics", "errors_of"]
+__all__ = ["ComputeStatistics", "MeasureErrors", "PackedSums", "errors_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,28 +27,24 @@ class ComputeStatistics(EachClient):
 
     def perform(self, client: Client) -> Answer:
         """Packed sums in the payload."""
-        fit, validation = (client.split_total(split, self.outputs) for split in ("fit", "validation"))
-        payload = {"H": pack(fit.G), "b": fit.b, "Hv": pack(validation.G), "bv": validation.b}
-        payload["scalars"] = np.array([fit.n, validation.n, validation.c], dtype=np.float64)
+        payload = {split: client.split_sums(split, self.outputs).packed for split in ("fit", "validation")}
         return Answer(client.name, {"rows": len(client.shard)}, payload)
 
 
 @dataclass(frozen=True, slots=True)
-class PackedStatistics:
-    """The federation's sums at full influence on their way to clients: `H` packed, `b` (d, outputs)."""
+class PackedSums:
+    """The federation's sums at full influence on their way to clients, (D (D + 1) / 2,) of int64."""
 
-    n: int
-    H: Float
-    b: Float
+    packed: NDArray[np.int64]
 
     @staticmethod
-    def of(total: Statistics) -> PackedStatistics:
+    def of(total: Sums) -> PackedSums:
         """Pack."""
-        return PackedStatistics(total.n, pack(total.G), total.b)
+        return PackedSums(total.packed)
 
-    def open(self) -> Statistics:
+    def open(self) -> Sums:
         """Unpack."""
-        return Statistics(self.n, unpack(self.H, len(self.b)), self.b, 0.0)
+        return Sums.unpack(self.packed)
 
 
 @dataclass(frozen=True, slots=True)
