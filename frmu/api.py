@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from frmu.config import Config
-from frmu.services import erasure, explanation, policy_training, replay, training, verification
+from frmu.services import erasure, explanation, integrity, policy_training, replay, training, verification
 from frmu.services.requests import erase, ledger_of, receipt_of, requests, status, withdraw
 from frmu.services.session import Session
 from frmu.tracking.sync import Delivered, give_up
@@ -65,6 +65,10 @@ class Experiment:
     ) -> dict[str, Any]:
         """Prove the state, or one receipt, at a level; see `frmu.services.verification.verify`."""
         return verification.verify(self.session, receipt, level, forget, seed)
+
+    def standing_check(self) -> dict[str, Any]:
+        """Check that nothing was changed since it was proven; see `frmu.services.integrity.standing_check`."""
+        return integrity.standing_check(self.session)
 
     def deliver(self) -> Delivered:
         """Deliver what waits for MLflow; see `Session.deliver`."""

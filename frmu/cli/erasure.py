@@ -102,23 +102,29 @@ def _tell_drain(result: dict[str, Any]) -> None:
     help="The erased records, for L2 to L4, where data.path holds them no more.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of shadow models and rehearsals.")
+@click.option("--quick", is_flag=True, help="Rebuild nothing: are shards and state those that were last written?")
 @address_option
 @json_option
 def verify(
-    config: Path, receipt: str | None, level: str, forget: Path | None, seed: int, address: str | None, insecure: bool,
-    as_json: bool,
+    config: Path, receipt: str | None, level: str, forget: Path | None, seed: int, quick: bool, address: str | None,
+    insecure: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Prove the state again, or one receipt: what is found is added to the receipt."""
     from frmu.api import Experiment
+    from frmu.errors import RequestError
 
+    if quick and (receipt is not None or forget is not None):
+        raise RequestError("--quick looks at the state in force: leave RECEIPT and --forget out")
     with Experiment(read_trained(config), address, insecure) as experiment:
-        result = experiment.verify(receipt, level, forget, seed)
-    show(as_json, result, _tell_attacks if "proofs" in result else _tell_exact)
+        result = experiment.standing_check() if quick else experiment.verify(receipt, level, forget, seed)
+    show(as_json, result, _tell_quick if quick else _tell_attacks if "proofs" in result else _tell_exact)
     return 0 if result["verified"] else 1
 
 
+_STRANGE = "no line of the ledger says that this state was made and proven: run `frmu train`, or finish the drain"
+
+
 def _tell_exact(result: dict[str, Any]) -> None:
-    strange = "no line of the ledger says that this state was made and proven: run `frmu train`, or finish the drain"
     say(
         f"state                     {result['state_digest']}",
         f"rebuilt from what remains {result['digest_never_had']}",
@@ -126,8 +132,22 @@ def _tell_exact(result: dict[str, Any]) -> None:
         f"ledger: {result['ledger_lines']} lines, chain whole",
         *(f"left in the folder: {name}" for name in result["files_that_are_no_shards"]),
         *(f"left in MLflow: {line}" for line in result["left_in_mlflow"]),
-        *([] if result["state_in_ledger"] else [strange]),
+        *([] if result["state_in_ledger"] else [_STRANGE]),
         f"{'VERIFIED' if result['verified'] else 'NOT VERIFIED'}: level {result['level']}",
+    )
+
+
+def _tell_quick(result: dict[str, Any]) -> None:
+    say(
+        f"state {result['state_digest']}",
+        f"erased records found: {result['tombstoned_records_left']} in {result['records_scanned']:,} scanned; "
+        f"ledger: {result['ledger_lines']} lines, chain whole",
+        *(f"not as it was written: the shard of {client}" for client in result["shards_changed"]),
+        *(f"missing: the shard of {client}" for client in result["shards_missing"]),
+        *([] if result["state_in_ledger"] else [_STRANGE]),
+        "UNCHANGED since it was proven; nothing was rebuilt: `frmu verify` does that"
+        if result["verified"]
+        else "CHANGED since it was proven",
     )
 
 

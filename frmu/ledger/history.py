@@ -125,6 +125,17 @@ class History:
         """Return the MLflow runs that learned from any of some clients, by the first 8 digits of their codes."""
         return _runs(self._lines(_RUNS), owners)
 
+    def shards(self) -> dict[str, tuple[str, ...]]:
+        """Return the keyed digests that a shard may have, by the first 8 digits of its client's code.
+
+        One, as it was last written; and those that were staged since, by a job that was killed before it said more.
+        """
+        known: dict[str, tuple[str, ...]] = {}
+        for line in self._lines(("staged", "written")):
+            for owner, code in line.body["shards"].items():
+                known[owner] = (code,) if line.kind == "written" else (*known.get(owner, ()), code)
+        return known
+
     def retired(self) -> frozenset[str]:
         """Return the digests of policies that must not be used again."""
         return frozenset(line.body["policy"] for line in self._lines(["retired"]))

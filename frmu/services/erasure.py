@@ -20,6 +20,7 @@ from frmu.ledger.receipt import Receipt
 from frmu.ledger.request import EraseRequest
 from frmu.methods.method import Round
 from frmu.report.figures import measure
+from frmu.services.integrity import check_shards, note_shards
 from frmu.services.proof import exact_verdict
 from frmu.services.purge import purge_runs, retire
 from frmu.services.receipts import new_receipt, not_covered, not_searched, open_part, scoped, unsearched
@@ -128,7 +129,8 @@ def locate_pending(
 
     Gives the records looked through, by client, and the tombstones by request and client.
 
-    Raises `FederationError` where a client of the state cannot be searched: nothing has been touched then.
+    Raises `FederationError` where a client of the state cannot be searched, or a shard is not as it was written:
+    nothing has been touched then.
     """
     selections = {request.id: request.selection for request in pending if request.selection is not None}
     replies = in_order(federation.run(LocateRecords(selections, session.key)))
@@ -137,6 +139,7 @@ def locate_pending(
         for request, names in reply.record["found"].items():
             found.setdefault(request, {})[reply.client] = names
     if state is not None:
+        check_shards(session, {reply.client: reply.record["digest"] for reply in replies if reply.record["held"]})
         _all_there(session, state, {reply.client for reply in replies if reply.record["held"]}, list(selections))
     session.ledger.add_tombstones(found)
     return {reply.client: reply.record["searched"] for reply in replies if reply.record["held"]}, found
@@ -255,6 +258,7 @@ class _Drain:
         session, batch = self.session, self.batch
         replies = in_order(self.federation.run(PurgeShard(tombstoned, session.key), on=batch.touched))
         sources = self._rewrite(tombstoned) if session.config.store.purge_source else None
+        note_shards(session, {reply.client: reply.record["digest"] for reply in replies if reply.record["rows"]})
         rows = sum(reply.record["dropped"] for reply in replies)
         session.ledger.advance(
             batch.ids, "purged", {"records": batch.records, "rows": rows, "files": len(sources or ())}

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from frmu.clients.tasks.erasure import LocateRecords
 from frmu.data import shard
+from frmu.services.integrity import changed_shards
 from frmu.services.session import Session
 from frmu.services.sites import Inventory
 from frmu.tracking import queue
@@ -31,7 +32,12 @@ def exact_verdict(session: Session, state: State, tombstones: dict[str, frozense
         session.config, session.method, session.network(),
         lambda config: session.sites.afresh(config, inventory), state, tombstones, session.key, strange,
     )  # fmt: skip
-    return replace(verdict, left=verdict.left + _meant(session, inventory))
+    changed = [
+        f"the shard of {client}, which is not as it was written" for client in changed_shards(session, verdict.shards)
+    ]
+    return replace(
+        verdict, left=verdict.left + _meant(session, inventory), unexpected_files=[*verdict.unexpected_files, *changed]
+    )
 
 
 def _strange(session: Session) -> list[str]:

@@ -10,6 +10,7 @@ from frmu.federation import in_order
 from frmu.report.figures import measure
 from frmu.selection.network import read_policy
 from frmu.services.erasure import UNTOUCHED, locate_pending
+from frmu.services.integrity import note_shards
 from frmu.services.proof import exact_verdict
 from frmu.services.purge import purge_runs
 from frmu.services.session import Session
@@ -33,11 +34,9 @@ def _replay(session: Session) -> dict[str, Any]:
     federation = session.sites.federation(session.sites.locations_of(clients, inventory))
     locate_pending(session, federation, session.ledger.standing(), None)
     tombstoned = session.ledger.tombstones(clients, begun=True)
-    back = {
-        reply.client: reply.record["dropped"]
-        for reply in in_order(federation.run(PurgeShard(tombstoned, session.key), on=sorted(tombstoned)))
-        if reply.record["dropped"]
-    }
+    purged = in_order(federation.run(PurgeShard(tombstoned, session.key), on=clients))
+    back = {reply.client: reply.record["dropped"] for reply in purged if reply.record["dropped"]}
+    note_shards(session, {reply.client: reply.record["digest"] for reply in purged if reply.record["rows"]})
     for file in sorted(session.workspace.policies.glob("*.safetensors")):
         if read_policy(file).digest in session.ledger.history.retired():
             file.unlink()

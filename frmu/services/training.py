@@ -18,6 +18,7 @@ from frmu.methods.method import Round
 from frmu.report.figures import forgotten, measure
 from frmu.selection.network import Network
 from frmu.services import erasure
+from frmu.services.integrity import note_shards
 from frmu.services.requests import DECLARED
 from frmu.services.session import Session
 from frmu.services.sites import Inventory
@@ -188,7 +189,10 @@ def _stage(
             found.setdefault(request, {})[reply.client] = names
     session.ledger.add_tombstones(found)
     asked = _ask_for_private(session, {reply.client: reply.record["must_go"] for reply in in_order(replies)})
+    digests = {reply.client: reply.record["digest"] for reply in replies if reply.record["rows"]}
+    note_shards(session, digests, staged=True)
     _attended(session, federation, expected, lambda: list(federation.run(CommitShard(True), on=clients)))
+    note_shards(session, {client: digest for client, digest in digests.items() if client not in federation.away})
     session.ledger.searched(reply.client for reply in replies)
     if nothing := session.owners(sorted(reply.client for reply in replies if not reply.record["rows"])):
         session.ledger.note("empty", {"clients": nothing})

@@ -9,7 +9,7 @@ lie on this machine. What a stale cache, a drift, a wrong order or a record left
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +34,7 @@ class ExactVerdict:
     """Digests of the state under test and of the rebuilt one; records with a tombstone, and files, left over.
 
     `gap` is the greatest difference between the two heads, relative to the greatest weight; `numerics` is what solved
-    for each.
+    for each. `shards` are the digests of the shards that were scanned.
     """
 
     digest: str
@@ -44,6 +44,7 @@ class ExactVerdict:
     unexpected_files: list[str]
     gap: float
     numerics: tuple[str, str]
+    shards: Mapping[str, str]
 
     @property
     def same_head(self) -> bool:
@@ -79,10 +80,16 @@ def rebuild(config: Config, method: Method, network: Network | None, afresh: Afr
         return method.apply(federation, method.init(), network).state
 
 
-def left_behind(federation: Federation, tombstones: dict[str, frozenset[str]], key: bytes) -> tuple[int, int]:
-    """Records with a tombstone that are still in a shard, and records scanned; read from disk anew."""
-    replies = list(federation.run(ScanShard(tombstones, key)))
-    return sum(reply.record["left"] for reply in replies), sum(reply.record["rows"] for reply in replies)
+def left_behind(
+    federation: Federation, tombstones: dict[str, frozenset[str]], key: bytes
+) -> tuple[int, int, dict[str, str]]:
+    """Return the records with a tombstone that are still in a shard, the records scanned, and the shards' digests.
+
+    All is read from disk anew.
+    """
+    records = {reply.client: reply.record for reply in federation.run(ScanShard(tombstones, key))}
+    left, scanned = (sum(record[name] for record in records.values()) for name in ("left", "rows"))
+    return left, scanned, {client: record["digest"] for client, record in records.items() if record["rows"]}
 
 
 def verify_exact(
@@ -104,12 +111,12 @@ def verify_exact(
         raise FrmuError("the state was trained with another config; run `frmu train` before `frmu verify`")
     with afresh(config) as federation:
         rebuilt = method.apply(federation, method.init(), network).state
-        left, scanned = left_behind(federation, tombstones, key)
+        left, scanned, digests = left_behind(federation, tombstones, key)
     if state.policy != rebuilt.policy:
         raise FrmuError("the state was made with another policy file; run `frmu train` before `frmu verify`")
     return ExactVerdict(
         state.digest, rebuilt.digest, left, scanned, unexpected_files, _gap(state, rebuilt),
-        (state.numerics, rebuilt.numerics),
+        (state.numerics, rebuilt.numerics), digests,
     )  # fmt: skip
 
 

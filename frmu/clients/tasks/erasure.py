@@ -27,13 +27,13 @@ class LocateRecords(EachClient):
     def perform(self, client: Client) -> Answer:
         """Rows looked through; for each request that means any, keyed hashes."""
         if not client.has_shard:
-            return Answer(client.name, {"held": False, "searched": 0, "found": {}})
+            return Answer(client.name, {"held": False, "searched": 0, "found": {}, "digest": ""})
         shard = client.shard
         rows = shard.find(self.requests, client.name, client.config)
         found = {
             request: list(tombstones(self.key, client.name, shard.ids[hits].tolist())) for request, hits in rows.items()
         }
-        return Answer(client.name, {"held": True, "searched": len(shard), "found": found})
+        return Answer(client.name, {"held": True, "searched": len(shard), "found": found, "digest": client.digest})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class ScanShard(EachClient):
         client.reload()
         tombstoned = self.tombstones.get(client.name, frozenset())
         left = int(np.sum(_tombstoned(client, self.key, tombstoned))) if client.has_shard and tombstoned else 0
-        return Answer(client.name, {"rows": len(client.shard) if client.has_shard else 0, "left": left})
+        return Answer(client.name, {"left": left, **_left(client)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +59,19 @@ class PurgeShard(EachClient):
     key: bytes = field(repr=False)
 
     def perform(self, client: Client) -> Answer:
-        """Counts: rows dropped, rows left."""
+        """Counts: rows dropped, rows left; the digest of what is left."""
         tombstoned = self.tombstones.get(client.name, frozenset())
         if not client.has_shard or not tombstoned:
-            return Answer(client.name, {"dropped": 0, "rows": len(client.shard) if client.has_shard else 0})
+            return Answer(client.name, {"dropped": 0, **_left(client)})
         rows = _tombstoned(client, self.key, tombstoned)
         if rows.any():
             client.drop(rows)
-        return Answer(client.name, {"dropped": int(rows.sum()), "rows": len(client.shard) if client.has_shard else 0})
+        return Answer(client.name, {"dropped": int(rows.sum()), **_left(client)})
+
+
+def _left(client: Client) -> dict[str, Any]:
+    """Rows left, and the digest of the shard that holds them."""
+    return {"rows": len(client.shard), "digest": client.digest} if client.has_shard else {"rows": 0, "digest": ""}
 
 
 def _tombstoned(client: Client, key: bytes, tombstoned: frozenset[str]) -> Any:

@@ -64,7 +64,9 @@ class StageShard:
         with client.writing():
             shards.write(table if alive.all() else table.filter(alive), _incoming(client.path))
         must_go = [name for name in flagged if name in held]
-        return Answer(client.name, {"rows": int(np.sum(alive)), **counts, "found": found, "must_go": must_go})
+        digest = shards.digest_of_file(_incoming(client.path))
+        told = {"found": found, "must_go": must_go, "digest": digest}
+        return Answer(client.name, {"rows": int(np.sum(alive)), **counts, **told})
 
     def _held(self, client: Client) -> frozenset[str]:
         """The tombstones of what the present shard holds, whatever config it was written with."""
