@@ -48,6 +48,7 @@ def test_a_request_means_something_until_the_last_client_was_searched(ledger: Le
     close(ledger, request, "home 1", "home 2")
     assert [each.selection for each in ledger.standing()] == [PERSON]
     assert ledger.unsearched() == {request: codes(ledger, "home 1", "home 2")}
+    assert [receipt["request"] for receipt in ledger.receipts()] == [request]
     ledger.searched(["home 1", "home 3"])
     assert ledger.unsearched() == {request: codes(ledger, "home 2")}
     assert [each.id for each in ledger.standing()] == [request]
