@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from frmu.errors import LedgerError
+from frmu.errors import LedgerError, RequestError
 from frmu.ledger import chain
-from frmu.ledger.keys import Keys
+from frmu.ledger.keys import Keys, seal, unseal
 from frmu.ledger.ledger import Ledger
 from frmu.ledger.receipt import Receipt, check_receipt, issue, read_receipt
 from frmu.types import Selection
@@ -117,6 +117,34 @@ def test_shredding_forgets_which_client_was_meant_unless_another_request_needs_i
     assert [(line.kind, line.request, line.body) for line in ledger.lines(["shredded"])] == [("shredded", one, {})]
     assert ledger.shred(subject="bo") == [other]
     assert table("SELECT owner FROM frmu_owner") == []
+    assert [(found.requester, found.reason) for found in ledger.requests()] == [("", "")] * 2
+
+
+def test_a_request_about_nobody_is_not_found_under_a_name(ledger: Ledger) -> None:
+    close(ledger, ask(ledger, Selection("client", client="home 1")))
+    for name in ("None", "home 1", ""):
+        with pytest.raises(RequestError, match="nothing is left to shred"):
+            ledger.shred(subject=name)
+
+
+@pytest.mark.parametrize("text", ["{}\n{}", "{}?{}", " {}{}"])
+def test_a_sealed_text_is_opened_as_it_was_written_and_not_otherwise(text: str) -> None:
+    sealed = seal(KEY, {"reason": "x"}, "r1")
+    with pytest.raises(LedgerError, match="changed"):
+        unseal(KEY, text.format(sealed[:8], sealed[8:]), "r1")
+
+
+@pytest.mark.parametrize("request_", ["r9", "r2"])
+def test_tombstones_of_a_request_that_has_none_are_told(
+    request_: str, ledger: Ledger, table: Callable[[str], list[tuple]]
+) -> None:
+    """Nobody asked for them: of a request that is not there, or that was withdrawn."""
+    ask(ledger)
+    ledger.withdraw(ask(ledger))
+    assert ledger.check() == 3
+    table(f"INSERT INTO frmu_tombstone VALUES ('{ledger.owner('home 1')}', 'zz', '{request_}')")
+    with pytest.raises(LedgerError, match=f"there are tombstones of {request_}, which has none"):
+        ledger.check()
 
 
 def test_requests_and_receipts_are_told_in_the_order_of_their_numbers(ledger: Ledger) -> None:

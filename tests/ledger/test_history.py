@@ -103,6 +103,8 @@ def test_a_client_that_was_erased_whole_is_not_known() -> None:
     assert history(took, received("r1", "subject"), planned("r1", ADA)).known() == {A, B, C}
     two = (received("r1", "client"), received("r2", "subject"), planned("r2", BO), planned("r1", ADA, CY))
     assert history(took, *two).known() == {B}
+    both = (received("r1", "client"), received("r2", "client"), planned("r1", ADA), planned("r2", BO))
+    assert history(took, *both).known() == {C}
 
 
 # -- who was not searched -------------------------------------------------------------------------------------

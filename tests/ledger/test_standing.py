@@ -15,6 +15,7 @@ from frmu.ledger.request import EraseRequest
 from frmu.types import Selection
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+DAY = 24 * 60 * 60
 PERSON = Selection("subject", subject="ada lovelace")
 
 
@@ -56,6 +57,7 @@ def test_a_request_means_something_until_the_last_client_was_searched(ledger: Le
     assert ledger.standing() == []
     assert ledger.unsearched() == {}
     assert ledger.requests()[0].selection is None
+    assert [receipt["request"] for receipt in ledger.receipts()] == [request]
 
 
 def test_a_search_writes_down_only_what_it_was_needed_for(ledger: Ledger) -> None:
@@ -148,6 +150,7 @@ def test_tombstones_of_a_request_that_no_drain_began_with_can_be_left_out(ledger
 @pytest.mark.parametrize("days", [0, 36500])
 def test_the_first_and_the_last_due_day_are_taken(ledger: Ledger, days: int) -> None:
     assert ledger.receive(PERSON, due_days=days).due - NOW == dt.timedelta(days=days)
+    assert ledger.requests()[0].due - NOW == dt.timedelta(days=days)
 
 
 @pytest.mark.parametrize("days", [-1, 36501])
@@ -157,8 +160,9 @@ def test_the_days_beside_them_are_not(ledger: Ledger, days: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hours", "left"), [(0, 0), (1, 1), (24, 1), (25, 2), (-1, -1), (-24, -1), (-25, -2), (24 * 30, 30)]
+    ("seconds", "left"),
+    [(0, 0), (1, 1), (DAY, 1), (DAY + 1, 2), (-1, -1), (-DAY, -1), (-DAY - 1, -2), (30 * DAY, 30), (30 * DAY + 1, 31)],
 )
-def test_a_day_that_has_begun_is_counted(hours: int, left: int) -> None:
-    request = EraseRequest("r1", "subject", PERSON, "", "", NOW, NOW + dt.timedelta(hours=hours), "received")
+def test_a_day_that_has_begun_is_counted(seconds: int, left: int) -> None:
+    request = EraseRequest("r1", "subject", PERSON, "", "", NOW, NOW + dt.timedelta(seconds=seconds), "received")
     assert request.days_left(NOW) == left
