@@ -14,6 +14,7 @@ from frmu.ledger import chain
 from frmu.ledger.keys import Keys, seal, unseal
 from frmu.ledger.ledger import Ledger
 from frmu.ledger.receipt import Receipt, check_receipt, issue, read_receipt
+from frmu.ledger.rows import Rows
 from frmu.types import Selection
 
 KEY = b"k" * 32
@@ -212,6 +213,21 @@ def test_a_line_takes_a_set_as_a_list(ledger: Ledger) -> None:
     ledger.note("trained", {"clients": {"a"}})
     line = ledger.lines()[0]
     assert (line.kind, line.request, line.body) == ("trained", "", {"clients": ["a"]})
+
+
+@pytest.mark.parametrize("body", ["[]", "null", '"text"', "{", ""])
+def test_a_line_whose_body_is_no_object_is_not_read(
+    body: str, ledger: Ledger, table: Callable[[str], list[tuple]]
+) -> None:
+    ask(ledger)
+    table(f"UPDATE frmu_line SET body = '{body}'")
+    with pytest.raises(LedgerError, match="line 1 of the ledger was changed: its body is not what frmu writes"):
+        ledger.lines()
+
+
+def test_tombstones_are_hashed_as_stored_ledgers_have_them() -> None:
+    keys = Keys(KEY)
+    assert Rows(keys).digest({"b": ["y"], "a": ["z", "x"]}) == keys.keyed("a x\na z\nb y")
 
 
 def test_a_request_is_due_in_thirty_days_unless_it_says_otherwise(ledger: Ledger) -> None:
