@@ -225,6 +225,35 @@ def test_a_line_whose_body_is_no_object_is_not_read(
         ledger.lines()
 
 
+def test_a_secret_gives_the_keys_that_it_always_gave() -> None:
+    """Ledgers and receipts of before must be read and checked; and no key of one use opens what is of another."""
+    keys = Keys(KEY)
+    assert keys.keyed("a text") == "c99adf1484612bc14091d367928cbf20d4863db2a1f07e371705f825355d77a2"
+    assert keys.public == "8b4b9f700d9b87aa9aee4e3bf569331a808af139b5f2ad54737905bf5462e590"
+    assert keys.unwrap("mLfY7FVM3pFgWrxpkD451wIyPvt2nfhyGMSNloWNyyrC0i0=", "r1") == {"a": 1}
+
+
+def test_a_url_of_postgresql_means_the_driver_that_comes_with_the_extra() -> None:
+    pytest.importorskip("psycopg")
+    engine = chain._engine("postgresql://ada@there:5433/frmu")
+    assert engine.url.render_as_string() == "postgresql+psycopg://ada@there:5433/frmu"
+    assert chain._engine("sqlite:///a.db").url.render_as_string() == "sqlite:///a.db"
+
+
+@pytest.mark.parametrize("url", ["nonsense", "sqlite:////nowhere/at/all/ledger.db"])
+def test_a_database_that_cannot_be_opened_is_named(url: str) -> None:
+    with pytest.raises(LedgerError, match=f"^{url}: the ledger cannot be opened"):
+        Ledger(url, KEY)
+
+
+def test_a_ledger_is_made_only_where_that_is_wanted(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    with pytest.raises(LedgerError, match="there is no ledger in this database"):
+        Ledger(url, KEY, make=False)
+    Ledger(url, KEY).close()
+    Ledger(url, KEY, make=False).close()
+
+
 def test_tombstones_are_hashed_as_stored_ledgers_have_them() -> None:
     keys = Keys(KEY)
     assert Rows(keys).digest({"b": ["y"], "a": ["z", "x"]}) == keys.keyed("a x\na z\nb y")
