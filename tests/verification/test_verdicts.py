@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from frmu.clients.tasks.audit import Plant
 from frmu.errors import FrmuError
 from frmu.federation import Reply
 from frmu.models.statistics import loss, statistics_of
@@ -222,11 +223,106 @@ def test_planted_records_are_shared_out_to_the_last() -> None:
     assert rehearsal.share_out({}, 4) == {}
 
 
+# -- L3, rehearsed --------------------------------------------------------------------------------------------
+
+
+class Stage:
+    """A rehearsal whose planting is told, not done: which copies are started, what runs there, and what it says."""
+
+    def __init__(self, says: list[Reply], held_back: Mapping[str, Sequence[str]]) -> None:
+        self.says, self.held_back = says, held_back
+        self.plants: list[Any] = []
+        self.started: list[tuple[str, Sequence[str]]] = []
+        self.ran: list[Any] = []
+        self.closed = 0
+        self.name, self.live = "audit-1", self
+        clients = [SimpleNamespace(name="a", records=30), SimpleNamespace(name="b", records=10)]
+        self.state = SimpleNamespace(clients=clients, outputs=("y",))
+
+    def run(self, work: Any) -> list[Reply]:
+        self.ran.append(work)
+        if isinstance(work, Plant):
+            return [Reply(name, {"held_back": ids}, None, 0) for name, ids in self.held_back.items()]
+        return self.says
+
+    def start(self, name: str, clients: Sequence[str]) -> Stage:
+        self.started.append((name, clients))
+        return self
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+HEADS = dict.fromkeys((ORIGINAL, STATE, RETRAINED, TUNED), np.zeros((2, 1)))
+
+
+def planted(stage: Stage, monkeypatch: pytest.MonkeyPatch, ids: Mapping[str, Sequence[str]]) -> None:
+    monkeypatch.setattr(rehearsal, "_plant_and_erase", lambda on, work: on.plants.append(work) or (HEADS, ids))
+
+
+@pytest.mark.parametrize(
+    ("original", "state", "passed", "telling"),
+    [(80, 50, True, True), (80, 52.9, True, True), (80, 53.1, False, True), (80, 46.9, False, True),
+     (53.1, 50, True, True), (52.9, 50, True, False), (20, 50, True, False)],
+)  # fmt: skip
+def test_canaries_are_told_from_a_line_up_of_all_that_were_drawn(
+    original: float, state: float, passed: bool, telling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line-up is planted on its own, with those that were fitted and those held back, and is taken away again."""
+    won = {ORIGINAL: original, STATE: state, RETRAINED: 50.0, TUNED: 50.0}
+    stage = Stage(replies({"pairs": 100, "won": won}), {"b": ["y"], "a": ["x", "z"]})
+    planted(stage, monkeypatch, {"a": ["p", "q"], "b": ["r"]})
+    verdict = rehearsal.canary(stage, 5, 7)  # type: ignore[arg-type]
+    assert (verdict.passed, verdict.telling, verdict.level, verdict.seeds) == (passed, telling, "L3", (7,))
+    assert verdict.notes == {"canaries": 3}
+    assert verdict.numbers["canary AUC: this state"] == state / 100
+    [fitted], [lineup, recall] = stage.plants, stage.ran
+    assert (fitted.kind, fitted.counts, fitted.seed, fitted.copy) == ("canary", {"a": 3, "b": 2}, 7, "audit-1-canary")
+    assert (lineup.kind, lineup.counts, lineup.seed, lineup.copy) == ("canary", {"a": 3, "b": 2}, 7, "audit-1-lineup")
+    assert not fitted.every
+    assert lineup.every
+    assert stage.started == [("audit-1-lineup", ["a", "b"])]
+    assert (recall.heads, recall.outputs) == (HEADS, ("y",))
+    assert {"a": ["x", "z"], "b": ["y"]} in [getattr(recall, field) for field in recall.__slots__]
+    assert stage.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("original", "state", "passed", "telling"),
+    [(60, 20, True, True), (60, 22, True, True), (60, 23, False, True), (60, 17, False, True), (30, 20, True, False),
+     (31, 20, True, True), (0, 20, True, False)],
+)  # fmt: skip
+def test_a_trigger_leads_no_more_records_astray_than_where_it_was_never_planted(
+    original: int, state: int, passed: bool, telling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    led = {ORIGINAL: original, STATE: state, RETRAINED: 20, TUNED: 20}
+    halves = replies({"n": 150, "led": led}, {"n": 50, "led": dict.fromkeys(led, 0)})
+    stage = Stage(halves, {})
+    planted(stage, monkeypatch, {"a": ["p", "q"], "b": ["r"]})
+    trap = rehearsal.Trap({"humidity": 100.0}, 20.0)
+    verdict = rehearsal.backdoor(stage, trap, {"a": 2, "b": 1}, 7)  # type: ignore[arg-type]
+    assert (verdict.passed, verdict.telling, verdict.level, verdict.seeds) == (passed, telling, "L3", (7,))
+    assert verdict.notes == {"planted": 3, "trigger": {"humidity": 100.0}, "target": 20.0}
+    assert verdict.numbers["attack success: this state"] == state / 200
+    [work] = stage.plants
+    assert (work.kind, work.counts, work.copy) == ("backdoor", {"a": 2, "b": 1}, "audit-1-backdoor")
+
+
+@pytest.mark.parametrize(("n", "success"), [(0, 0.0), (1, 1.0)])
+def test_a_trigger_that_was_tried_on_few_is_told_as_a_share(
+    n: int, success: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage(replies({"n": n, "led": dict.fromkeys(HEADS, n)}), {})
+    planted(stage, monkeypatch, {})
+    verdict = rehearsal.backdoor(stage, rehearsal.Trap({}, 1.0), {}, 0)  # type: ignore[arg-type]
+    assert verdict.numbers["attack success: original"] == success
+
+
 # -- L4 -------------------------------------------------------------------------------------------------------
 
 
-def line(slope: float, n: int = 50, seed: int = 0) -> Statistics:
-    x = np.random.default_rng(seed).normal(size=(n, 2)) * [3.0, 1.0]
+def line(slope: float, n: int = 50, seed: int = 0, size: float = 1.0) -> Statistics:
+    x = np.random.default_rng(seed).normal(size=(n, 2)) * [3.0 * size, size]
     return statistics_of(x, (x @ [slope, 1.0])[:, None])
 
 
@@ -246,8 +342,8 @@ def test_steps_are_counted_until_the_goal_is_reached() -> None:
     assert relearn.steps_to(-1.0, head(0.0), forget, rate) == relearn.MOST
 
 
-def relearned(state: Float) -> Verdict:
-    forget = line(2.0)
+def relearned(state: Float, size: float = 1.0) -> Verdict:
+    forget = line(2.0, size=size)
     asked = []
     heads = {ORIGINAL: head(2.0), STATE: state, RETRAINED: head(0.0, 0.0), TUNED: head(1.0)}
     suspects = SimpleNamespace(heads=heads, part=lambda part: asked.append(part) or forget)
@@ -276,9 +372,10 @@ def test_one_that_is_sooner_there_or_later_fails(state: Float) -> None:
     assert verdict.telling
 
 
-def test_the_goal_is_nine_tenths_of_the_way_at_a_rate_that_is_slow_enough_to_count() -> None:
-    verdict = relearned(head(0.0, 0.0))
-    forget = line(2.0)
+@pytest.mark.parametrize("size", [1.0, 0.01])
+def test_the_goal_is_nine_tenths_of_the_way_at_a_rate_that_is_slow_enough_to_count(size: float) -> None:
+    verdict = relearned(head(0.0, 0.0), size)
+    forget = line(2.0, size=size)
     goal = (
         0.1 * verdict.numbers["loss on the erased: retrained"] + 0.9 * verdict.numbers["loss on the erased: original"]
     )
