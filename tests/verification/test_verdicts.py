@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from frmu.clients.tasks.audit import Plant
+from frmu.data.tombstones import tombstones
 from frmu.errors import FrmuError
 from frmu.federation import Reply
 from frmu.models.statistics import loss, statistics_of
 from frmu.types import Float, Statistics
 from frmu.verification import membership, rehearsal, relearn
-from frmu.verification.exact import ExactVerdict, verify_exact
+from frmu.verification.exact import ExactVerdict, rebuild, verify_exact
 from frmu.verification.gap import ROUNDING, gap
 from frmu.verification.models_under_test import ORIGINAL, RETRAINED, STATE, TUNED, Errors, ModelsUnderTest, fine_tune
 from frmu.verification.verdict import Verdict
@@ -77,6 +78,16 @@ def test_a_state_is_held_against_one_of_its_own_config_and_policy() -> None:
         held(state, fingerprint="g")
     with pytest.raises(FrmuError, match="another policy"):
         held(state, policy="q")
+
+
+def test_what_is_rebuilt_begins_from_nothing_with_the_policy_in_force() -> None:
+    asked: list[Any] = []
+    method = SimpleNamespace(
+        init=lambda: "nothing",
+        apply=lambda federation, state, network: asked.append((state, network)) or SimpleNamespace(state="rebuilt"),
+    )
+    found: Any = rebuild("config", method, "policy", lambda config: nullcontext(config))  # type: ignore[arg-type]
+    assert (found, asked) == ("rebuilt", [("nothing", "policy")])
 
 
 # -- L2 -------------------------------------------------------------------------------------------------------
@@ -316,6 +327,57 @@ def test_a_trigger_that_was_tried_on_few_is_told_as_a_share(
     planted(stage, monkeypatch, {})
     verdict = rehearsal.backdoor(stage, rehearsal.Trap({}, 1.0), {}, 0)  # type: ignore[arg-type]
     assert verdict.numbers["attack success: original"] == success
+
+
+class Rehearsed(Stage):
+    """A stage of which the copy is a federation that only writes down what it is asked."""
+
+    def run(self, work: Any, on: Sequence[str] | None = None) -> list[Reply]:
+        self.ran.append((work, on))
+        if isinstance(work, Plant):
+            return [Reply("b", {"planted": ["x"]}, None, 0), Reply("a", {"planted": []}, None, 0)]
+        return [Reply("b", {"rows": 4}, None, 0)]
+
+    def serve(self, task: Any, told: Sequence[Reply]) -> Statistics:
+        return line(2.0)
+
+
+def test_what_was_planted_is_erased_as_a_drain_would_and_the_copy_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method is handed what it kept before the purge; the original goes on being tuned on what is retained alone."""
+    stage: Any = Rehearsed([], {})
+    asked: list[Any] = []
+
+    def state(slope: float) -> Any:
+        return SimpleNamespace(W=head(slope), outputs=("y",))
+
+    def apply(federation: Any, before: Any, network: Any) -> Any:
+        asked.append(("apply", before, network))
+        return SimpleNamespace(state=state(1.0))
+
+    def prepare(federation: Any, before: Any, forget: Any) -> str:
+        asked.append(("prepare", before.W[0, 0], sorted(forget), len(stage.ran)))
+        return "kept"
+
+    def erase(federation: Any, before: Any, network: Any, touched: Any, kept: Any) -> Any:
+        asked.append(("erase", before.W[0, 0], network, touched, kept))
+        return SimpleNamespace(state=state(0.5))
+
+    stage.method = SimpleNamespace(init=lambda: "nothing", apply=apply, prepare=prepare, erase=erase)
+    stage.network, stage.key, stage.state = "policy", b"k", SimpleNamespace(W=head(0.0), outputs=("y",))
+    work = Plant("canary", {"a": 0, "b": 1}, 0, "audit-1-canary")
+    heads, ids = rehearsal._plant_and_erase(stage, work)
+    assert ids == {"a": [], "b": ["x"]}
+    assert stage.started == [("audit-1-canary", ["a", "b"])]
+    assert [told[0] for told in asked] == ["apply", "prepare", "erase"]
+    assert asked[0] == ("apply", "nothing", "policy")
+    assert asked[1] == ("prepare", 1.0, ["b"], 2)  # what was planted and tuned on; nothing is purged yet
+    assert asked[2] == ("erase", 1.0, "policy", ("b",), "kept")
+    (plant, _), (part, _), (purge, on) = stage.ran
+    assert (plant, part.part, on) == (work, "retain", ("b",))
+    assert purge.tombstones == {"b": frozenset(tombstones(b"k", "b", ["x"]))}
+    assert [float(heads[name][0, 0]) for name in (ORIGINAL, STATE, RETRAINED)] == [1.0, 0.5, 0.0]
+    assert np.array_equal(heads[TUNED], fine_tune(head(1.0), line(2.0)))
+    assert stage.closed == 1
 
 
 # -- L4 -------------------------------------------------------------------------------------------------------
