@@ -55,7 +55,7 @@ def test_there_is_no_room_without_a_name() -> None:
 
 
 def test_tests_stand_in_the_room_that_they_test() -> None:
-    rooms = {path.name for path in (ROOT / "frmu").iterdir() if path.is_dir()} | {"cluster", "jobs"}
+    rooms = {path.name for path in (ROOT / "frmu").iterdir() if path.is_dir()} | {"cluster", "jobs", "mutation"}
     assert {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")} <= rooms
 
 

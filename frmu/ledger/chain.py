@@ -264,7 +264,7 @@ def _lock(connection: Connection) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    return str(getattr(error, "orig", None) or error or repr(error)).strip().splitlines()[0]
+    return (str(getattr(error, "orig", None) or error).strip() or repr(error)).splitlines()[0]
 
 
 def _digest(keys: Keys, number: int, time: str, kind: str, request: str, body: str, previous: str) -> str:

@@ -233,8 +233,7 @@ class Ledger:
         before = {receipt["request"]: receipt for receipt in self.receipts()}
         if request not in before:
             raise RequestError(f'no receipt "{request}"{near_miss(request, before)}')
-        outside = ("ledger", "public_key", "signature")
-        receipt = {name: value for name, value in before[request].items() if name not in outside}
+        receipt = {name: value for name, value in before[request].items() if name != "signature"}
         receipt["proofs"] = [*receipt["proofs"], dict(proof)]
         with self._chain.writing() as writer:
             return self._file(writer, "proven", receipt)

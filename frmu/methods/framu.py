@@ -64,7 +64,7 @@ from frmu.models.grid import total
 from frmu.models.ridge import solve
 from frmu.models.statistics import basis_of, denominator
 from frmu.selection.network import Network
-from frmu.server.server import DropClients, Server
+from frmu.server.server import Server
 from frmu.types import HEAD, ClientState, Float, State, Sums
 
 __all__ = [
@@ -278,7 +278,7 @@ def framu(config: Config, agents_of: AgentsOf, settings: Settings | None = None)
     def erase(
         federation: Federation, state: State, network: Network | None, clients: tuple[str, ...], kept: None
     ) -> Round:
-        federation.serve(DropClients(clients))
+        # The server lets go of sums that were made of another shard: it is told the digest of each.
         return _round(config, federation, agents_of, chosen)
 
     return Method("framu", "none", init, apply, nothing_kept, erase)

@@ -23,7 +23,7 @@ from frmu.models.statistics import basis_of, denominator, numerics, one_thread
 from frmu.types import HEAD, ClientState, Float, State, Statistics, Sums, digest_of
 from frmu.wire.pipeline import IDENTITY, Pipeline
 
-__all__ = ["AggregateByAttention", "Aggregated", "DropClients", "HeldClients", "Server", "SumStatistics"]
+__all__ = ["AggregateByAttention", "Aggregated", "HeldClients", "Server", "SumStatistics"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +73,6 @@ class HeldClients:
             for name in [n for n, part in server.contributions.items() if part.digest != self.digests.get(n)]:
                 del server.contributions[name]
         return tuple(server.contributions)
-
-
-@dataclass(frozen=True, slots=True)
-class DropClients:
-    """Let the contributions of some clients go: their records changed."""
-
-    afresh: ClassVar[bool] = True
-    clients: tuple[str, ...]
-
-    def perform(self, server: Server, payloads: Mapping[str, Payload]) -> None:
-        """Forget them."""
-        for client in self.clients:
-            server.contributions.pop(client, None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,3 +174,177 @@ def test_a_proposal_must_beat_keeping_everything_by_the_margin(loss: float, chos
 def test_without_a_policy_the_best_rule_is_proposed() -> None:
     assert selectors._guard({"keep": 1.0, "a": 0.9, "b": 0.8}, 0.01) == "b"
     assert selectors._guard({"keep": 1.0, "a": 0.8, "policy": 0.9}, 0.01) == "policy"
+
+
+def test_a_proposal_is_measured_against_keeping_everything_whatever_its_loss_is() -> None:
+    assert selectors._guard({"keep": 2.0, "policy": 1.9}, 0.1) == "keep"
+    assert selectors._guard({"keep": 2.0, "policy": 1.7}, 0.1) == "policy"
+    assert selectors._guard({"keep": 0.5, "policy": 0.49}, 0.1) == "keep"
+
+
+# -- what the rules say, to the number ------------------------------------------------------------------------
+
+
+def seen(name: str, *values: float) -> np.ndarray:
+    rows = np.zeros((len(values), len(FEATURES)))
+    rows[:, FEATURES.index(name)] = values
+    return rows
+
+
+@pytest.mark.parametrize(("rule", "times"), [("residual 1.5", 1.5), ("residual 3", 3.0)])
+def test_a_slice_that_fits_so_many_times_worse_is_forgotten(rule: str, times: float) -> None:
+    at = float(np.log(times))
+    assert selectors.rules(seen("residual", at - 1e-9, at, at + 1e-9, 5.0, -5.0))[rule].tolist() == [1, 1, 0, 0, 1]
+
+
+def test_a_slice_without_which_the_loss_is_half_a_percent_lower_is_forgotten() -> None:
+    at = float(-np.arcsinh(0.5))
+    found = selectors.rules(seen("gain", at + 1e-9, at, at - 1e-9, 5.0, -5.0))["leave-one-out"]
+    assert found.tolist() == [1, 1, 0, 1, 0]
+
+
+def test_what_is_nearly_all_or_nothing_is_all_or_nothing() -> None:
+    near = np.array([0.95, 0.95 - 1e-9, 0.05 + 1e-9, 0.05, 0.02, 0.0])
+    assert selectors._settled(near, by_itself=False).tolist() == [1.0, 61 / 64, 0.0, 0.0, 0.0, 0.0]
+    steps = selectors._settled(near, by_itself=True) * 64
+    assert steps.tolist() == [64, 61, 3, 3, 1, 1]
+
+
+# -- what a policy is shown, and how it is led ----------------------------------------------------------------
+
+
+class Shown:
+    """In place of a network: it notes what it is shown, and values the fits in the order that it is told."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = list(values)
+        self.steps: list[float] = []
+        self.firsts: list[Observation] = []
+
+    def __call__(self, first: Observation, now: Observation) -> tuple[np.ndarray, float, np.ndarray]:
+        self.firsts.append(first)
+        self.steps.append(float(now.rows[0, FEATURES.index("step")]))
+        value = self.values.pop(0) if self.values else 0.0
+        return np.linspace(-1.0, 1.0, len(now.rows)), value, np.full(len(now.rows), float(len(self.steps)))
+
+
+def looked(task: SelectionProblem, budget: int) -> tuple[RefitCounter, Observation]:
+    account = RefitCounter(task, Budget(budget))
+    kept = account.fit(task.keep)
+    return account, observe(task, kept, 0.0, kept.loss)
+
+
+def test_a_policy_is_shown_the_share_of_its_steps_that_is_taken() -> None:
+    account, first = looked(make(bad=(1,)), 10)
+    shown = Shown()
+    met = follow(shown, account, first, first.fit, 3)  # type: ignore[arg-type]
+    assert shown.steps == [0.0, 0.25, 0.5, 0.75]
+    assert all(each is first for each in shown.firsts)
+    assert met[0].fit is first.fit
+
+
+def test_of_a_client_by_itself_the_greatest_influence_is_one() -> None:
+    account, first = looked(make(bad=(1,)), 10)
+    met = follow(Shown(), account, first, first.fit, 1)  # type: ignore[arg-type]
+    assert met[1].fit.influence.max() == 1.0
+    alone = account.task
+    rest = statistics_of(np.ones((9, 5)), np.ones((9, 1)))
+    among = problem_of({k: alone.slice(s) for s, k in enumerate(alone.keys)}, alone.age, rest, alone.parts,
+                       alone.later, 1e-3)  # fmt: skip
+    account, first = looked(among, 10)
+    met = follow(Shown(), account, first, first.fit, 1)  # type: ignore[arg-type]
+    assert met[1].fit.influence.max() == 47 / 64  # 1 / (1 + e^-1), on the grid
+
+
+@pytest.fixture
+def ascents(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, int, float]]:
+    """The starts, lengths and rates of the ascents that are made from here on."""
+    made: list[tuple[object, int, float]] = []
+
+    def noted(account: RefitCounter, start: object, steps: int, rate: float) -> object:
+        made.append((start, steps, rate))
+        return ascend(account, start, steps, rate)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(selectors, "ascend", noted)
+    return made
+
+
+def test_the_first_ascent_is_twice_as_bold_and_each_starts_from_what_was_valued_most(ascents: list) -> None:
+    account, first = looked(make(bad=(1, 4)), 4 + 2 * 23)
+    shown = Shown(0, 0, 0, 0, 1, 7, 2, 3)  # of the first refinement the second fit is valued most
+    guided(shown, account, first, 3)  # type: ignore[arg-type]
+    assert [(steps, rate) for _, steps, rate in ascents] == [(20, 2.4 / 20), (20, 1.2 / 20)]
+    assert ascents[0][0] is first.fit
+    assert ascents[1][0] is not first.fit
+
+
+@pytest.mark.parametrize(("budget", "number"), [(26, 0), (27, 1), (48, 1), (49, 2)])
+def test_an_ascent_is_begun_if_its_refinement_can_be_paid_too(ascents: list, budget: int, number: int) -> None:
+    """Four refits are spent before; an ascent takes 19, and 23 are set aside for it and for what follows."""
+    account, first = looked(make(bad=(1, 4)), budget)
+    guided(Shown(), account, first, 3)  # type: ignore[arg-type]
+    assert len(ascents) == number
+
+
+@pytest.mark.parametrize("at", [0, 2, 5, 9])
+def test_of_everything_met_what_is_valued_most_is_proposed(at: int) -> None:
+    account, first = looked(make(bad=(1, 4)), 4 + 2 * 23)
+    values = [float(-number) for number in range(12)]
+    values[at] = 5.0
+    found = guided(Shown(*values), account, first, 3)  # type: ignore[arg-type]
+    assert found.value == 5.0
+    assert (found.fit is first.fit) == (at == 0)
+    assert found.pool.tolist() == [1.0] * 8  # its attention when it first looked
+
+
+# -- what a decision says -------------------------------------------------------------------------------------
+
+
+def test_keeping_everything_costs_nothing_and_says_so() -> None:
+    decision = decide(make(bad=(1,)), None, "keep", 0.01, 3, 64)
+    assert (decision.chosen_by, decision.losses, decision.refits) == ("keep", {}, 0)
+    assert decision.rows.shape == (8, len(FEATURES))
+    assert not decision.rows.any()
+    assert decision.pool.tolist() == [1 / 8] * 8
+
+
+def test_rules_alone_attend_to_every_slice_alike_and_ask_no_policy(network: Network) -> None:
+    decision = decide(make(bad=(1, 4)), network, "rules", 0.01, 3, 64)
+    assert set(decision.losses) == {"keep", "residual 1.5", "residual 3", "leave-one-out"}
+    assert decision.pool.tolist() == [1 / 8] * 8
+    assert set(decide(make(), None, "policy", 0.01, 3, 64).losses) == set(decision.losses)
+
+
+@pytest.mark.parametrize("selector", ["policy", "rules"])
+def test_a_decision_tells_what_it_cost(selector: str, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    from frmu.selection import search
+
+    made = []
+    monkeypatch.setattr(search, "fit", lambda task, influence: made.append(1) or fit(task, influence))
+    decision = decide(make(bad=(1, 4)), network, selector, 0.01, 3, 64)
+    assert decision.refits == len(made) > 0
+    assert (decision.rows[:, FEATURES.index("step")] == 0.0).all()
+
+
+@pytest.mark.parametrize(("budget", "left"), [(64, 59), (6, 1), (5, 0), (2, 0)])
+def test_five_refits_are_kept_from_the_policy(budget: int, left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For keeping everything, for what it proposes once that is settled, and for three rules."""
+    afforded = []
+
+    def spend(network: object, account: RefitCounter, first: Observation, steps: int) -> selectors.Guided:
+        afforded.append(next(n for n in range(100) if not account.affords(n + 1)))
+        return selectors.Guided(first.fit, 0.0, np.zeros(8))
+
+    monkeypatch.setattr(selectors, "guided", spend)
+    decide(make(), Shown(), "policy", 0.01, 3, budget)  # type: ignore[arg-type]
+    assert afforded == [left]
+
+
+def test_what_is_fitted_already_is_not_fitted_again() -> None:
+    account, first = looked(make(), 10)
+    assert selectors._fitted(account, np.ones(8), [first.fit]) is first.fit
+    assert account.refits == 1
+    other = np.ones(8)
+    other[0] = 0.5
+    assert selectors._fitted(account, other, [first.fit]).influence.tolist() == other.tolist()
+    assert account.refits == 2
