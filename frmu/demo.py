@@ -131,7 +131,7 @@ def _found(state: State) -> dict[str, Any]:
 
 
 def _tell_found(found: dict[str, Any]) -> str:
-    weights = ", ".join(f"{key} -> {value:g}" for key, value in found["influence"].items())
+    weights = ", ".join(f"{key} -> {value:.2f}" for key, value in found["influence"].items())
     return (
         f"influences applied: {found['found']} of {len(LIED)} lying weeks of {LIAR} found ({weights}; chosen by: "
         f"{found['chosen_by']}); "

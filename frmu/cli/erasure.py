@@ -121,6 +121,7 @@ def verify(
     return 0 if result["verified"] else 1
 
 
+_ALONE = "no witness: a working folder that is put back as a whole would not be noticed (store.witness)"
 _STRANGE = "no line of the ledger says that this state was made and proven: run `frmu train`, or finish the drain"
 
 
@@ -133,6 +134,7 @@ def _tell_exact(result: dict[str, Any]) -> None:
         *(f"left in the folder: {name}" for name in result["files_that_are_no_shards"]),
         *(f"left in MLflow: {line}" for line in result["left_in_mlflow"]),
         *([] if result["state_in_ledger"] else [_STRANGE]),
+        *([] if result["witness"] else [_ALONE]),
         f"{'VERIFIED' if result['verified'] else 'NOT VERIFIED'}: level {result['level']}",
     )
 
@@ -145,6 +147,7 @@ def _tell_quick(result: dict[str, Any]) -> None:
         *(f"not as it was written: the shard of {client}" for client in result["shards_changed"]),
         *(f"missing: the shard of {client}" for client in result["shards_missing"]),
         *([] if result["state_in_ledger"] else [_STRANGE]),
+        *([] if result["witness"] else [_ALONE]),
         "UNCHANGED since it was proven; nothing was rebuilt: `frmu verify` does that"
         if result["verified"]
         else "CHANGED since it was proven",

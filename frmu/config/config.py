@@ -67,6 +67,19 @@ class Config(Table):
         return self.folder / "key" if self.store.key is None else self.file.parent / self.store.key
 
     @property
+    def witness_file(self) -> Path | None:
+        """The witness that the config names, taken relative to the config; raises `ConfigError` within the folder."""
+        if self.store.witness is None:
+            return None
+        path = self.file.parent / self.store.witness
+        if self.folder.resolve() in path.resolve().parents:
+            raise ConfigError(
+                f'{self.file}: store.witness = "{self.store.witness}" lies in the working folder, and would come back '
+                "with it; name a place outside, on another disk if you can"
+            )
+        return path
+
+    @property
     def policy_file(self) -> Path | None:
         """The policy that the config names, taken relative to the config."""
         return None if self.policy.file is None else self.file.parent / self.policy.file

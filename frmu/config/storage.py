@@ -26,10 +26,15 @@ class Erasure(Table):
 
 
 class Store(Table):
-    """`[store]`: where frmu keeps its own shards, checkpoints, ledger and runs."""
+    """`[store]`: where frmu keeps its own shards, checkpoints, ledger and runs.
+
+    `witness` is a file outside the folder, on another disk or machine, that keeps the ledger's last line: only what
+    stands outside can tell that a folder was put back as a whole.
+    """
 
     folder: str | None = Field(default=None, min_length=1)
     key: str | None = Field(default=None, min_length=1)
+    witness: str | None = Field(default=None, min_length=1)
     purge_source: bool = False
     ledger: str | None = Field(default=None, min_length=1)
     tracking: str | None = Field(default=None, min_length=1)

@@ -18,6 +18,7 @@ _COVER = (
     "copies of the records outside frmu, backups of its folder and of the ledger's database among them",
     "what people or other programs have read from the model, from MLflow or from receipts before this drain",
 )
+_WHOLE = "a working folder that is put back as a whole from an older copy (set store.witness to have it noticed)"
 _SOURCE = "the files that data.path points at (set store.purge_source to have them rewritten as well)"
 
 
@@ -64,6 +65,7 @@ def not_covered(session: Session, inventory: Inventory, rewritten: bool) -> tupl
         *((_SOURCE,) * (not rewritten)),
         *((orphan,) * bool(session.sites.orphaned_server)),
         *((left,) * away),
+        *((_WHOLE,) * (session.config.witness_file is None)),
         *_COVER,
     )
 

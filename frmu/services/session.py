@@ -24,9 +24,10 @@ from frmu.report.plots import plot_influence
 from frmu.runtime import job
 from frmu.selection.network import Network, current_policy
 from frmu.selection.observation import FEATURES
-from frmu.services.requests import check_anchor
+from frmu.services.requests import check_anchor, check_witness
 from frmu.services.sites import SiteDirectory
 from frmu.storage.checkpoint import load_state, save_state, settled
+from frmu.storage.witness import keep_witness, place_of
 from frmu.storage.workspace import Anchor, Workspace
 from frmu.tracking.backend import ModelRegistry
 from frmu.tracking.folders import take_over
@@ -81,7 +82,9 @@ class Session:
             self.ledger = Ledger(self.workspace.ledger_url(self.config), self.key, make=anchor is None)
             stack.callback(self.ledger.close)
             self.ledger.check()
+            check_witness(self.config, self.ledger)
             self._home = self._at_home(anchor)
+            self._note_witness()
             self._drop_anchor()
             stack.callback(self._drop_anchor)
             sweep(self.workspace.policies)
@@ -117,8 +120,18 @@ class Session:
         check_anchor(self.ledger, anchor)
         return anchor.home
 
+    def _note_witness(self) -> None:
+        """Write down that there is a witness, so that one that is gone is missed."""
+        place = place_of(self.config.witness_file)
+        noted = [line.body["witness"] for line in self.ledger.lines(["witnessed"])]
+        if place != (noted[-1] if noted else ""):
+            self.ledger.note("witnessed", {"witness": place})
+
     def _drop_anchor(self) -> None:
-        self.workspace.drop_anchor(Anchor(self._home, *self.ledger.head()))
+        anchor = Anchor(self._home, *self.ledger.head())
+        self.workspace.drop_anchor(anchor)
+        if (path := self.config.witness_file) is not None:
+            keep_witness(path, anchor)
 
     def move(self, until: dt.date) -> None:
         """Count the split of a config whose until is "today" back from a day."""
