@@ -21,6 +21,7 @@ from frmu.types import Selection
 
 pytestmark = pytest.mark.usefixtures("memory_tracking")
 
+OTHERS = ("Haswell", "SkylakeX")
 FILE = Path(__file__).with_suffix(".json")
 ATTENDED = "\n[attention]\nrule = "
 CASES = {
@@ -52,7 +53,7 @@ def test_a_digest_is_what_it_was(tmp_path: Path, name: str) -> None:
     assert digests(tmp_path / "homes", CASES[name]) == json.loads(FILE.read_text())[name]
 
 
-@pytest.mark.parametrize("kernel", ["Haswell", "Nehalem", "SkylakeX"])
+@pytest.mark.parametrize("kernel", ["Nehalem", *(pytest.param(name, marks=pytest.mark.cluster) for name in OTHERS)])
 def test_another_processor_gives_the_same(tmp_path: Path, kernel: str) -> None:
     """Another kernel of the BLAS, and as many threads as there are: the last bits of a solve differ, no digest does."""
     code = f"import sys; sys.path[:0] = {sys.path!r}; import test_digests as t; t.show({str(tmp_path)!r}, 'relu')"

@@ -233,7 +233,7 @@ def test_a_secret_gives_the_keys_that_it_always_gave() -> None:
     assert keys.unwrap("mLfY7FVM3pFgWrxpkD451wIyPvt2nfhyGMSNloWNyyrC0i0=", "r1") == {"a": 1}
 
 
-def test_a_url_of_postgresql_means_the_driver_that_comes_with_the_extra() -> None:
+def test_a_url_means_the_driver_that_comes_with_the_extra() -> None:
     pytest.importorskip("psycopg")
     engine = chain._engine("postgresql://ada@there:5433/frmu")
     assert engine.url.render_as_string() == "postgresql+psycopg://ada@there:5433/frmu"

@@ -22,6 +22,7 @@ from mutmut import __main__ as mutmut
 from mutmut.mutation import mutators
 
 SURVIVED = {0: "survived", 5: "no test calls it", 33: "no test calls it"}  # by the exit code that mutmut notes
+_TYPED = re.compile(r",(?: dtype=(?:np\.float64|None))?\s*(?=\))")  # what an array is called, which it is already
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
@@ -31,10 +32,10 @@ def _left_out(node: cst.Expr | cst.Raise) -> Iterator[cst.Pass]:
 
 
 def _wording(old: str, new: str) -> bool:
-    """Return whether a change lies within a sentence: how a message is worded is not what tests are for."""
+    """Return whether a change lies within a sentence, or names a type: tests are not for how a message is worded."""
 
     def blank(text: str) -> str:
-        return _STRING.sub(lambda found: '""' if " " in found[0] else found[0], text)
+        return _TYPED.sub("", _STRING.sub(lambda found: '""' if " " in found[0] else found[0], text))
 
     return blank(old) == blank(new)
 

@@ -102,6 +102,16 @@ def test_nothing_is_muted_without_a_gain_on_validation(seed: int) -> None:
     assert not mute(task, keep, BLOCKS, 0.9).below(task, BLOCKS)
 
 
+def test_a_gain_short_of_the_margin_mutes_nothing() -> None:
+    """The first round's gain is what one round alone would give; a margin just above it is not met."""
+    task, keep = make(0, (1, 4, 6), n=40), np.ones(K)
+    before = validation_loss(task, keep)
+    gain = 1.0 - mute(task, keep, BLOCKS, 0.0).loss / before
+    assert gain > 0.02  # there is something to be gained, in one round or in four
+    assert mute(task, keep, BLOCKS, 0.005).below(task, BLOCKS)
+    assert not mute(task, keep, BLOCKS, gain + 1e-3).below(task, BLOCKS)
+
+
 def test_the_prediction_is_right_to_a_few_steps() -> None:
     task, keep = make(1, (2,), n=40), np.ones(K)
     view = _View.of(task, keep, np.ones((K, 2)), BLOCKS)

@@ -63,6 +63,7 @@ def test_the_source_is_rewritten_where_it_is_told_so(tmp_path: Path, table: pd.D
     assert [Path(file).name for file in receipts[0]["purge"]["source_files"]] == [
         "home 0.parquet", "home 1.parquet", "home 2.parquet",
     ]  # fmt: skip
+    assert not [file for file in receipts[0]["purge"]["source_files"] if file.startswith(":")]  # of no site
     gone = ((table.person == "p3") & (table.home != "home 3")) | (table.home == "home 1")
     left = pd.concat([pd.read_parquet(file) for file in sorted(parts.iterdir())])
     expected = table[~gone].sort_values("record").reset_index(drop=True)

@@ -17,6 +17,8 @@ from frmu.errors import LedgerError, StoreError
 from frmu.storage.checkpoint import load_state, save_state
 from frmu.types import HEAD, Selection
 
+OTHERS = ("Haswell", "SkylakeX")
+
 
 @pytest.fixture
 def drained(config: Config) -> Config:
@@ -87,7 +89,7 @@ def test_a_head_that_another_library_solved_for_is_held_to_1e_9(drained: Config,
     assert verify(drained)["verified"] is passes
 
 
-@pytest.mark.parametrize("kernel", ["Haswell", "Nehalem", "SkylakeX"])
+@pytest.mark.parametrize("kernel", ["Nehalem", *(pytest.param(name, marks=pytest.mark.cluster) for name in OTHERS)])
 def test_a_state_of_another_processor_verifies(config: Config, kernel: str) -> None:
     """Trained and drained under another kernel of the BLAS and another number of threads, verified here."""
     environment = os.environ | {"OPENBLAS_CORETYPE": kernel, "OMP_NUM_THREADS": "2"}

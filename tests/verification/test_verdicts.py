@@ -337,6 +337,14 @@ def test_a_trigger_that_was_tried_on_few_is_told_as_a_share(
     assert verdict.numbers["attack success: original"] == success
 
 
+def test_a_trigger_that_led_one_in_twenty_astray_does_not_tell_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(replies({"n": 20, "led": dict.fromkeys(HEADS, 0) | {ORIGINAL: 1}}), {})
+    planted(stage, monkeypatch, {})
+    verdict = rehearsal.backdoor(stage, rehearsal.Trap({}, 1.0), {}, 0)  # type: ignore[arg-type]
+    assert verdict.numbers["attack success: original"] == 0.05
+    assert not verdict.telling
+
+
 class Rehearsed(Stage):
     """A stage of which the copy is a federation that only writes down what it is asked."""
 
