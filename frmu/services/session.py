@@ -121,10 +121,11 @@ class Session:
         return anchor.home
 
     def _note_witness(self) -> None:
-        """Write down that there is a witness, so that one that is gone is missed."""
+        """Write down that there is a witness, so that one that is gone is missed; not before it has seen something."""
         place = place_of(self.config.witness_file)
         noted = [line.body["witness"] for line in self.ledger.lines(["witnessed"])]
         if place != (noted[-1] if noted else ""):
+            self._drop_anchor()
             self.ledger.note("witnessed", {"witness": place})
 
     def _drop_anchor(self) -> None:

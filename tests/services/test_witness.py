@@ -83,8 +83,11 @@ def test_a_new_folder_does_not_pass_for_the_one_that_was_seen(seen: Config) -> N
 def test_a_witness_is_outside_and_can_be_written(config: Config, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"store\.witness.* lies in the working folder"):
         train(with_witness(config, str(config.folder / "witness.json")))
+    nowhere = with_witness(config, str(tmp_path / "nowhere" / "witness.json"))
     with pytest.raises(StoreError, match=r"the witness cannot be written: .*; set store\.witness"):
-        train(with_witness(config, str(tmp_path / "nowhere" / "witness.json")))
+        train(nowhere)
+    (tmp_path / "nowhere").mkdir()
+    train(nowhere)
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(StoreError, match="the witness cannot be read"):
         train(with_witness(config, str(tmp_path / "broken.json")))
