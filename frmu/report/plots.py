@@ -6,6 +6,7 @@ side. It shows what the state knows and nothing else: a slice that was erased le
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,9 @@ def plot_explanation(
         one = clients[0].influence
         _bars(rows[1][0], changes, places, [_colour(one[key]) for key in sorted(changes)])
     _along(rows[-1][0], places, by)
-    figure.savefig(path, dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script without a font is boxes
+        figure.savefig(path, dpi=120)
 
 
 def _places(keys: Sequence[str], by: str) -> tuple[dict[str, tuple[float, float]], float]:
