@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from frmu.models.statistics import loss, statistics_of
-from frmu.selection import selectors
+from frmu.selection import observation, selectors
 from frmu.selection.network import Network, read_policy, shapes, shipped
 from frmu.selection.observation import FEATURES, Observation, change, fit, observe, slopes
 from frmu.selection.problem import SelectionProblem, problem_of, refit, validation_loss
@@ -82,6 +82,17 @@ def test_one_slice_can_be_looked_at(network: Network) -> None:
     task = make(slices=1)
     assert np.isfinite(observed(task, np.ones(1)).rows).all()
     assert decide(task, network, "policy", 0.01, 3, 64).influence.tolist() == [1.0]
+
+
+def test_a_slice_of_one_record_is_seen_by_its_loss_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[float]] = []
+    losses = observation._losses
+    monkeypatch.setattr(observation, "_losses", lambda *of: told.append(of[-1].tolist()) or losses(*of))
+    task = make(slices=2)
+    one = statistics_of(np.ones((1, 5)), np.ones((1, 1)))
+    few = problem_of({"a": one, "b": task.slice(0)}, task.age, task.rest, task.parts, task.later, 1e-3)
+    observed(few, np.ones(2))
+    assert told == [[1.0, 40.0]]
 
 
 @pytest.mark.parametrize("start", [np.ones(8), np.array([1.0, 0.7, 0.6, 1, 0.6, 1, 0.9, 1])])

@@ -108,6 +108,7 @@ def test_erased_is_never_had(tmp_path: Path, table: pd.DataFrame, name: str, tex
     never = train(put(tmp_path / "never", table[~gone(table)], text))
     assert drained["state_digest"] == never["state_digest"] != before["state_digest"]
     assert [r["level"] for r in drained["receipts"]] == ["L5"]
+    assert (drained["pending"], drained["waiting"]) == (0, 0)
     assert sum(drained["receipts"][0]["removed"].values()) == int(gone(table).sum())
 
 

@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import drain, train
 from memory_tracking import MemoryBackend
 
 from frmu import api
 from frmu.config import Config
+from frmu.errors import TrackingUnavailableError
 from frmu.ledger.ledger import Line
+from frmu.ledger.receipt import Receipt
 from frmu.selection.network import shapes, write_policy
+from frmu.services.session import Session
 from frmu.storage.checkpoint import load_state
+from frmu.tracking.tracker import Tracker
 from frmu.types import Selection
 
 pytestmark = pytest.mark.usefixtures("memory_tracking")
@@ -95,3 +100,42 @@ def test_a_policy_that_was_retired_does_not_come_back_with_a_backup(restored: Co
     replay(restored)
     assert [file.name for file in workspace.policies.iterdir()] == ["0.safetensors"]
     assert not workspace.training.exists()
+
+
+def test_a_replay_logs_its_round_and_hands_over_what_waits(restored: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    delivered = []
+    monkeypatch.setattr(Session, "deliver", lambda session: delivered.append(len(told_by(session))))
+    result = replay(restored)
+    assert delivered == [1]  # once, when everything is noted
+    assert told(restored)[0].runs[result["run_id"]].files
+
+
+def told_by(session: Session) -> list[Line]:
+    return session.ledger.lines(["replayed"])
+
+
+def test_a_replay_begins_with_nothing_where_mlflow_is_away(restored: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {file.name: file.read_bytes() for file in (restored.folder / "shards").iterdir()}
+
+    def away(tracker: Tracker, why: str) -> None:
+        raise TrackingUnavailableError(why)
+
+    monkeypatch.setattr(Tracker, "need", away)
+    with pytest.raises(TrackingUnavailableError, match="touched nothing"):
+        replay(restored)
+    assert {file.name: file.read_bytes() for file in (restored.folder / "shards").iterdir()} == before
+
+
+def test_a_replay_searches_for_what_standing_requests_mean(config: Config, table: pd.DataFrame) -> None:
+    """Their tombstones were made where a drain looked; a shard that was away holds records that have none."""
+    train(config)
+    with api.ledger_of(config) as ledger:
+        request = ledger.receive(PERSON).id
+        filed = Receipt(
+            experiment="homes", store="s", request=request, kind="subject", outcome="erased", requester="", reason="",
+            received="", due="", closed="", searched={}, removed={}, level="L5", verified=True, before_digest="",
+            state_digest="", seconds=0.0, bytes=0, requests_in_batch=1, evidence={}, purge={}, not_covered=(),
+        )  # fmt: skip
+        ledger.plan([request])
+        ledger.close_requests([filed], {"0" * 8})
+    assert replay(config)["came_back"] == table[table.person == "p3"].groupby("home").size().to_dict()
