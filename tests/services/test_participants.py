@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from conftest import CONFIG, put, train
+from conftest import CONFIG, drain, put, train
 
 from frmu import api
 from frmu.cli import main
@@ -117,3 +117,16 @@ def test_the_commands(config: Config) -> None:
     assert CliRunner().invoke(main, ["client", "join", str(config.file), "home 2"]).exit_code == 0
     refused = CliRunner().invoke(main, ["client", "leave", str(config.file), "nobody"])
     assert refused.exit_code == 2
+
+
+def test_a_drain_removes_the_shard_of_who_has_left(config: Config) -> None:
+    """As a site that was away when the client left, and is back at the drain, still holds it."""
+    train(config)
+    shard = config.folder / "shards" / "home%203.parquet"
+    before = shard.read_bytes()
+    leave(config, "home 3")
+    train(config)
+    shard.write_bytes(before)
+    api.erase(config, Selection("subject", subject="p3"))
+    assert drain(config)["verified"]
+    assert not shard.exists()
