@@ -146,8 +146,9 @@ def locate_pending(
 
 
 def _all_there(session: Session, state: State, held: Collection[str], requests: Sequence[str]) -> None:
-    """A client of the state without a shard is being erased whole, by a drain that was killed; or it is away."""
-    away = [client for client in state.clients if client.records and client.name not in held]
+    """A client of the state without a shard is being erased whole by a drain that was killed, has left, or is away."""
+    left = session.sites.left(client.name for client in state.clients)
+    away = [client for client in state.clients if client.records and client.name not in {*held, *left}]
     if not away:
         return
     tombstoned = [session.ledger.tombstones([client.name for client in away], request) for request in requests]
@@ -274,8 +275,8 @@ class _Drain:
         return [f"{site}: {file}" if site else file for site, files in sorted(done.items()) for file in files]
 
     def _refit(self, kept: Any) -> Round | None:
-        """One refit for the whole batch; none where nobody held anything."""
-        if not self.batch.touched:
+        """One refit for the whole batch; none where nobody held anything, and nobody who is in the state has left."""
+        if not self.batch.touched and not self.session.sites.left(client.name for client in self.state.clients):
             return None
         done = self.session.method.erase(self.federation, self.state, self.session.network(), self.batch.touched, kept)
         self.session.checkpoint(done.state)

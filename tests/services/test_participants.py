@@ -48,6 +48,21 @@ def test_a_joiner_takes_part_in_the_round_after_it_came(tmp_path: Path, table: p
     assert standing == {f"home {n}": "in" for n in (0, 1, 2, 3, 9)}
 
 
+@pytest.mark.parametrize("subject", ["p3", "nobody"])
+def test_a_drain_right_after_somebody_left_makes_the_state_without_them(
+    tmp_path: Path, table: pd.DataFrame, subject: str
+) -> None:
+    """No training in between; whether anybody holds something or not."""
+    config = put(tmp_path / "homes", table)
+    train(config)
+    leave(config, "home 3")
+    api.erase(config, Selection("subject", subject=subject))
+    drained = drain(config)
+    assert drained["verified"]
+    never = put(tmp_path / "never", table[(table.home != "home 3") & (table.person != subject)])
+    assert drained["state_digest"] == train(never)["state_digest"]
+
+
 def test_who_left_is_in_no_state_and_may_come_back(tmp_path: Path, table: pd.DataFrame) -> None:
     config = put(tmp_path / "homes", table)
     first = train(config)
