@@ -201,7 +201,7 @@ def test_follow_waits_for_a_site_and_leaves_the_folder_free(
     assert follow.returncode == 0
 
 
-@pytest.mark.parametrize("when", ["while RLlib starts", "in an iteration"])
+@pytest.mark.parametrize("when", [pytest.param("while RLlib starts", marks=pytest.mark.long), "in an iteration"])
 def test_a_policy_job_that_loses_a_node_says_so_and_can_be_resumed(
     cluster: Cluster, tmp_path: Path, table: pd.DataFrame, when: str
 ) -> None:
