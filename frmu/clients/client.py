@@ -23,7 +23,7 @@ from frmu.data.sites import copy_of
 from frmu.data.tombstones import tombstones
 from frmu.errors import StoreError
 from frmu.federation import Answer, ClientTask
-from frmu.models.encoders import Encoder, Words, blocks, encode, encoders, grid, spans
+from frmu.models.encoders import Encoder, Words, blocks, encode, encoders, grid, layout, spans
 from frmu.models.grid import Basis, gram, total
 from frmu.models.statistics import basis_of, one_thread, target_grid
 from frmu.selection.network import Network
@@ -54,10 +54,11 @@ class Client:
         self.incoming: Any = None
         self.blocks = blocks(config)
         self._encoders = dict(by)
-        self.spans = spans(self._encoders)
+        self.spans = spans(layout(config))
         self._shard: Shard | None = None
         self._sums: dict[tuple[str, ...], dict[tuple[int, str], Sums]] = {}
         self._statistics: dict[tuple[str, ...], dict[tuple[int, str], Statistics]] = {}
+        self._totals: dict[tuple[str, tuple[str, ...]], Sums] = {}
         self._bases: dict[tuple[str, ...], Basis] = {}
         self._parts: dict[tuple[str, ...], tuple[Statistics, ...]] = {}
         self._tombstones: tuple[bytes, list[str]] | None = None
@@ -100,6 +101,7 @@ class Client:
         """Forget everything that was derived from the shard: it was replaced."""
         self._shard = None
         self._sums.clear()
+        self._totals.clear()
         self._statistics.clear()
         self._parts.clear()
         self._tombstones = None
@@ -218,7 +220,10 @@ class Client:
 
     def split_sums(self, split: str, outputs: tuple[str, ...]) -> Sums:
         """The sums of a whole split."""
-        return total([(1, sums) for sums in self.sums(split, outputs).values()], self.basis(outputs).D)
+        if (split, outputs) not in self._totals:
+            parts = [(1, sums) for sums in self.sums(split, outputs).values()]
+            self._totals[split, outputs] = total(parts, self.basis(outputs).D)
+        return self._totals[split, outputs]
 
     def split_total(self, split: str, outputs: tuple[str, ...]) -> Statistics:
         """The statistics of a whole split."""

@@ -28,7 +28,7 @@ from frmu.config import Config
 from frmu.models.grid import LEFT, ONE, Basis, Columns, fixed, limbs
 from frmu.types import Float
 
-__all__ = ["Encoder", "Words", "basis", "blocks", "encode", "encoders", "grid", "spans", "width"]
+__all__ = ["Encoder", "Words", "basis", "blocks", "encode", "encoders", "grid", "layout", "spans", "width"]
 
 _FINE = 4096  # steps of a direction
 _STEPS = 64  # steps of what fires
@@ -154,9 +154,9 @@ def grid(modalities: Mapping[str, NDArray[Any]], by: Mapping[str, Encoder | Word
     return np.concatenate([np.ones((len(parts[0]), 1), dtype=np.int8), *parts], axis=1)
 
 
-def basis(by: Mapping[str, Encoder | Words], targets: Columns | None = None) -> Basis:
+def basis(columns: Mapping[str, Columns], targets: Columns | None = None) -> Basis:
     """The basis of phi - every modality's block side by side, and a bias of one - and of targets."""
-    made = Columns.of_blocks([encoder.columns for encoder in by.values()])
+    made = Columns.of_blocks(list(columns.values()))
     return made.basis() if targets is None else made.beside(targets).basis(len(made.scale))
 
 
@@ -167,38 +167,39 @@ def encode(modalities: Mapping[str, NDArray[Any]], by: Mapping[str, Encoder | Wo
     array([[0., 1.],
            [0., 1.]])
     """
-    return basis({name: by[name] for name in modalities}).phi(grid(modalities, by))
+    return basis({name: by[name].columns for name in modalities}).phi(grid(modalities, by))
 
 
-def spans(by: Mapping[str, Encoder | Words]) -> dict[str, slice]:
+def layout(config: Config) -> dict[str, Columns]:
+    """Return the columns of each modality's block of phi, as they are made of integers; nothing is drawn for it."""
+    features, optional = config.model.features, config.optional
+    return {
+        name: _columns_of(config.encoder(name), features, _columns(config, columns), optional)
+        for name, columns in config.data.modalities.items()
+    }
+
+
+def spans(columns: Mapping[str, Columns]) -> dict[str, slice]:
     """Return the integers of a record by modality, in their order; the first, a one, is nobody's."""
-    found, at = {}, 1
-    for name, encoder in by.items():
-        wide = len(encoder.columns.idle)
-        found[name] = slice(at, at + wide)
-        at += wide
-    return found
+    return _side_by_side({name: len(block.idle) for name, block in columns.items()}, 1)
 
 
 def blocks(config: Config) -> dict[str, slice]:
     """Return the columns of phi by modality, in their order; the last column, the bias, is nobody's."""
-    found, at = {}, 0
-    for name, columns in config.data.modalities.items():
-        wide = _width(config, name, columns)
-        found[name] = slice(at, at + wide)
-        at += wide
-    return found
+    return _side_by_side({name: len(block.scale) for name, block in layout(config).items()}, 0)
 
 
 def width(config: Config) -> int:
     """d, the length of an encoded record."""
-    return 1 + sum(_width(config, name, columns) for name, columns in config.data.modalities.items())
+    return 1 + sum(len(block.scale) for block in layout(config).values())
 
 
-def _width(config: Config, modality: str, columns: list[str]) -> int:
-    kind = config.encoder(modality)
-    random = 0 if kind == "linear" else config.model.features
-    return random + (0 if kind == "hash" else _columns(config, columns)) + config.optional
+def _side_by_side(sizes: Mapping[str, int], at: int) -> dict[str, slice]:
+    found = {}
+    for name, size in sizes.items():
+        found[name] = slice(at, at + size)
+        at += size
+    return found
 
 
 def _columns(config: Config, names: list[str]) -> int:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from frmu.config import Config
-from frmu.models.encoders import basis, encoders
+from frmu.models.encoders import basis, layout
 from frmu.models.grid import ONE, QUARTERS, WEIGHTS, Basis, Columns, fixed, limbs
 from frmu.types import Float, Statistics
 
@@ -56,7 +56,7 @@ def target_grid(y: NDArray[Any], config: Config, outputs: Sequence[str]) -> NDAr
 
 def basis_of(config: Config, outputs: Sequence[str]) -> Basis:
     """The way from the integers of a record to the features and targets of a config."""
-    return basis(encoders(config), target_columns(config, outputs))
+    return basis(layout(config), target_columns(config, outputs))
 
 
 def denominator(config: Config) -> int:

@@ -7,12 +7,9 @@ brings the anchor with it; only what stands elsewhere can tell.
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 from frmu.errors import StoreError
-from frmu.storage.atomic import write_bytes
 from frmu.storage.workspace import Anchor
 
 __all__ = ["keep_witness", "place_of", "witnessed"]
@@ -21,7 +18,7 @@ __all__ = ["keep_witness", "place_of", "witnessed"]
 def witnessed(path: Path) -> Anchor | None:
     """Return what the witness at `path` last saw, None where it saw nothing yet; raises `StoreError`."""
     try:
-        return Anchor(**json.loads(path.read_text(encoding="utf-8")))
+        return Anchor.read(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
@@ -36,6 +33,6 @@ def place_of(path: Path | None) -> str:
 def keep_witness(path: Path, anchor: Anchor) -> None:
     """Show the witness the ledger's last line; raises `StoreError` where its place is not to be written."""
     try:
-        write_bytes(path, json.dumps(asdict(anchor)).encode(), aside=path.with_name(f".{path.name}.partial"))
+        anchor.write(path, aside=path.with_name(f".{path.name}.partial"))
     except OSError as error:
         raise StoreError(f"{path}: the witness cannot be written: {error.strerror}; set store.witness") from None

@@ -23,7 +23,7 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from frmu.config import Config
@@ -50,6 +50,15 @@ class Anchor:
     home: str
     number: int
     digest: str
+
+    @staticmethod
+    def read(path: Path) -> Anchor:
+        """Read one; raises `OSError`, `ValueError` or `TypeError` where there is none, or it is broken."""
+        return Anchor(**json.loads(path.read_text(encoding="utf-8")))
+
+    def write(self, path: Path, aside: Path) -> None:
+        """Write it, atomically."""
+        write_bytes(path, json.dumps(asdict(self)).encode(), aside=aside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +181,7 @@ class Workspace:
     def anchor(self) -> Anchor | None:
         """The anchor, or None in a folder that is new; raises `StoreError` where it must have been there."""
         try:
-            return Anchor(**json.loads((self.folder / "anchor").read_text(encoding="utf-8")))
+            return Anchor.read(self.folder / "anchor")
         except FileNotFoundError:
             if self.state.exists() or any(self.shards.glob("*.parquet")):
                 raise StoreError(f"{self.folder / 'anchor'}: is gone; restore it from a backup") from None
@@ -182,8 +191,7 @@ class Workspace:
 
     def drop_anchor(self, anchor: Anchor) -> None:
         """Write the anchor, atomically."""
-        content = json.dumps({"home": anchor.home, "number": anchor.number, "digest": anchor.digest}).encode()
-        write_bytes(self.folder / "anchor", content, aside=self.scratch / "anchor")
+        anchor.write(self.folder / "anchor", aside=self.scratch / "anchor")
 
     def ledger_url(self, config: Config) -> str:
         """Return the address of the ledger: as declared, else SQLite in the folder."""

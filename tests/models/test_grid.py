@@ -95,13 +95,17 @@ def made(seed: int, n: int) -> tuple[dict[str, np.ndarray], dict[str, Encoder | 
     return modalities, by, rng.uniform(-3.0, 5.0, n)
 
 
+def columns_of(by: dict[str, Encoder | Words]) -> dict[str, Columns]:
+    return {name: encoder.columns for name, encoder in by.items()}
+
+
 @settings(deadline=None)
 @given(seeds, st.integers(1, 60))
 def test_statistics_are_those_of_the_features(seed: int, n: int) -> None:
     modalities, by, y = made(seed, n)
     steps = fixed((y[:, None] - 1.0) / 4.0)
     Z = np.concatenate([grid(modalities, by), limbs(steps)], axis=1)
-    found = basis(by, Columns.of_limbs(1, 4.0 / ONE, ONE / 4.0)).statistics(gram(Z))
+    found = basis(columns_of(by), Columns.of_limbs(1, 4.0 / ONE, ONE / 4.0)).statistics(gram(Z))
     phi = encode(modalities, by)
     direct = statistics_of(phi, 4.0 * steps / ONE + 1.0)
     assert np.allclose(found.G, direct.G, atol=1e-9)
@@ -114,16 +118,16 @@ def test_statistics_are_those_of_the_features(seed: int, n: int) -> None:
 @given(seeds, st.integers(1, 40), st.integers(0, QUARTERS), st.sampled_from(["a", "b", "said"]))
 def test_muting_whole_numbers_is_muting(seed: int, n: int, quarters: int, name: str) -> None:
     modalities, by, _ = made(seed, n)
-    of, at = basis(by), 0
+    of, at = basis(columns_of(by)), 0
     blocks = {}
     for each, encoder in by.items():
         blocks[each] = slice(at, at + len(encoder.columns.scale))
         at += len(encoder.columns.scale)
     sums = gram(grid(modalities, by))
-    found = of.statistics(of.muted(sums, spans(by)[name], quarters), QUARTERS, n)
+    found = of.statistics(of.muted(sums, spans(columns_of(by))[name], quarters), QUARTERS, n)
     wanted = muted(of.statistics(sums), blocks[name], quarters / QUARTERS)
     assert np.allclose(found.G, wanted.G, atol=1e-9)
-    assert total([(1, of.muted(sums, spans(by)[name], quarters))], of.D).n == QUARTERS * n
+    assert total([(1, of.muted(sums, spans(columns_of(by))[name], quarters))], of.D).n == QUARTERS * n
 
 
 def test_features_keep_to_the_grid_of_what_they_were() -> None:
