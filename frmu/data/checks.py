@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from frmu.config import Config
-from frmu.data.columns import FILE, RECORD, ROW
+from frmu.data.columns import CLIENT, FILE, RECORD, ROW
 from frmu.errors import DataError
 
 __all__ = [
@@ -133,18 +133,21 @@ def key_of(name: str) -> str:
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
 
 
-def no_duplicates(table: pa.Table, client: str, files: list[str]) -> None:
-    """Raise `DataError` where a client has two records of one id."""
-    ids = table[RECORD].to_numpy(zero_copy_only=False)
-    order = np.argsort(ids, kind="stable")
-    same = ids[order][1:] == ids[order][:-1]
+def no_duplicates(table: pa.Table, files: list[str]) -> None:
+    """Raise `DataError` where a client has two records of one id; the table is in the order of client and id."""
+    ids, clients = (table[name].combine_chunks() for name in (RECORD, CLIENT))
+    if len(ids) < 2:
+        return
+    same = pc.and_(pc.equal(ids[1:], ids[:-1]), pc.equal(clients[1:], clients[:-1])).to_numpy(zero_copy_only=False)
     if same.any():
         at = int(np.flatnonzero(same)[0])
-        places = [(files[table[FILE][int(i)].as_py()], table[ROW][int(i)].as_py()) for i in order[at : at + 2]]
+        number = int(pc.and_(pc.equal(ids, ids[at]), pc.equal(clients, clients[at])).true_count)
+        places = sorted((table[FILE][i].as_py(), table[ROW][i].as_py()) for i in range(at, at + number))
+        mine = same & pc.equal(clients[1:], clients[at]).to_numpy(zero_copy_only=False)
+        (first, above), (file, row) = places[0], places[1]
         raise DataError(
-            f'{places[1][0]}: duplicate record id "{ids[order[at]]}" of client "{client}" at row {places[1][1]}; it '
-            f"stands first at row {places[0][1]} of {places[0][0]} ({int(same.sum())} in all). A request by record "
-            "id must mean one record"
+            f'{files[file]}: duplicate record id "{ids[at]}" of client "{clients[at]}" at row {row}; it stands first '
+            f"at row {above} of {files[first]} ({int(mine.sum())} in all). A request by record id must mean one record"
         )
 
 

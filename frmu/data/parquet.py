@@ -68,12 +68,17 @@ def gather(config: Config, clients: Iterable[str]) -> dict[str, pa.Table]:
     files = files_of(config)
     parts = [_canonical(config, file, index, wanted) for index, file in enumerate(files)]
     whole = pa.concat_tables(parts)
-    tables = {}
-    for client in wanted.to_pylist():
-        table = whole.filter(pc.equal(whole[CLIENT], client))
-        no_duplicates(table, client, files)
-        tables[client] = table.drop_columns([CLIENT, ROW, FILE]).sort_by(RECORD)
-    return tables
+    whole = whole.take(pc.sort_indices(whole, [(CLIENT, "ascending"), (RECORD, "ascending")]))
+    no_duplicates(whole, files)
+    ends = np.cumsum([0, *_counts(whole[CLIENT], wanted)]).tolist()
+    kept = whole.drop_columns([CLIENT, ROW, FILE])
+    return {client: kept.slice(at, end - at) for client, at, end in zip(wanted.to_pylist(), ends[:-1], ends[1:], strict=True)}
+
+
+def _counts(column: pa.ChunkedArray, wanted: pa.Array) -> list[int]:
+    """How often each wanted value stands in a column."""
+    counts = {found["values"]: found["counts"] for found in pc.value_counts(column).to_pylist()}
+    return [counts.get(value, 0) for value in wanted.to_pylist()]
 
 
 def names_in(file: str | Path, config: Config) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from frmu.methods.method import Round
 from frmu.selection.observation import FEATURES
 from frmu.types import State
 
-__all__ = ["explain", "forgotten", "measure"]
+__all__ = ["account_of_slices", "forgotten", "influences_in", "measure", "summed_up"]
 
 
 def measure(federation: Federation, done: Round) -> dict[str, float]:
@@ -49,31 +50,59 @@ def forgotten(state: State) -> dict[str, dict[str, float]]:
     return {name: slices for name, slices in below.items() if slices}
 
 
-def explain(done: Round) -> dict[str, Any]:
-    """Return why each slice counts as much as it does: aggregates, losses of every proposal, who was followed.
+def account_of_slices(done: Round) -> dict[str, Any]:
+    """Return why each slice counts as much as it does, a row a slice: `columns`, and `data` as lists in their order.
 
-    With several modalities, also the influence and the score of each within the slice.
+    Aggregates: influence and the policy's attention of the slice, its features as seen before anything was decided, and
+    what goes for the whole client - attention and score, who was followed, the validation loss of every proposal. With
+    several modalities also the influence and the score of each within the slice.
     """
-    explained = {}
+    rows: list[dict[str, Any]] = []
     for client in done.state.clients:
         record = done.records[client.name]
-        slices = {
-            key: {
-                "influence": client.influence[key],
-                "records": seen["records"],
-                "attention": seen["pool"],
-                "features": dict(zip(FEATURES, seen["features"], strict=True)),  # as seen before anything was decided
-            }
-            | ({"modalities": seen["modalities"]} if "modalities" in seen else {})
-            for key, seen in record["slices"].items()
-        }
-        explained[client.name] = {
-            "attention": client.attention,
-            "score": done.scores[client.name],
+        whole = {
+            "client_records": client.records,
+            "client_attention": client.attention,
+            "client_score": done.scores[client.name],
             "chosen_by": client.chosen_by,
-            "records": client.records,
             "refits": record["refits"],
-            "validation_loss": dict(record["losses"]),
-            "slices": slices,
-        }
-    return explained
+        } | {f"loss: {name}": loss for name, loss in record["losses"].items()}
+        for key, seen in record["slices"].items():
+            by = seen.get("modalities", {}).items()
+            one = {"client": client.name, "slice": key, "influence": client.influence[key], "records": seen["records"]}
+            one |= {f"influence: {name}": of["influence"] for name, of in by}
+            one |= {f"score: {name}": of["score"] for name, of in by}
+            one |= {"attention": seen["pool"]}
+            one |= {f"seen: {name}": value for name, value in zip(FEATURES, seen["features"], strict=True)}
+            rows.append(one | whole)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return {"columns": columns, "data": [[row.get(name) for name in columns] for row in rows]}
+
+
+def influences_in(account: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The influences by client and slice in what `account_of_slices` gave.
+
+    >>> influences_in({"columns": ["client", "slice", "influence"], "data": [["a", "2025-01", 0.5]]})
+    {'a': {'2025-01': 0.5}}
+    """
+    at = [account["columns"].index(name) for name in ("client", "slice", "influence")] if account["data"] else []
+    found: dict[str, dict[str, float]] = {}
+    for row in account["data"]:
+        client, key, influence = (row[column] for column in at)
+        found.setdefault(client, {})[key] = influence
+    return found
+
+
+def summed_up(state: State) -> dict[str, float]:
+    """A few numbers over all slices and clients: how many count in full, less, not at all; the range of attention."""
+    influences = [value for client in state.clients for value in client.influence.values()]
+    attention = [client.attention for client in state.clients]
+    if not influences:
+        return {}
+    return {
+        "slices": len(influences),
+        "slices_forgotten": sum(value == 0.0 for value in influences),
+        "slices_attenuated": sum(0.0 < value < 1.0 for value in influences),
+        "attention_least": min(attention),
+        "attention_most": max(attention),
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from typing import Any
 
 from frmu.config import Placement
@@ -35,12 +36,12 @@ def plan_on(
     import ray
 
     nodes = [
-        Node(node["Labels"].get(LABEL), int(node["Resources"].get("memory", 0)))
+        Node(node["Labels"].get(LABEL), int(offer.get("memory", 0)), int(offer.get("CPU", 0)))
         for node in ray.nodes()
-        if node["Alive"]
+        if node["Alive"] and (offer := node["Resources"]) is not None
     ]
     whole = sum(node.memory for node in nodes) or 1
-    left = [Node(node.label, max(0, node.memory - taken * node.memory // whole)) for node in nodes]
+    left = [replace(node, memory=max(0, node.memory - taken * node.memory // whole)) for node in nodes]
     return plan_for(locations, rows, placement, process, left)
 
 

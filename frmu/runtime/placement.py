@@ -20,17 +20,18 @@ from frmu.models.encoders import width
 
 __all__ = ["HostPlan", "Node", "Plan", "hosts_for", "need_of", "plan_for"]
 
-ALONE = 32  # up to so many clients "auto" gives each an actor of its own, where there is room
+ALONE = 32  # up to so many clients "auto" gives each an actor of its own, where there is room; of more one a processor
 SLICES = 64  # slices of a client that are reckoned with where the config does not say how many there are
 LABEL = "site"
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node's offer: its label, None without one, and bytes of memory for hosts."""
+    """A node's offer: its label, None without one, bytes of memory for hosts, and processors (0: not known)."""
 
     label: str | None
     memory: int
+    cpus: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,18 +116,23 @@ def plan_for(
         fitting = [node for node in offers if place.label in (None, node.label)]
         offered = int(placement.memory * sum(node.memory for node in fitting))
         bounded = fitting and not placement.elastic
-        hosts += _at(place, names, rows, placement.clients_per_actor, process, offered if bounded else None)
+        cpus = sum(node.cpus for node in fitting) if bounded else 0
+        hosts += _at(place, names, rows, placement.clients_per_actor, process, offered if bounded else None, cpus)
     return Plan(tuple(hosts), process, int(placement.memory * sum(node.memory for node in offers)))
 
 
 def _at(
     place: SiteLocation, names: list[str], rows: Mapping[str, int], per_actor: int | Literal["auto"], process: int,
-    offered: int | None,
+    offered: int | None, cpus: int,
 ) -> list[HostPlan]:  # fmt: skip
-    """The hosts of one place; where no node is there yet, nothing is refused."""
+    """The hosts of one place; where no node is there yet, nothing is refused.
+
+    More processes than processors gain nothing: each takes memory, and reads the files that clients share once more.
+    """
     needs = {name: need_of(place.config, rows.get(name, 0)) for name in names}
     block = process + 2 * BLOCK * width(place.config) * 8 // 4
-    number = per_actor if isinstance(per_actor, int) else max(1, math.ceil(len(names) / ALONE))
+    most = len(names) if len(names) <= ALONE else cpus or ALONE
+    number = per_actor if isinstance(per_actor, int) else math.ceil(len(names) / most)
     if offered is not None:
         room = offered - sum(needs.values())
         fewest = math.ceil(len(names) / max(1, room // block)) if room >= block else 0

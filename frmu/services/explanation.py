@@ -21,10 +21,11 @@ from frmu.errors import RequestError, StoreError, TrackingUnavailableError, near
 from frmu.federation import Federation, in_order
 from frmu.methods.analytic import total_of
 from frmu.methods.method import Round
+from frmu.report.figures import influences_in
 from frmu.report.plots import plot_explanation
 from frmu.selection.network import Network, read_policy, shipped
 from frmu.selection.observation import FEATURES
-from frmu.services.session import Session
+from frmu.services.session import SLICES, Session
 from frmu.types import ClientState, State
 
 __all__ = ["explain"]
@@ -211,10 +212,8 @@ def _history(session: Session, chosen: Mapping[str, Sequence[str]]) -> _History:
 
 def _from_mlflow(session: Session, chosen: Mapping[str, Sequence[str]]) -> _History:
     policies = session.tracker.documents(("policy",), "scores.json", MOST)
-    rounds = [
-        (time, {name: {key: one["influence"] for key, one in said["slices"].items()} for name, said in by.items()})
-        for time, by in session.tracker.documents(ROUNDS, "slices.json", MOST)
-    ]
+    tables = session.tracker.documents(ROUNDS, SLICES, MOST)
+    rounds = [(time, influences_in(table)) for time, table in tables if "columns" in table]  # earlier ones had none
     return _History([one for one in policies if set(one[1]) & set(chosen)], rounds)
 
 

@@ -19,11 +19,10 @@ from frmu.errors import LedgerError, StoreError, TrackingUnavailableError
 from frmu.ledger.ledger import Ledger
 from frmu.methods.choice import method_of
 from frmu.methods.method import Round
-from frmu.report.figures import explain
+from frmu.report.figures import account_of_slices, summed_up
 from frmu.report.plots import plot_influence
 from frmu.runtime import job
 from frmu.selection.network import Network, current_policy
-from frmu.selection.observation import FEATURES
 from frmu.services.requests import check_anchor, check_witness
 from frmu.services.sites import SiteDirectory
 from frmu.storage.checkpoint import load_state, save_state, settled
@@ -31,14 +30,15 @@ from frmu.storage.witness import keep_witness, place_of
 from frmu.storage.workspace import Anchor, Workspace
 from frmu.tracking.backend import ModelRegistry
 from frmu.tracking.folders import take_over
-from frmu.tracking.lineage import DETAIL, held, holds_tags
+from frmu.tracking.lineage import held, holds_tags
 from frmu.tracking.queue import Queue, QueuedRun
 from frmu.tracking.sync import Delivered, deliver
 from frmu.tracking.tracker import Run, Tracker, public
 from frmu.types import State
 
-__all__ = ["Session", "tracker_of"]
+__all__ = ["SLICES", "Session", "tracker_of"]
 
+SLICES = "slices.json"  # the table of a round, a row a slice
 _log = logging.getLogger(__name__)
 
 
@@ -244,32 +244,15 @@ class Session:
     def log_round(self, run: Run, done: Round) -> None:
         """Log what a round gave: its digest and lineage, why each slice counts as it does, and a picture of it.
 
-        Numbers of one client or slice go into a run of their own, nested in `run`: an erasure removes it whole.
+        Numbers of single slices are one table, an artifact: an erasure removes it whole.
         """
         names = [client.name for client in done.state.clients]
-        tags = {"frmu.state_digest": done.state.digest, "frmu.policy": done.state.policy, **self.holds(names)}
-        run.tags(tags)
-        with self.tracker.run("slices", {**tags, **job.tags(), DETAIL: "true"}) as detail:
-            detail.metrics(_by_slice(done))
-        run.json(explain(done), "slices.json")
+        run.tags({"frmu.state_digest": done.state.digest, "frmu.policy": done.state.policy, **self.holds(names)})
+        run.metrics(summed_up(done.state))
+        run.table(account_of_slices(done), SLICES)
         if not done.state.clients:
             return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "influence.png"
             plot_influence(done.state, self.config.slice_by, path)
             run.picture(path)
-
-
-def _by_slice(done: Round) -> dict[str, float]:
-    """Attention by client; influence and validation gain by client and slice, and by modality where there are some."""
-    gain = FEATURES.index("gain")
-    metrics = {}
-    for client in done.state.clients:
-        metrics[f"attention/{client.name}"] = client.attention
-        metrics |= {f"influence/{client.name}/{key}": value for key, value in client.influence.items()}
-        for key, seen in done.records[client.name]["slices"].items():
-            metrics[f"gain/{client.name}/{key}"] = seen["features"][gain]
-            for name, of in seen.get("modalities", {}).items():
-                metrics[f"influence/{client.name}/{key}/{name}"] = of["influence"]
-                metrics[f"score/{client.name}/{key}/{name}"] = of["score"]
-    return metrics

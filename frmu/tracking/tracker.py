@@ -26,6 +26,7 @@ from frmu.tracking.mlflow_backend import MlflowBackend
 from frmu.tracking.queue import Op, Queue, QueuedRun, key
 
 __all__ = ["Run", "Tracker", "public"]
+_TABLES = "mlflow.loggedArtifacts"  # which artifacts its page shows as tables
 
 
 class Run:
@@ -64,14 +65,22 @@ class Run:
 
     def json(self, value: Any, name: str) -> None:
         """Keep a JSON document as an artifact."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / name
-            path.write_text(json.dumps(value, indent=2, default=str), encoding="utf-8")
-            self.picture(path)
+        self._document(json.dumps(value, indent=2, default=str), name)
+
+    def table(self, value: Mapping[str, Any], name: str) -> None:
+        """Keep a table (`columns`, and `data` as rows) as a JSON artifact that MLflow's page shows as one."""
+        self._document(json.dumps(value), name)
+        self.tags({_TABLES: json.dumps([{"path": name, "type": "table"}])})
 
     def picture(self, path: Path) -> None:
         """Keep a picture as an artifact."""
         self._take(Op("file", {}, path))
+
+    def _document(self, text: str, name: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            path.write_text(text, encoding="utf-8")
+            self.picture(path)
 
     def model(self, state: Path, digest: str, tags: Mapping[str, str]) -> None:
         """Keep a state in the outbox, to be registered when the run is delivered."""

@@ -168,10 +168,11 @@ def test_runs_of_a_job_are_in_mlflow(tmp_path: Path, table: pd.DataFrame) -> Non
     # What carried the erased records is gone; of the run remain numbers of the whole federation.
     assert client.list_artifacts(trained["run_id"]) == []
     runs = client.search_runs([place], run_view_type=ViewType.ALL)
-    details = [run for run in runs if run.info.run_name == "slices"]
-    assert [run.data.tags["mlflow.parentRunId"] for run in details] == [drained["run_id"]]
-    assert "influence/home 0/2025-01" in details[0].data.metrics
-    assert not [name for run in runs if run not in details for name in run.data.metrics if "home" in name]
+    assert not [name for run in runs for name in run.data.metrics if "home" in name]
+    assert client.get_run(drained["run_id"]).data.metrics["slices"] == 16.0
+    rows = experiment.session.tracker.documents(["erasure"], "slices.json", 1)[0][1]
+    assert rows["columns"][:3] == ["client", "slice", "influence"]
+    assert ["home 0", "2025-01"] in [row[:2] for row in rows["data"]]
     assert json.loads(json.dumps(drained))["receipts"]
 
 

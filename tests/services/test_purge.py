@@ -94,8 +94,7 @@ def test_runs_that_carried_the_erased_are_purged(config: Config, rule: str) -> N
         kept = [run.run_id for run in experiment.session.registry.versions()]
         client, place = experiment.session.tracker.backend.client, [experiment.session.tracker.backend.experiment_id]
         runs = {run.info.run_id: run for run in client.search_runs(place, run_view_type=ViewType.ALL)}
-        fresh = [name for name, run in runs.items() if name in kept or run.info.run_name == "slices"]
-        left = experiment.session.registry.scan(owners, keep=fresh)
+        left = experiment.session.registry.scan(owners, keep=[name for name in runs if name in kept])
     assert old in receipt["purge"]["mlflow"]["runs"]
     assert receipt["purge"]["mlflow"]["clean"]
     assert left.clean
@@ -103,7 +102,6 @@ def test_runs_that_carried_the_erased_are_purged(config: Config, rule: str) -> N
     assert bool(
         [line for line in receipt["purge"]["mlflow"]["survivors"] if "test_rmse" in line or "numbers" in line]
     ) == (rule == "strip")
-    assert len([run for run in runs.values() if run.info.run_name == "slices"]) == 1
 
 
 def test_why_and_who_are_not_told_to_mlflow(config: Config) -> None:
