@@ -70,9 +70,10 @@ def gather(config: Config, clients: Iterable[str]) -> dict[str, pa.Table]:
     whole = pa.concat_tables(parts)
     whole = whole.take(pc.sort_indices(whole, [(CLIENT, "ascending"), (RECORD, "ascending")]))
     no_duplicates(whole, files)
-    ends = np.cumsum([0, *_counts(whole[CLIENT], wanted)]).tolist()
+    counts = _counts(whole[CLIENT], wanted)
+    begins = (np.cumsum(counts) - counts).tolist()
     kept = whole.drop_columns([CLIENT, ROW, FILE])
-    return {client: kept.slice(at, end - at) for client, at, end in zip(wanted.to_pylist(), ends[:-1], ends[1:], strict=True)}
+    return {name: kept.slice(at, count) for name, at, count in zip(wanted.to_pylist(), begins, counts, strict=True)}
 
 
 def _counts(column: pa.ChunkedArray, wanted: pa.Array) -> list[int]:

@@ -11,9 +11,11 @@ import logging
 import resource
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,24 +39,35 @@ PROCESS = 160 * 2**20  # bytes of a host's process where nobody measured
 
 
 class _HostActor:
-    """A host in its own process; each life of it has a name of its own."""
+    """A host in its own process; each life of it has a name of its own.
+
+    Beside the live host (`room` "") there may be others for a while, one a room: of a federation that begins anew on
+    the same processes, and shares nothing else with the live one.
+    """
 
     def __init__(
         self, config: Config, names: Sequence[str], shards: Path, fencing_token: int, pipeline: Pipeline
     ) -> None:
-        self._host = Host(config, names, shards, fencing_token, pipeline)
+        self._new: Callable[[], Host] = partial(Host, config, names, shards, fencing_token, pipeline)
+        self._hosts: dict[str, Host] = {"": self._new()}
         self._incarnation = secrets.token_hex(8)
 
     def hello(self) -> Answered:
         """Say which life this is."""
         return Answered(self._incarnation)
 
-    def answer(self, work: ClientTask, names: Sequence[str], incarnation: str | None) -> Answered:
+    def leave(self, room: str) -> None:
+        """Let go of the host of a room."""
+        self._hosts.pop(room, None)
+
+    def answer(self, work: ClientTask, names: Sequence[str], incarnation: str | None, room: str) -> Answered:
         """Do the work, unless asked in another life; keep arrays in the object store and return their refs."""
         import ray
 
         if incarnation not in (None, self._incarnation):
             return Answered(self._incarnation)
+        if room not in self._hosts:
+            self._hosts[room] = self._new()
         replies = (
             Reply(
                 answer.client,
@@ -62,7 +75,7 @@ class _HostActor:
                 None if answer.payload is None else ray.put(dict(answer.payload)),
                 answer.nbytes,
             )
-            for answer in self._host.answer(work, names)
+            for answer in self._hosts[room].answer(work, names)
         )
         return Answered(self._incarnation, tuple(replies))
 
@@ -77,7 +90,10 @@ class _Served:
 
 
 class _ActorCalls:
-    """Calls to host actors, as refs of what will come."""
+    """Calls to host actors, in one of their rooms, as refs of what will come."""
+
+    def __init__(self, room: str = "") -> None:
+        self._room = room
 
     def now(self) -> float:
         return time.monotonic()
@@ -91,7 +107,7 @@ class _ActorCalls:
         return handle.actor.hello.remote()
 
     def answer(self, handle: ActorHandle, shared: Any, names: Sequence[str], incarnation: str | None) -> Any:
-        return handle.actor.answer.remote(shared, names, incarnation)
+        return handle.actor.answer.remote(shared, names, incarnation, self._room)
 
     def wait(self, calls: Sequence[Any], timeout: float) -> Sequence[Any]:
         import ray
@@ -128,20 +144,29 @@ class _ActorCalls:
 
 
 class _ServerActor:
-    """The server in its own process: the central aggregator."""
+    """The server in its own process: the central aggregator; others in rooms of their own, as at the hosts."""
 
     def __init__(self, pipeline: Pipeline) -> None:
-        self._server = Server(pipeline)
+        self._new: Callable[[], Server] = partial(Server, pipeline)
+        self._servers: dict[str, Server] = {"": self._new()}
         self._incarnation = secrets.token_hex(8)
 
-    def serve(self, task: ServerTask, refs: Mapping[str, Any], incarnation: str | None, timeout: float) -> _Served:
+    def leave(self, room: str) -> None:
+        """Let go of the server of a room."""
+        self._servers.pop(room, None)
+
+    def serve(
+        self, task: ServerTask, refs: Mapping[str, Any], incarnation: str | None, timeout: float, room: str = ""
+    ) -> _Served:
         """Fetch the arrays from the hosts that hold them and do the task, unless it needs what another life held."""
         import ray
 
         if incarnation not in (None, self._incarnation) and not getattr(task, "afresh", False):
             return _Served(self._incarnation, False)
         payloads: dict[str, Payload] = dict(zip(refs, ray.get(list(refs.values()), timeout=timeout), strict=True))
-        return _Served(self._incarnation, True, self._server.serve(task, payloads))
+        if room not in self._servers:
+            self._servers[room] = self._new()
+        return _Served(self._incarnation, True, self._servers[room].serve(task, payloads))
 
 
 class RayFederation:
@@ -168,6 +193,7 @@ class RayFederation:
         self._rules, self._placement, self._fencing_token = config.rules, config.placement, fencing_token
         self._dispatcher = Dispatcher(_ActorCalls(), config.rules, config.placement.patience)
         self._incarnation: str | None = None
+        self._room = ""
         self._pipeline = pipeline
         self._server = _server_actor(name, pipeline)
         self.outlives = "" if name is None or _ours() else _address()
@@ -251,7 +277,9 @@ class RayFederation:
 
         limit = self._rules.deadline
         try:
-            return ray.get(self._server.serve.remote(task, refs, self._incarnation, limit), timeout=limit)
+            return ray.get(
+                self._server.serve.remote(task, refs, self._incarnation, limit, self._room), timeout=limit
+            )
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, FrmuError):
                 raise error.cause from None
@@ -267,14 +295,36 @@ class RayFederation:
             _log.info("The server died at %s; waiting for its next life", type(task).__name__)
             return None
 
+    def anew(self, clients: Iterable[str]) -> RayFederation:
+        """Return another federation of some of the clients, on the same processes and from nothing.
+
+        It shares no record, sum or state with this one; `close` lets go of what it made, and ends no process.
+        """
+        other = copy(self)
+        other._room = secrets.token_hex(8)
+        other.traffic, other._incarnation, other.outlives = Traffic(), None, ""
+        wanted = set(clients)
+        other.away = {name: "it is not asked" for name in self.clients if name not in wanted}
+        other._dispatcher = Dispatcher(_ActorCalls(other._room), self._rules, self._placement.patience)
+        other._dispatcher.handles = [
+            ActorHandle(handle.names, handle.actor, handle.label) for handle in self._dispatcher.handles
+        ]
+        return other
+
     def close(self) -> None:
-        """End the actors."""
+        """End the actors; a federation that began anew on those of another lets go of its own rooms there."""
         import ray
 
+        actors = [*(handle.actor for handle in self._dispatcher.handles), self._server]
+        if self._room:
+            for actor in actors:
+                with suppress(Exception):  # one that died has let go of it
+                    actor.leave.remote(self._room)
+            return
         if self._placement.elastic:
             with suppress(Exception):
                 request([])
-        for actor in [*(handle.actor for handle in self._dispatcher.handles), self._server]:
+        for actor in actors:
             with suppress(Exception):  # a cluster that is gone has ended them
                 ray.kill(actor)
 

@@ -207,7 +207,8 @@ class SiteDirectory:
     def afresh(self, config: Config | None = None, inventory: Inventory | None = None) -> Iterator[Federation]:
         """Another federation over the same shards, which shares nothing with the live one, for a while.
 
-        It is in process where the shards lie on this machine. Without clients who have left, or who were away when the
+        It is on the processes of the live one, if that runs on Ray: every site rebuilds its own part, all at once. Else
+        it is in process where the shards lie on this machine. Without clients who have left, or who were away when the
         state in force was trained: nothing is known of them. `inventory` is one that was taken a moment ago.
         """
         inventory = inventory or self.look()
@@ -217,14 +218,22 @@ class SiteDirectory:
         at = {name: self._as(inventory.locations[name], config) for name in inventory.held if name not in out}
         if inventory.away and (missing := {name: why for name, why in inventory.away.items() if name not in out}):
             raise ClientsUnavailableError.of(missing)
-        if self.config.sites and self.on_ray:
-            federation = self._start(at, {})
-        else:
-            federation = LocalFederation(config or self.config, at, self.workspace.folder)
+        federation = self._anew(config or self.config, at)
         try:
             yield federation
         finally:
             federation.close()
+
+    def _anew(self, config: Config, at: Mapping[str, SiteLocation]) -> Federation:
+        """A federation that begins from nothing over some shards, where that is cheapest."""
+        if not self.on_ray:
+            return LocalFederation(config, at, self.workspace.folder)
+        from frmu.runtime.ray import RayFederation
+
+        live = self._federation
+        if isinstance(live, RayFederation) and config == self.config and set(at) <= set(live.clients):
+            return live.anew(at)
+        return self._start(at, {}) if self.config.sites else LocalFederation(config, at, self.workspace.folder)
 
     def _in_force(self) -> str:
         """The digest of the state that is checkpointed; empty where none is."""

@@ -3,8 +3,9 @@
 The digest is over whole numbers and compares on any machine. The head that was solved from them has last bits of its
 own: they must be equal where the same library and kernel solved, and equal to 1e-9 elsewhere.
 
-The second federation is new: its own clients and server over the shards as they lie on disk, in process where these
-lie on this machine. What a stale cache, a drift, a wrong order or a record left behind would change is the digest.
+The second federation is new: its own clients and server over the shards as they lie on disk, made from nothing at
+every site at once, or in process where no federation runs on Ray. What a stale cache, a drift, a wrong order or a
+record left behind would change is the digest.
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ def test_auto_shares_an_actor_as_memory_runs_short() -> None:
     assert 1 <= len(tight.hosts) < 32
 
 
-@pytest.mark.parametrize(("clients", "cpus", "hosts"), [(32, 2, 32), (33, 2, 2), (500, 2, 2), (500, 64, 63), (40, 0, 20)])
+@pytest.mark.parametrize(
+    ("clients", "cpus", "hosts"), [(32, 2, 32), (33, 2, 2), (500, 2, 2), (500, 64, 63), (40, 0, 20)]
+)
 def test_many_clients_share_one_actor_a_processor(clients: int, cpus: int, hosts: int) -> None:
     at = homes({"": clients})
     plan = plan_for(at, dict.fromkeys(at, 100), Placement(memory=1.0), GIB // 8, [Node(None, 200 * GIB, cpus)])
