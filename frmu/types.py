@@ -11,12 +11,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HEAD", "ClientState", "Float", "Selection", "State", "Statistics", "Sums", "digest_of"]
+__all__ = ["HEAD", "ClientState", "Float", "Selection", "State", "Statistics", "Sums", "digest_of", "mirror"]
 
 Float = NDArray[np.float64]
 
@@ -66,45 +67,74 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """The sums of a set of records on the grid, M = sum z z^T, (D, D) of int64: exact, so sets add and subtract.
+    """The sums of a set of records on the grid, M = sum z z^T, (D, D) of whole numbers: exact, so sets add and subtract.
 
-    The first integer of every record is one, so the corner of M counts the records. See `frmu.models.grid`.
+    M is symmetric, so `packed` is its upper triangle, (D (D + 1) / 2,), of int32 as long as that holds them, else int64.
+    The first integer of every record is one, so the first entry counts the records. See `frmu.models.grid`.
     """
 
-    M: NDArray[np.int64]
+    packed: NDArray[Any]
 
-    @property
-    def n(self) -> int:
-        """The number of records, each as often as its weight says."""
-        return int(self.M[0, 0])
+    @staticmethod
+    def of(M: NDArray[Any]) -> Sums:
+        """The sums of a matrix (D, D) of whole numbers.
 
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(self.M + other.M)
-
-    def __sub__(self, other: Sums) -> Sums:
-        return Sums(self.M - other.M)
+        >>> Sums.of(np.array([[1, 2], [2, 5]])).packed.tolist()
+        [1, 2, 5]
+        """
+        return Sums(_narrow(M.reshape(-1)[_upper(len(M))]))
 
     @staticmethod
     def zero(D: int) -> Sums:
         """The sums of no record."""
-        return Sums(np.zeros((D, D), dtype=np.int64))
+        return Sums(np.zeros(D * (D + 1) // 2, dtype=np.int32))
 
     @property
-    def packed(self) -> NDArray[np.int64]:
-        """The upper triangle, (D (D + 1) / 2,): half the bytes on the wire.
+    def n(self) -> int:
+        """The number of records, each as often as its weight says."""
+        return int(self.packed[0])
 
-        >>> Sums.unpack(Sums(np.array([[1, 2], [2, 5]])).packed).M.tolist()
+    @property
+    def D(self) -> int:  # noqa: N802 - the symbol of the equations
+        """The integers of a record."""
+        return int((np.sqrt(8.0 * len(self.packed) + 1.0) - 1.0) / 2.0 + 0.5)
+
+    @property
+    def M(self) -> NDArray[np.int64]:  # noqa: N802 - the symbol of the equations
+        """The whole matrix, (D, D) of int64.
+
+        >>> Sums(np.array([1, 2, 5])).M.tolist()
         [[1, 2], [2, 5]]
         """
-        return self.M[np.triu_indices(len(self.M))]
+        return self.packed.astype(np.int64)[mirror(self.D)]
 
-    @staticmethod
-    def unpack(packed: NDArray[np.int64]) -> Sums:
-        """The inverse of `packed`."""
-        D = int((np.sqrt(8.0 * len(packed) + 1.0) - 1.0) / 2.0 + 0.5)
-        M = np.zeros((D, D), dtype=np.int64)
-        M[np.triu_indices(D)] = packed
-        return Sums(M + np.triu(M, 1).T)
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(_narrow(np.add(self.packed, other.packed, dtype=np.int64)))
+
+    def __sub__(self, other: Sums) -> Sums:
+        return Sums(_narrow(np.subtract(self.packed, other.packed, dtype=np.int64)))
+
+
+_NARROW = 2**17  # as many records of 8 bits add up in 32
+
+
+def _narrow(packed: NDArray[Any]) -> NDArray[Any]:
+    """Sums in 32 bits, if so few records are in them that every entry fits, else in 64."""
+    return packed.astype(np.int32 if packed[0] < _NARROW else np.int64)
+
+
+@cache
+def _upper(D: int) -> NDArray[np.intp]:
+    """Where the entries of the upper triangle are in a matrix (D, D), row by row."""
+    return np.flatnonzero(np.triu(np.ones((D, D), dtype=bool)))
+
+
+@cache
+def mirror(D: int) -> NDArray[np.int32]:
+    """Where each entry of a symmetric matrix (D, D) is in its upper triangle."""
+    at = np.zeros((D, D), dtype=np.int32)
+    at.reshape(-1)[_upper(D)] = np.arange(D * (D + 1) // 2)
+    return np.maximum(at, at.T)
 
 
 HEAD = "W"  # the name of a ridge model's only parameter

@@ -83,7 +83,7 @@ class _Court:
     def residuals(self, sums: Sequence[Statistics]) -> Float:
         """Of every voter in the head of each sum, (voters, sums)."""
         heads = [solve(one.G, one.b, self.ridge) for one in sums]
-        return np.stack([losses(heads, vote) for vote in self.votes]) / self.scale[:, None]
+        return losses(heads, self.votes) / self.scale[:, None]
 
     def own(self, residuals: Float, client: int) -> float:
         """A client's own residual among those of the voters; 0 where it has no vote."""

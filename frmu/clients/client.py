@@ -51,7 +51,7 @@ class Client:
         self.config = config
         self.path = shards.path_of(folder, name)
         self._fencing_token = fencing_token
-        self.incoming: Any = None
+        self.prepared: Any = None  # what a task made for all clients of a host at once, until this one's turn
         self.blocks = blocks(config)
         self._encoders = dict(by)
         self.spans = spans(layout(config))
@@ -60,7 +60,7 @@ class Client:
         self._statistics: dict[tuple[str, ...], dict[tuple[int, str], Statistics]] = {}
         self._totals: dict[tuple[str, tuple[str, ...]], Sums] = {}
         self._bases: dict[tuple[str, ...], Basis] = {}
-        self._parts: dict[tuple[str, ...], tuple[Statistics, ...]] = {}
+        self._parts: dict[tuple[str, ...], list[Sums]] = {}
         self._tombstones: tuple[bytes, list[str]] | None = None
         self._digest: str | None = None
         self._groups: dict[int, dict[str, NDArray[np.intp]]] = {}
@@ -182,9 +182,8 @@ class Client:
         """The statistics of every slice in one split, by key."""
         code, basis = SPLITS.index(split), self.basis(outputs)
         cache = self._statistics.setdefault(outputs, {})
-        for key, sums in self.sums(split, outputs).items():
-            if (code, key) not in cache:
-                cache[code, key] = basis.statistics(sums)
+        new = {key: sums for key, sums in self.sums(split, outputs).items() if (code, key) not in cache}
+        cache |= {(code, key): one for key, one in zip(new, basis.each(list(new.values())), strict=True)}
         return {key: part for (at, key), part in sorted(cache.items()) if at == code}
 
     def statistics(
@@ -231,22 +230,29 @@ class Client:
 
     def parts(self, outputs: tuple[str, ...]) -> tuple[Statistics, ...]:
         """The statistics of the validation records in equal stretches, in the order of time, else of ids."""
+        return tuple(self.basis(outputs).each(self._stretches(outputs)))
+
+    def _stretches(self, outputs: tuple[str, ...]) -> list[Sums]:
         if outputs not in self._parts:
             rows = np.flatnonzero(self.shard.split == SPLITS.index("validation"))
             stretches = np.array_split(self.shard.in_time(rows), PARTS)
-            self._parts[outputs] = tuple(self.statistics_of_rows(stretch, outputs) for stretch in stretches)
+            found = self._summed_by_slice({str(at): rows for at, rows in enumerate(stretches)}, outputs)
+            nothing = Sums.zero(self.basis(outputs).D)
+            self._parts[outputs] = [found.get(str(at), nothing) for at in range(PARTS)]
         return self._parts[outputs]
 
     def task(self, slices: Mapping[str, Statistics], total: Sums, outputs: tuple[str, ...]) -> SelectionProblem:
         """The task of choosing influences for some slices, by key, within the federation's total."""
-        return problem_of(
-            slices,
-            shards.ages(sorted(slices), self.config),
-            self.basis(outputs).statistics(total - self.split_sums("fit", outputs)),  # of the other clients
-            self.parts(outputs),
-            self.split_total("later", outputs),
-            self.config.model.ridge,
-        )
+        rest = total - self.split_sums("fit", outputs)  # of the other clients
+        sums = [rest, self.split_sums("later", outputs), *self._stretches(outputs)]
+        others, later, *parts = self.basis(outputs).each(sums)
+        ages = shards.ages(sorted(slices), self.config)
+        return problem_of(slices, ages, others, parts, later, self.config.model.ridge)
+
+    def problem(self, total: Sums, outputs: tuple[str, ...]) -> SelectionProblem:
+        """The task of choosing influences for every slice; what it is made of is not kept, for it is large."""
+        sums = self.sums("fit", outputs)
+        return self.task(dict(zip(sums, self.basis(outputs).each(list(sums.values())), strict=True)), total, outputs)
 
 
 class Host:

@@ -335,7 +335,7 @@ class _Fold:
     def perform(self, server: Server, payloads: Mapping[str, Payload]) -> tuple[Float, Float]:
         """Two heads (d, outputs)."""
         basis, ridge = basis_of(self.config, self.outputs), self.config.model.ridge
-        weighed = total([(1, Sums.unpack(payloads[name]["fit"])) for name in self.names], basis.D)
+        weighed = total([(1, Sums(payloads[name]["fit"])) for name in self.names], basis.D)
         whole = total([(1, server.contributions[name].fit) for name in self.names], basis.D)
         heads = (basis.statistics(weighed, denominator(self.config)), basis.statistics(whole))
         return solve(heads[0].G, heads[0].b, ridge), solve(heads[1].G, heads[1].b, ridge)

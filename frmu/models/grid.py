@@ -16,15 +16,15 @@ Transactions on Computers 2015, without the floating point.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from frmu.errors import FrmuError
-from frmu.types import Float, Statistics, Sums
+from frmu.types import Float, Statistics, Sums, mirror
 
 __all__ = ["LEFT", "ONE", "QUARTERS", "WEIGHTS", "Basis", "Columns", "fixed", "gram", "limbs", "on_grid", "total"]
 
@@ -74,29 +74,29 @@ def gram(Z: NDArray[np.int8]) -> Sums:
     first = Z[:_ROWS].astype(np.float32)
     M = first.T @ first
     if len(Z) <= _ROWS:
-        return Sums(M.astype(np.int64))
+        return Sums.of(M)
     M = M.astype(np.float64)  # whole numbers below 2^53 add up exactly
     for at in range(_ROWS, len(Z), _ROWS):
         block = Z[at : at + _ROWS].astype(np.float32)
         M += block.T @ block
-    return Sums(M.astype(np.int64))
+    return Sums.of(M)
 
 
-def total(parts: Sequence[tuple[int, Sums]], D: int) -> Sums:
+def total(parts: Iterable[tuple[int, Sums]], D: int) -> Sums:
     """The sum of sums (D, D) under whole weights.
 
-    Raises `FrmuError` before anything is added where a total might not fit in 64 bits.
+    Raises `FrmuError` before anything is added that might not fit in 64 bits.
     """
-    most = sum(weight * sums.n for weight, sums in parts) * _STEP
-    if most > _LARGEST:
-        raise FrmuError(
-            f"the sums of {sum(sums.n for _, sums in parts)} records under their weights might overflow 64 bits; fit "
-            "fewer records, or fewer modalities that a record may lack"
-        )
-    M = np.zeros((D, D), dtype=np.int64)
+    packed, most = np.zeros(D * (D + 1) // 2, dtype=np.int64), 0
     for weight, sums in parts:
-        M += sums.M if weight == 1 else weight * sums.M
-    return Sums(M)
+        most += weight * sums.n
+        if most * _STEP > _LARGEST:
+            raise FrmuError(
+                f"the sums of records under their weights, {most} in all, might overflow 64 bits; fit fewer records, or "
+                "fewer modalities that a record may lack"
+            )
+        packed += sums.packed if weight == 1 else np.multiply(sums.packed, weight, dtype=np.int64)
+    return Sums(packed) + Sums.zero(D)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,23 +193,28 @@ class Basis:
 
     def statistics(self, sums: Sums, weight: int = 1, n: int | None = None) -> Statistics:
         """The statistics of features and targets behind sums of `n` records, each of so many steps of weight."""
-        half = self._made(sums.M.astype(np.float64))
-        S = self._made(half.T)  # symmetric, and rows are faster to reach than columns
+        (one,) = self.each([sums], weight)
+        return one if n is None else replace(one, n=n)
+
+    def each(self, many: Sequence[Sums], weight: int = 1) -> list[Statistics]:
+        """The statistics behind each of many sums."""
+        if not many:
+            return []
+        packed = np.stack([sums.packed for sums in many]).astype(np.float64)
+        half = self._made(packed[:, mirror(self.D)])
+        S = self._made(np.swapaxes(half, 1, 2))  # symmetric, and rows are faster to reach than columns
         S *= self.scale[:, None] * self.scale / weight
         d = self.d
-        return Statistics(
-            sums.n if n is None else n,
-            np.ascontiguousarray(S[:d, :d]),
-            np.ascontiguousarray(S[:d, d:]),
-            float(np.trace(S[d:, d:])),
-        )
+        G, b = np.ascontiguousarray(S[:, :d, :d]), np.ascontiguousarray(S[:, :d, d:])
+        c = np.trace(S[:, d:, d:], axis1=1, axis2=2).tolist()
+        return [Statistics(sums.n, *of) for sums, *of in zip(many, G, b, c, strict=True)]
 
     def _made(self, M: Float) -> Float:
-        """Rows of integers (D, ...) made into rows of features and targets, not scaled."""
-        made = self.terms[:, 0, None] * M[self.index[:, 0]]
+        """Rows of integers (..., D, columns) made into rows of features and targets, not scaled."""
+        made = self.terms[:, 0, None] * M[..., self.index[:, 0], :]
         for term in (1, 2):
             more = np.flatnonzero(self.terms[:, term])
-            made[more] += self.terms[more, term, None] * M[self.index[more, term]]
+            made[..., more, :] += self.terms[more, term, None] * M[..., self.index[more, term], :]
         return np.asarray(made)
 
     def muted(self, sums: Sums, columns: slice, quarters: int) -> Sums:
@@ -217,7 +222,8 @@ class Basis:
 
         As if that share of the records had the modality and the rest lacked it; see `frmu.models.modality`.
         """
-        M, idle = sums.M.copy(), self.idle[columns]
+        whole, idle = sums.M, self.idle[columns]
+        M = whole.copy()
         M[columns] = idle[:, None] * M[0]
         M[:, columns] = M[:, :1] * idle
-        return Sums(quarters * sums.M + (QUARTERS - quarters) * M)
+        return Sums.of(quarters * whole + (QUARTERS - quarters) * M)

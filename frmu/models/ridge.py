@@ -21,25 +21,25 @@ FLOOR = 1e-6
 
 
 def regularised(H: Float, ridge: float) -> Float:
-    """H + ridge diag(H) + floor, (d, d): what is factorised.
+    """H + ridge diag(H) + floor, (..., d, d): what is factorised.
 
     >>> regularised(np.diag([1.0, 4.0]), 0.5).diagonal().round(3).tolist()
     [1.5, 4.0]
     """
     A = H.copy()
-    diagonal = np.einsum("ii->i", A)
+    diagonal = np.einsum("...ii->...i", A)
     diagonal += shrinkage(diagonal, ridge)
     return A
 
 
 def shrinkage(diagonal: Float, ridge: float) -> Float:
-    """Return what is added to the diagonal (d,) of H.
+    """Return what is added to the diagonal (..., d) of H.
 
     >>> shrinkage(np.array([2.0, 2.0]), ridge=0.5).round(3).tolist()
     [1.0, 0.0]
     """
     shrink = ridge * diagonal + FLOOR
-    shrink[-1] = FLOOR
+    shrink[..., -1] = FLOOR
     return np.asarray(shrink, dtype=np.float64)
 
 
@@ -64,22 +64,29 @@ def solve(H: Float, B: Float, ridge: float) -> Float:
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """A factorisation that answers many right-hand sides: H + ridge = L L^T."""
+    """A factorisation that answers many right-hand sides: H + ridge = L L^T, one or a stack of them, (..., d, d).
+
+    What a stack answers is, bit for bit, what each of it answers alone.
+    """
 
     L: Float
 
     def __call__(self, B: Float) -> Float:
-        """(H + ridge)^-1 B for B (d, columns)."""
+        """(H + ridge)^-1 B for B (..., d, columns)."""
+        if self.L.ndim > 2:
+            return np.stack([Factor(L)(one) for L, one in zip(self.L, B, strict=True)])
         X, _ = dpotrs(self.L, np.asfortranarray(B), lower=1)
         return np.asarray(X, dtype=np.float64)
 
 
 def factorise(H: Float, ridge: float) -> Factor:
-    """Factorise weighted sums H (d, d) once; the same shrinkage as `solve`.
+    """Factorise weighted sums H (..., d, d) once; the same shrinkage as `solve`.
 
     >>> factorise(np.diag([1.0, 4.0]), 1e-9)(np.array([[1.0], [8.0]]))[:, 0].round(3).tolist()
     [1.0, 2.0]
     """
+    if H.ndim > 2:
+        return Factor(np.stack([factorise(one, ridge).L for one in H]))
     L, info = dpotrf(regularised(H, ridge).T, lower=1, overwrite_a=1)
     _check(info, len(H), ridge)
     return Factor(L)

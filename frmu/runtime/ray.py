@@ -277,9 +277,7 @@ class RayFederation:
 
         limit = self._rules.deadline
         try:
-            return ray.get(
-                self._server.serve.remote(task, refs, self._incarnation, limit, self._room), timeout=limit
-            )
+            return ray.get(self._server.serve.remote(task, refs, self._incarnation, limit, self._room), timeout=limit)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, FrmuError):
                 raise error.cause from None

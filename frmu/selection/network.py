@@ -51,22 +51,24 @@ class Network:
     digest: str
     lineage: Mapping[str, Any]
 
-    def __call__(self, first: Observation, now: Observation) -> tuple[Float, float, Float]:
+    def __call__(self, first: Observation, now: Observation) -> tuple[Float, Any, Float]:
         """Logits (K,), the value of the present influences, and the pooling attention (K,).
 
-        `first` is what was seen with everything kept, `now` what is seen under the present influences.
+        `first` is what was seen with everything kept, `now` what is seen under the present influences. Where these are
+        of a stack of problems, all have its axis in front, and the value is an array, too.
         """
         w = {name: weight.astype(np.float64) for name, weight in self.weights.items()}
-        relations = np.stack([first.relation, now.relation, nearness(len(first.rows))])
-        x = np.concatenate([first.rows, now.rows], axis=1) @ w["embed.weight"].T + w["embed.bias"]
+        near = np.broadcast_to(nearness(first.rows.shape[-2]), first.relation.shape)
+        relations = np.stack([first.relation, now.relation, near], axis=-3)  # (..., RELATIONS, K, K)
+        x = np.concatenate([first.rows, now.rows], axis=-1) @ w["embed.weight"].T + w["embed.bias"]
         for block in range(BLOCKS):
             x = x + _attend(w, x, relations, f"blocks.{block}.")
             x = x + _mix(w, x, f"blocks.{block}.")
         x = _norm(w, x, "norm")
-        logits = (x @ w["head.weight"].T + w["head.bias"])[:, 0]
-        pool = _softmax((x @ w["pool.weight"].T + w["pool.bias"])[:, 0])
-        value = float((pool @ x) @ w["value.weight"][0] + w["value.bias"][0])
-        return logits, value, pool
+        logits = (x @ w["head.weight"].T + w["head.bias"])[..., 0]
+        pool = _softmax((x @ w["pool.weight"].T + w["pool.bias"])[..., 0])
+        value = (pool[..., None, :] @ x @ w["value.weight"].T + w["value.bias"])[..., 0, 0]
+        return logits, value if value.ndim else float(value), pool
 
 
 def nearness(slices: int) -> Float:
@@ -92,13 +94,13 @@ Weights = Mapping[str, Float]
 
 def _attend(w: Weights, x: Float, relations: Float, block: str) -> Float:
     y = _norm(w, x, f"{block}norm1")
-    qkv = (y @ w[f"{block}qkv.weight"].T + w[f"{block}qkv.bias"]).reshape(len(x), 3, HEADS, -1)
-    heads = []
-    for head in range(HEADS):
-        query, key, value = (qkv[:, part, head] for part in range(3))
-        bias = np.tensordot(w[f"{block}bias"][head], relations, axes=1)
-        heads.append(_softmax(query @ key.T / np.sqrt(query.shape[1]) + bias) @ value)
-    return np.concatenate(heads, axis=1) @ w[f"{block}out.weight"].T + w[f"{block}out.bias"]
+    qkv = (y @ w[f"{block}qkv.weight"].T + w[f"{block}qkv.bias"]).reshape(*x.shape[:-1], 3, HEADS, -1)
+    query, key, value = (np.swapaxes(qkv[..., part, :, :], -3, -2) for part in range(3))  # (..., HEADS, K, width)
+    bias = sum(
+        w[f"{block}bias"][:, at, None, None] * relations[..., at, None, :, :] for at in range(RELATIONS)
+    )  # of each head
+    said = _softmax(query @ np.swapaxes(key, -1, -2) / np.sqrt(query.shape[-1]) + bias) @ value
+    return np.swapaxes(said, -3, -2).reshape(x.shape) @ w[f"{block}out.weight"].T + w[f"{block}out.bias"]
 
 
 def _mix(w: Weights, x: Float, block: str) -> Float:
@@ -108,8 +110,8 @@ def _mix(w: Weights, x: Float, block: str) -> Float:
 
 
 def _norm(w: Weights, x: Float, name: str) -> Float:
-    centred = x - x.mean(axis=1, keepdims=True)
-    scale = np.sqrt((centred * centred).mean(axis=1, keepdims=True) + _EPSILON)
+    centred = x - x.mean(axis=-1, keepdims=True)
+    scale = np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + _EPSILON)
     return centred / scale * w[f"{name}.weight"] + w[f"{name}.bias"]
 
 

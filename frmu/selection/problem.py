@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from frmu.models.ridge import solve
 from frmu.models.statistics import loss
 from frmu.types import Float, Statistics
 
-__all__ = ["PARTS", "SelectionProblem", "problem_of", "refit", "validation_loss", "weighted"]
+__all__ = ["PARTS", "SelectionProblem", "problem_of", "pick", "refit", "stack", "validation_loss", "weighted"]
 
 PARTS = 4  # stretches of the validation records: what helps in one only, helps by chance
 
@@ -31,6 +33,9 @@ class SelectionProblem:
 
     `rest` holds the sums of all other clients. `validation` judges in production, and is there once more in
     stretches, `parts`; `later`, what came after it, is seen by the reward alone.
+
+    Problems of as many slices and stretches can stand side by side, see `stack`: then every array, those of `rest` and
+    of what judges among them, has one axis more in front, and so has whatever is made of them.
     """
 
     keys: tuple[str, ...]
@@ -46,7 +51,7 @@ class SelectionProblem:
     ridge: float
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return self.n.shape[-1]
 
     def slice(self, s: int) -> Statistics:
         """The statistics of one slice."""
@@ -55,12 +60,12 @@ class SelectionProblem:
     @property
     def keep(self) -> Float:
         """Full influence of every slice, (K,)."""
-        return np.ones(len(self))
+        return np.ones(self.n.shape)
 
     @property
     def by_itself(self) -> bool:
         """Return whether there is no other client: then only how slices count against each other matters."""
-        return bool(self.rest.G[-1, -1] == 0.0)
+        return bool(np.all(self.rest.G[..., -1, -1] == 0.0))
 
 
 def problem_of(
@@ -89,14 +94,56 @@ def problem_of(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Stacked(Statistics):
+    """Statistics side by side, with an axis in front: `n` and `c` are arrays, too."""
+
+    n: Any
+    c: Any
+
+
+def stack(problems: Sequence[SelectionProblem]) -> SelectionProblem:
+    """Problems side by side, of as many slices and as many stretches each, and by themselves or not, all alike."""
+    one = problems[0]
+    arrays = {name: np.stack([getattr(p, name) for p in problems]) for name in ("n", "G", "b", "c", "age")}
+    return SelectionProblem(
+        keys=(),
+        **arrays,
+        rest=_side_by_side([p.rest for p in problems]),
+        validation=_side_by_side([p.validation for p in problems]),
+        parts=tuple(_side_by_side(same) for same in zip(*(p.parts for p in problems), strict=True)),
+        later=_side_by_side([p.later for p in problems]),
+        ridge=one.ridge,
+    )
+
+
+def pick(stacked: SelectionProblem, which: NDArray[np.bool_]) -> SelectionProblem:
+    """Some of the problems of a stack, (problems,) bool."""
+    arrays = {name: getattr(stacked, name)[which] for name in ("n", "G", "b", "c", "age")}
+
+    def some(of: Any) -> Statistics:
+        return _Stacked(of.n[which], of.G[which], of.b[which], of.c[which])
+
+    return SelectionProblem(
+        keys=(), **arrays, rest=some(stacked.rest), validation=some(stacked.validation),
+        parts=tuple(map(some, stacked.parts)), later=some(stacked.later), ridge=stacked.ridge,
+    )  # fmt: skip
+
+
+def _side_by_side(parts: Sequence[Statistics]) -> Statistics:
+    n, c = (np.array([getattr(part, name) for part in parts], dtype=np.float64) for name in ("n", "c"))
+    return _Stacked(n, np.stack([part.G for part in parts]), np.stack([part.b for part in parts]), c)
+
+
 def weighted(task: SelectionProblem, influence: Float) -> tuple[Float, Float]:
     """H = rest + sum i_s G_s, (d, d), and B = rest + sum i_s b_s, (d, outputs), added slice by slice."""
     H, B = task.rest.G.copy(), task.rest.b.copy()
-    for weight, G, b in zip(influence, task.G, task.b, strict=True):
-        if weight == 1.0:
+    for s in range(len(task)):
+        weight, G, b = influence[..., s, None, None], task.G[..., s, :, :], task.b[..., s, :, :]
+        if np.all(weight == 1.0):
             H += G
             B += b
-        elif weight != 0.0:
+        elif np.any(weight != 0.0):
             H += weight * G
             B += weight * b
     return H, B

@@ -11,20 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from frmu.models.grid import on_grid
+from frmu.models.ridge import Factor
 from frmu.selection.network import Network, influence_of
 from frmu.selection.observation import FEATURES, Fit, Observation, observe
-from frmu.selection.problem import SelectionProblem
+from frmu.selection.problem import SelectionProblem, pick, stack
 from frmu.selection.search import Budget, RefitCounter, ascend
 from frmu.types import Float
 
-__all__ = ["Decision", "Guided", "decide", "follow", "guided", "rules"]
+__all__ = ["Decision", "Guided", "decide", "decide_all", "follow", "guided", "rules"]
 
 _RESIDUAL, _GAIN = (FEATURES.index(name) for name in ("residual", "gain"))
 SEARCH = 20  # refits of one search on validation
+RESERVED = 5  # refits for keeping all, for what is settled, and for rules
 NEARLY = 0.05  # this near to forgotten or kept is forgotten or kept
 LEAST = 1 / 64  # of a client by itself no slice counts less
 
@@ -49,7 +52,7 @@ class Guided:
     """The policy's proposal: the fit it arrived at, its value, and its attention at the first observation, (K,)."""
 
     fit: Fit
-    value: float
+    value: Any
     pool: Float
 
 
@@ -62,9 +65,9 @@ def rules(rows: Float) -> dict[str, Float]:
     array([1., 0., 1.])
     """
     return {
-        "residual 1.5": np.where(rows[:, _RESIDUAL] > np.log(1.5), 0.0, 1.0),
-        "residual 3": np.where(rows[:, _RESIDUAL] > np.log(3.0), 0.0, 1.0),
-        "leave-one-out": np.where(rows[:, _GAIN] < -np.arcsinh(0.5), 0.0, 1.0),
+        "residual 1.5": np.where(rows[..., _RESIDUAL] > np.log(1.5), 0.0, 1.0),
+        "residual 3": np.where(rows[..., _RESIDUAL] > np.log(3.0), 0.0, 1.0),
+        "leave-one-out": np.where(rows[..., _GAIN] < -np.arcsinh(0.5), 0.0, 1.0),
     }
 
 
@@ -86,21 +89,32 @@ def guided(network: Network, account: RefitCounter, first: Observation, steps: i
     """Policy-guided search: the policy from keeping everything, then from what ascents of validation found.
 
     As many ascents as the budget affords (it must have a limit), each from where the last refinement ended and half as
-    bold; of everything met, what the policy values most.
+    bold; of everything met, what the policy values most. Of a stack of problems no search is made.
     """
     met = follow(network, account, first, first.fit, steps)
     start, search = first.fit, SEARCH
-    while account.affords(search + steps):
+    while first.rows.ndim == 2 and account.affords(search + steps):
         found = ascend(account, start, search, 2.4 / search if start is first.fit else 1.2 / search)
         refined = follow(network, account, first, found, steps)
         met += refined
-        start = max(refined, key=_value).fit
-    best = max(met, key=_value)
+        start = _valued_most(refined).fit
+    best = _valued_most(met)
     return Guided(best.fit, best.value, met[0].pool)
 
 
-def _value(guided: Guided) -> float:
-    return guided.value
+def _valued_most(met: Sequence[Guided]) -> Guided:
+    """What the policy values most; of a stack, for each problem."""
+    values = np.stack([np.asarray(one.value) for one in met])
+    best = np.argmax(values, axis=0)
+    if not best.ndim:
+        return met[int(best)]
+    at = (best, np.arange(len(best)))
+    fits = [one.fit for one in met]
+    influence, H, B, L, W, losses = (
+        np.stack(arrays)[at]
+        for arrays in zip(*((f.influence, f.H, f.B, f.factor.L, f.W, f.loss) for f in fits), strict=True)
+    )
+    return Guided(Fit(fits[0].task, influence, H, B, Factor(L), W, losses), values[at], met[0].pool)
 
 
 def decide(
@@ -110,27 +124,90 @@ def decide(
 
     `budget` is in refits. Without a validation record there is nothing to judge by, so everything is kept.
     """
-    if selector == "keep" or task.validation.n == 0:
-        nothing = np.zeros((len(task), len(FEATURES)))
-        return Decision(task.keep, "keep", {}, nothing, task.keep / len(task), 0)
+    return decide_all([task], network, selector, margin, steps, budget)[0]
+
+
+def decide_all(
+    tasks: Sequence[SelectionProblem], network: Network | None, selector: str, margin: float, steps: int, budget: int
+) -> list[Decision]:
+    """Choose influences for many tasks: those that are alike in shape at once, each as if it were alone."""
+    decisions: dict[int, Decision] = {}
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for at, task in enumerate(tasks):
+        if selector == "keep" or task.validation.n == 0:
+            nothing = np.zeros((len(task), len(FEATURES)))
+            decisions[at] = Decision(task.keep, "keep", {}, nothing, task.keep / len(task), 0)
+        else:
+            alone = at if budget - RESERVED >= SEARCH + 2 * steps else None  # there is room to search: one by one
+            alike.setdefault((task.G.shape, len(task.parts), task.by_itself, alone), []).append(at)
+    policy = network if selector == "policy" else None
+    for places in alike.values():
+        found = _decided([tasks[at] for at in places], policy, margin, steps, budget)
+        decisions |= dict(zip(places, found, strict=True))
+    return [decisions[at] for at in range(len(tasks))]
+
+
+def _decided(
+    many: Sequence[SelectionProblem], network: Network | None, margin: float, steps: int, budget: int
+) -> list[Decision]:
+    """Decide for problems that are alike in shape."""
+    task = many[0] if len(many) == 1 else stack(many)
     account = RefitCounter(task, Budget(budget))
     kept = account.fit(task.keep)
     first = observe(task, kept, 0.0, kept.loss)
-    proposals = {"keep": kept}
+    tried = _Proposals(task, account.refits, kept)
     pool = task.keep / len(task)
-    if network is not None and selector == "policy":
-        reserved = RefitCounter(
-            task, Budget(max(0, budget - 5))
-        )  # the rest is for keeping all, for what is settled, for rules
+    if network is not None:
+        reserved = RefitCounter(task, Budget(max(0, budget - RESERVED)))
         found = guided(network, reserved, first, steps)
-        account.refits += reserved.refits
-        settled = _settled(found.fit.influence, task.by_itself)
-        proposals["policy"], pool = _fitted(account, settled, [kept, found.fit]), found.pool
+        tried.refits += reserved.refits
+        pool = found.pool
+        tried.add("policy", _settled(found.fit.influence, task.by_itself), found.fit)
     for name, influence in rules(first.rows).items():
-        proposals[name] = _fitted(account, influence, list(proposals.values()))
-    losses = {name: proposal.loss for name, proposal in proposals.items()}
+        tried.add(name, influence)
+    rows, pools = first.rows.reshape(len(many), len(task), -1), pool.reshape(len(many), -1)
+    return [_chosen(*of, margin, *seen) for of, *seen in zip(tried.each(), rows, pools, strict=True)]
+
+
+class _Proposals:
+    """Proposals for a problem, or for a stack of them, with the validation loss that each gives.
+
+    Where nothing is wrong most rules keep everything, and that is fitted already: what is known is not fitted again.
+    """
+
+    def __init__(self, task: SelectionProblem, refits: int, kept: Fit) -> None:
+        self._task = task
+        self._front = task.n.shape[:-1]
+        self._known = {"keep": (kept.influence, np.asarray(kept.loss))}
+        self.refits = np.full(self._front, refits)
+
+    def add(self, name: str, influence: Float, like: Fit | None = None) -> None:
+        """Fit a proposal where it is new; `like` is a fit that may be the same."""
+        losses = np.full(self._front, np.nan)
+        known = list(self._known.values()) + ([(like.influence, np.asarray(like.loss))] if like is not None else [])
+        for before, loss in known:
+            losses = np.where(np.isnan(losses) & np.all(influence == before, axis=-1), loss, losses)
+        if (new := np.isnan(losses)).any():
+            some, of = (self._task, influence) if new.all() else (pick(self._task, new), influence[new])
+            account = RefitCounter(some, Budget())
+            losses[new] = account.fit(of).loss
+            self.refits = self.refits + new * account.refits
+        self._known[name] = (influence, losses)
+
+    def each(self) -> list[tuple[dict[str, tuple[Float, float]], int]]:
+        """The proposals for each problem, by name, and the refits they took."""
+        refits = self.refits.reshape(-1).tolist()
+        many = len(refits)
+        flat = {name: (of.reshape(many, -1), loss.reshape(-1).tolist()) for name, (of, loss) in self._known.items()}
+        return [({name: (of[at], loss[at]) for name, (of, loss) in flat.items()}, refits[at]) for at in range(many)]
+
+
+def _chosen(
+    proposals: Mapping[str, tuple[Float, float]], refits: int, margin: float, rows: Float, pool: Float
+) -> Decision:
+    losses = {name: loss for name, (_, loss) in proposals.items()}
     chosen = _guard(losses, margin)
-    return Decision(proposals[chosen].influence, chosen, losses, first.rows, pool, account.refits)
+    return Decision(proposals[chosen][0], chosen, losses, rows, pool, refits)
 
 
 def _settled(influence: Float, by_itself: bool) -> Float:
@@ -147,14 +224,6 @@ def _settled(influence: Float, by_itself: bool) -> Float:
     """
     whole = on_grid(np.where(influence >= 1.0 - NEARLY, 1.0, influence))
     return np.maximum(whole, LEAST) if by_itself else np.where(whole <= NEARLY, 0.0, whole)
-
-
-def _fitted(account: RefitCounter, influence: Float, known: Sequence[Fit]) -> Fit:
-    """A fit under some influences; where nothing is wrong most rules keep everything, and that is fitted already."""
-    for fit in known:
-        if np.array_equal(fit.influence, influence):
-            return fit
-    return account.fit(influence)
 
 
 def _guard(losses: Mapping[str, float], margin: float) -> str:

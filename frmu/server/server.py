@@ -7,17 +7,17 @@ are kept under the digest of the shard that they were made of, and are let go wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
-from frmu.aggregation.attention import attend, counterfactual
+from frmu.aggregation.attention import attend, counterfactual, electorate
 from frmu.aggregation.trust import trust
 from frmu.config import Config
 from frmu.federation import Payload
-from frmu.models.grid import WEIGHTS, on_grid, total
+from frmu.models.grid import WEIGHTS, Basis, on_grid, total
 from frmu.models.ridge import solve
 from frmu.models.statistics import basis_of, denominator, numerics, one_thread
 from frmu.types import HEAD, ClientState, Float, State, Statistics, Sums, digest_of
@@ -86,7 +86,7 @@ class SumStatistics:
     def perform(self, server: Server, payloads: Mapping[str, Payload]) -> Sums:
         """The total over the records to fit."""
         for name, payload in payloads.items():
-            fit, validation = (Sums.unpack(payload[split]) for split in ("fit", "validation"))
+            fit, validation = (Sums(payload[split]) for split in ("fit", "validation"))
             server.contributions[name] = Contribution(fit, validation, (self.digests or {}).get(name, ""))
         return total([(1, server.contributions[name].fit) for name in self.clients], self.D)
 
@@ -115,21 +115,17 @@ class AggregateByAttention:
         parts = [server.contributions[name] for name in names]
         basis, steps = basis_of(self.config, self.outputs), denominator(self.config)
         sums = [
-            (1, Sums.unpack(payloads[name]["fit"])) if payloads.get(name) else (steps, part.fit)
+            (1, Sums(payloads[name]["fit"])) if payloads.get(name) else (steps, part.fit)
             for name, part in zip(names, parts, strict=True)
         ]
-        fits = [
-            basis.statistics(one, steps if weight == 1 else 1, part.fit.n)
-            for (weight, one), part in zip(sums, parts, strict=True)
-        ]
-        scores, weights = self._attention(fits, [basis.statistics(part.validation) for part in parts])
+        scores, weights = self._attention(names, sums, parts, basis, steps)
         attention = on_grid(weights)
         weighed = total(
-            [(round(a * WEIGHTS) * weight, one) for a, (weight, one) in zip(attention.tolist(), sums, strict=True)],
+            ((round(a * WEIGHTS) * weight, one) for a, (weight, one) in zip(attention.tolist(), sums, strict=True)),
             basis.D,
         )
         fitted, ridge = basis.statistics(weighed, WEIGHTS * steps), self.config.model.ridge
-        keep = basis.statistics(total([(1, part.fit) for part in parts], basis.D))
+        keep = basis.statistics(total(((1, part.fit) for part in parts), basis.D))
         state = State(
             config=self.config.fingerprint(),
             policy=self.policy,
@@ -139,18 +135,39 @@ class AggregateByAttention:
                 for (name, record), a in zip(sorted(self.records.items()), attention.tolist(), strict=True)
             ),
             parameters={HEAD: solve(fitted.G, fitted.b, ridge)},
-            sums=digest_of({"steps": WEIGHTS * steps}, weighed.packed),
+            sums=digest_of({"steps": WEIGHTS * steps}, weighed.packed.astype(np.int64)),
             numerics=numerics(),
         )
         return Aggregated(state, solve(keep.G, keep.b, ridge), dict(zip(names, scores.tolist(), strict=True)))
 
-    def _attention(self, fits: list[Statistics], validations: list[Statistics]) -> tuple[Float, Float]:
-        attention = self.config.attention
-        if attention.rule == "size" or not fits:
-            return np.zeros(len(fits)), np.ones(len(fits))
-        ridge = self.config.model.ridge
+    def _attention(
+        self, names: Sequence[str], sums: Sequence[tuple[int, Sums]], parts: Sequence[Contribution], basis: Basis,
+        steps: int,
+    ) -> tuple[Float, Float]:  # fmt: skip
+        """Scores and weights of clients; what is made of sums is made when it is looked at, for it is large."""
+        attention, ridge = self.config.attention, self.config.model.ridge
+        if attention.rule == "size" or not names:
+            return np.zeros(len(names)), np.ones(len(names))
+        fits = _Lazily(sums, lambda one: basis.statistics(one[1], steps if one[0] == 1 else 1))
         if attention.rule == "trusted":
-            found = trust(fits, validations, ridge, 2.0 * attention.cut)
+            votes = [basis.statistics(part.validation) for part in parts]
+            found = trust(list(fits), votes, ridge, 2.0 * attention.cut)
             return found.scores, found.weights
-        scores = counterfactual(fits, validations, ridge)
+        voters = [at for at, part in enumerate(parts) if part.validation.n]
+        voters = [voters[at] for at in electorate([names[at] for at in voters])]
+        whole = basis.statistics(total(sums, basis.D), steps)
+        scores = counterfactual(fits, basis.each([parts[at].validation for at in voters]), ridge, whole)
         return scores, attend(scores, attention.cut, attention.temperature)
+
+
+class _Lazily(Sequence[Statistics]):
+    """A sequence whose items are made when they are looked at, and not kept."""
+
+    def __init__(self, of: Sequence[Any], make: Callable[[Any], Statistics]) -> None:
+        self._of, self._make = of, make
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self._make(self._of[at])

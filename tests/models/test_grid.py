@@ -59,7 +59,7 @@ def test_the_greatest_rows_are_still_exact(value: int) -> None:
 
 def test_packed_sums_come_back_whole() -> None:
     sums = gram(rows(0, 40))
-    assert np.array_equal(Sums.unpack(sums.packed).M, sums.M)
+    assert np.array_equal(Sums(sums.packed).M, sums.M)
 
 
 def test_what_could_overflow_is_refused_before_it_is_added() -> None:

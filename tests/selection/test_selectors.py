@@ -11,7 +11,7 @@ from frmu.selection.network import Network, read_policy, shapes, shipped
 from frmu.selection.observation import FEATURES, Observation, change, fit, observe, slopes
 from frmu.selection.problem import SelectionProblem, problem_of, refit, validation_loss
 from frmu.selection.search import Budget, RefitCounter, ascend, greedy, leave_one_out
-from frmu.selection.selectors import decide, follow, guided
+from frmu.selection.selectors import decide, decide_all, follow, guided
 from frmu.types import Statistics
 
 
@@ -353,9 +353,33 @@ def test_five_refits_are_kept_from_the_policy(budget: int, left: int, monkeypatc
 
 def test_what_is_fitted_already_is_not_fitted_again() -> None:
     account, first = looked(make(), 10)
-    assert selectors._fitted(account, np.ones(8), [first.fit]) is first.fit
-    assert account.refits == 1
+    tried = selectors._Proposals(account.task, 1, first.fit)
+    tried.add("same", np.ones(8))
     other = np.ones(8)
     other[0] = 0.5
-    assert selectors._fitted(account, other, [first.fit]).influence.tolist() == other.tolist()
-    assert account.refits == 2
+    tried.add("other", other)
+    tried.add("again", other)
+    ((proposals, refits),) = tried.each()
+    assert refits == 2
+    assert proposals["same"][1] == first.fit.loss
+    assert proposals["again"][1] == proposals["other"][1] == pytest.approx(validation_loss(account.task, other))
+
+
+@pytest.mark.parametrize("selector", ["policy", "rules", "keep"])
+@pytest.mark.parametrize("budget", [6, 16, 64])
+def test_many_tasks_at_once_are_decided_as_one_by_one(selector: str, budget: int, network: Network) -> None:
+    """To the last bit, whatever else is in the stack: tasks of other shapes, alone or not, without validation."""
+    rest = statistics_of(np.ones((9, 5)), np.ones((9, 1)))
+    tasks = [make(seed, bad=(1, 4) if seed % 2 else (), slices=8 if seed % 3 else 5) for seed in range(9)]
+    tasks += [
+        problem_of({k: t.slice(s) for s, k in enumerate(t.keys)}, t.age, rest, t.parts[:parts], t.later, 1e-3)
+        for t in tasks[:4]
+        for parts in (4, 2, 0)
+    ]
+    together = decide_all(tasks, network, selector, 0.01, 3, budget)
+    for task, found in zip(tasks, together, strict=True):
+        one = decide(task, network, selector, 0.01, 3, budget)
+        assert (one.chosen_by, one.losses, one.refits) == (found.chosen_by, found.losses, found.refits)
+        for name in ("influence", "rows", "pool"):
+            assert np.array_equal(getattr(one, name), getattr(found, name)), name
+    assert {task.by_itself for task in tasks} == {True, False}

@@ -53,11 +53,11 @@ class Restore:
             config = config.model_copy(update={"data": config.data.model_copy(update={"path": self.path})})
         tables = gather(config, [client.name for client in named]) if named else {}
         for client in clients:
-            client.incoming = tables.get(client.name)
+            client.prepared = tables.get(client.name)
 
     def perform(self, client: Client) -> Answer:
         """Return the number of records that came back."""
-        table, client.incoming = client.incoming, None
+        table, client.prepared = client.prepared, None
         parts = [client.shard.table] if client.has_shard else []
         if table is not None:
             tombstoned = self.tombstones[client.name]

@@ -41,12 +41,12 @@ class StageShard:
         """One reading of the files for all clients of this host."""
         tables = gather(clients[0].config, [client.name for client in clients])
         for client in clients:
-            client.incoming = tables[client.name]
+            client.prepared = tables[client.name]
 
     def perform(self, client: Client) -> Answer:
         """Counts: rows taken, rows refused, rows that are private; tombstones by request, and of what must go."""
-        table, private = _without_flags(client.incoming)
-        client.incoming = None
+        table, private = _without_flags(client.prepared)
+        client.prepared = None
         tombstoned = self.tombstones.get(client.name, frozenset())
         alive = np.ones(table.num_rows, dtype=bool)
         if tombstoned:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,10 +17,15 @@ from frmu.models.statistics import denominator
 from frmu.selection.modality import Muting, mute
 from frmu.selection.network import Network
 from frmu.selection.problem import SelectionProblem
-from frmu.selection.selectors import Decision, decide
+from frmu.selection.selectors import Decision, decide_all
 from frmu.types import Sums
 
 __all__ = ["LoadPolicy", "SelectInfluences", "weighted_sums"]
+
+AT_ONCE = 2**25  # bytes of the sums of slices that are judged at once
+_NOTHING: Mapping[str, Any] = {
+    "influence": {}, "chosen_by": "keep", "losses": {}, "slices": {}, "modalities": {}, "refits": 0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,37 +42,52 @@ class LoadPolicy(EachClient):
 
 
 @dataclass(frozen=True, slots=True)
-class SelectInfluences(EachClient):
+class SelectInfluences:
     """Choose influences for the client's slices, given the sums of the federation, and send the weighted sums.
 
-    The choice rests on the records that are there, the config and the policy file alone.
+    The choice rests on the records that are there, the config and the policy file alone. Clients of a host are judged
+    many at a time (`frmu.selection.selectors.decide_all`), each as if it were alone.
     """
 
     outputs: tuple[str, ...]
     total: PackedSums
 
+    def prepare(self, clients: Sequence[Client]) -> None:
+        """Judge the clients, as many at once as fit in the memory that is set aside for it."""
+        total, some, size = self.total.open(), [], 0
+        for client in clients:
+            if not client.sums("fit", self.outputs):
+                continue
+            task = client.problem(total, self.outputs)
+            some.append((client, task))
+            size += task.G.nbytes
+            if size >= AT_ONCE:
+                self._judge(some)
+                some, size = [], 0
+        self._judge(some)
+
+    def _judge(self, some: Sequence[tuple[Client, SelectionProblem]]) -> None:
+        if not some:
+            return
+        first, policy = some[0][0], some[0][0].config.policy
+        decisions = decide_all(
+            [task for _, task in some], first.network, policy.selector, policy.margin, policy.steps, policy.budget
+        )
+        for (client, task), decision in zip(some, decisions, strict=True):
+            client.prepared = self._answer(client, task, decision)
+
     def perform(self, client: Client) -> Answer:
         """Influences and losses in the record; packed sums in the payload, where they differ from
         `ComputeStatistics`."""
-        slices = client.slices("fit", self.outputs)
-        record: dict[str, Any] = {"rows": len(client.shard)}
-        if not slices:
-            nothing: dict[str, Any] = {
-                "influence": {},
-                "chosen_by": "keep",
-                "losses": {},
-                "slices": {},
-                "modalities": {},
-                "refits": 0,
-            }
-            return Answer(client.name, record | nothing)
-        task = client.task(slices, self.total.open(), self.outputs)
-        policy = client.config.policy
-        decision = decide(task, client.network, policy.selector, policy.margin, policy.steps, policy.budget)
+        answer, client.prepared = client.prepared, None
+        return answer or Answer(client.name, {"rows": len(client.shard), **_NOTHING})
+
+    def _answer(self, client: Client, task: SelectionProblem, decision: Decision) -> Answer:
         muting = self._muted(client, task, decision)
         below = muting.below(task, client.blocks) if muting else {}
         influence = muting.influence if muting else decision.influence
-        record |= {
+        record: dict[str, Any] = {
+            "rows": len(client.shard),
             "influence": dict(zip(task.keys, influence.tolist(), strict=True)),
             "chosen_by": decision.chosen_by,
             "losses": dict(decision.losses) | ({"muted": muting.loss} if muting else {}),
@@ -77,8 +97,9 @@ class SelectInfluences(EachClient):
         }
         if np.all(influence == 1.0) and not below:
             return Answer(client.name, record)
-        applied = dict(zip(task.keys, influence.tolist(), strict=True))
-        return Answer(client.name, record, {"fit": weighted_sums(client, self.outputs, applied, below).packed})
+        return Answer(
+            client.name, record, {"fit": weighted_sums(client, self.outputs, record["influence"], below).packed}
+        )
 
     def _muted(self, client: Client, task: SelectionProblem, decision: Decision) -> Muting | None:
         """Observe every slice again, modality by modality, where there are several and anything is to be chosen."""

@@ -44,7 +44,7 @@ class PackedSums:
 
     def open(self) -> Sums:
         """Unpack."""
-        return Sums.unpack(self.packed)
+        return Sums(self.packed)
 
 
 @dataclass(frozen=True, slots=True)
