@@ -67,9 +67,9 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """The sums of a set of records on the grid, M = sum z z^T, (D, D) of whole numbers: exact, so sets add and subtract.
+    """The sums of a set of records on the grid, M = sum z z^T, (D, D) of whole numbers: so sets add and subtract.
 
-    M is symmetric, so `packed` is its upper triangle, (D (D + 1) / 2,), of int32 as long as that holds them, else int64.
+    M is symmetric, so `packed` is its upper triangle, (D (D + 1) / 2,), of int32 as long as that holds it, else int64.
     The first integer of every record is one, so the first entry counts the records. See `frmu.models.grid`.
     """
 
@@ -125,13 +125,13 @@ def _narrow(packed: NDArray[Any]) -> NDArray[Any]:
 
 @cache
 def _upper(D: int) -> NDArray[np.intp]:
-    """Where the entries of the upper triangle are in a matrix (D, D), row by row."""
+    """Return where the entries of the upper triangle are in a matrix (D, D), row by row."""
     return np.flatnonzero(np.triu(np.ones((D, D), dtype=bool)))
 
 
 @cache
 def mirror(D: int) -> NDArray[np.int32]:
-    """Where each entry of a symmetric matrix (D, D) is in its upper triangle."""
+    """Return where each entry of a symmetric matrix (D, D) is in its upper triangle."""
     at = np.zeros((D, D), dtype=np.int32)
     at.reshape(-1)[_upper(D)] = np.arange(D * (D + 1) // 2)
     return np.maximum(at, at.T)

@@ -210,7 +210,7 @@ def _real_sites(name: str, cache: Path) -> Sites:
     config = config.model_copy(update={"model": config.model.model_copy(update={"features": SITE_FEATURES})})
     by, parts = encoders(config), []
     for table in gather(config, survey(config).clients).values():
-        shard = Shard.of(table, config)
+        shard = Shard(table, config)
         phi = encode(shard.modalities, by)
         parts.append([(phi[shard.split == at], shard.target[shard.split == at]) for at in (0, 1, 3)])
     whole = [part for part in parts if len(part[0][0]) and len(part[1][0])]

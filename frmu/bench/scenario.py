@@ -133,7 +133,7 @@ def _asked(table: pd.DataFrame, config: Config, rng: np.random.Generator) -> pd.
 
 def _groups(table: pd.DataFrame, config: Config, kind: str, rng: np.random.Generator) -> pd.Series:
     """The slice of each record that is hit, by row; none for the others."""
-    shards = {name: Shard.of(rows, config) for name, rows in gather(config, survey(config).clients).items()}
+    shards = {name: Shard(rows, config) for name, rows in gather(config, survey(config).clients).items()}
     names = sorted(shards)
     parts = []
     for name in sorted(rng.choice(names, (len(names) + 1) // 2, replace=False)):

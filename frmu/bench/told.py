@@ -181,4 +181,4 @@ def _tuned(original: Model, never: Config) -> Model:
 def shards(config: Config) -> list[Shard]:
     """Return what each client of a config's file holds, as it would be cut into splits."""
     clients = sorted(set(pd.read_parquet(config.source, columns=["client"])["client"]))
-    return [Shard.of(table, config) for table in gather(config, clients).values()]
+    return [Shard(table, config) for table in gather(config, clients).values()]

@@ -11,7 +11,7 @@ import datetime as dt
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -84,46 +84,52 @@ def digest_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
 class Shard:
     """The records of one client as arrays, one row a record, in the order of the record ids.
 
-    `modalities` maps a modality to its raw columns, (n, columns), as `features` gives them; `target` is (n,) float64
-    for a regression and (n,) str otherwise; `split` is (n,) int8 into `SPLITS`; `slices` is (n,) str.
+    Each array is made when it is first asked for: a search needs no features, and a sum no record ids.
     """
 
-    table: pa.Table
-    ids: NDArray[Any]
-    modalities: dict[str, NDArray[Any]]
-    target: NDArray[Any]
-    split: NDArray[np.int8]
-    slices: NDArray[Any]
+    def __init__(self, table: pa.Table, config: Config) -> None:
+        self.table, self._config = table, config
 
     @staticmethod
     def read(path: Path, config: Config) -> Shard:
-        """Memory-map a shard that `write` wrote."""
+        """Read a shard that `write` wrote."""
         table = read_parquet(path)
         if missing := [name for name in columns_of(config) if name not in table.column_names]:
             raise StoreError(
                 f'{path}: holds no column "{missing[0]}": it is not a shard, or one of another config; run `frmu train`'
             )
-        return Shard.of(table, config)
+        return Shard(table, config)
 
-    @staticmethod
-    def of(table: pa.Table, config: Config) -> Shard:
-        """Derive everything that learning needs from a table in the columns of a shard."""
-        ids = _texts(table, RECORD)
-        return Shard(
-            table=table,
-            ids=ids,
-            modalities=features(table, config),
-            target=table[TARGET].to_numpy() if config.data.task == "regression" else _texts(table, TARGET),
-            split=_split(table, ids, config),
-            slices=_slices(table, ids, config),
-        )
+    @cached_property
+    def ids(self) -> NDArray[Any]:
+        """Record ids, (n,) str."""
+        return _texts(self.table, RECORD)
+
+    @cached_property
+    def modalities(self) -> dict[str, NDArray[Any]]:
+        """The columns of each modality, (n, columns), as `features` gives them."""
+        return features(self.table, self._config)
+
+    @cached_property
+    def target(self) -> NDArray[Any]:
+        """Targets, (n,) float64 for a regression and (n,) str otherwise."""
+        return self.table[TARGET].to_numpy() if self._config.data.task == "regression" else _texts(self.table, TARGET)
+
+    @cached_property
+    def split(self) -> NDArray[np.int8]:
+        """The part of each record, (n,) int8 into `SPLITS`."""
+        return _split(self.table, self._config)
+
+    @cached_property
+    def slices(self) -> NDArray[Any]:
+        """The key of each record's slice, (n,) str."""
+        return _slices(self.table, self._config)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return int(self.table.num_rows)
 
     def in_time(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         """Some rows in the order of their times, and of record ids within one time or where there is none."""
@@ -261,7 +267,7 @@ def _lag(table: pa.Table, name: str, config: Config) -> list[Float]:
     return [np.where(found, values[order][at], 0.0), found.astype(np.float64)]
 
 
-def _split(table: pa.Table, ids: NDArray[Any], config: Config) -> NDArray[np.int8]:
+def _split(table: pa.Table, config: Config) -> NDArray[np.int8]:
     """0 fit, 1 validation, 2 later, 3 test: by declared dates, else by a hash of the record id."""
     dates = config.split.dates
     if dates is not None:
@@ -270,15 +276,16 @@ def _split(table: pa.Table, ids: NDArray[Any], config: Config) -> NDArray[np.int
     validation, later, test = config.split.shares
     fit = 1.0 - validation - later - test
     borders = np.cumsum([fit, validation, later])
-    shares = np.array([_hash(name, "split") / 2.0**64 for name in ids])
+    shares = np.array([_hash(name, "split") / 2.0**64 for name in table[RECORD].to_pylist()])
     return np.searchsorted(borders, shares, side="right").astype(np.int8)
 
 
-def _slices(table: pa.Table, ids: NDArray[Any], config: Config) -> NDArray[Any]:
+def _slices(table: pa.Table, config: Config) -> NDArray[Any]:
     by = config.slice_by
     if by in CALENDAR:
         return _calendar(_times(table), by)
-    labels = ids if by == config.data.record else _texts(table, SUBJECT if by == "subject" else SLICE)
+    column = RECORD if by == config.data.record else SUBJECT if by == "subject" else SLICE
+    labels = table[column].to_pylist()
     buckets = config.slices.buckets
     if buckets == 0:
         return np.array([f"{by}-{label}" for label in labels], dtype=str)

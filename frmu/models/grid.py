@@ -92,8 +92,8 @@ def total(parts: Iterable[tuple[int, Sums]], D: int) -> Sums:
         most += weight * sums.n
         if most * _STEP > _LARGEST:
             raise FrmuError(
-                f"the sums of records under their weights, {most} in all, might overflow 64 bits; fit fewer records, or "
-                "fewer modalities that a record may lack"
+                f"the sums of records under their weights, {most} in all, might overflow 64 bits; fit fewer records, "
+                "or fewer modalities that a record may lack"
             )
         packed += sums.packed if weight == 1 else np.multiply(sums.packed, weight, dtype=np.int64)
     return Sums(packed) + Sums.zero(D)

@@ -20,6 +20,7 @@ __all__ = ["plot_explanation", "plot_influence"]
 FORGOTTEN, ATTENUATED, KEPT = "#b2182b", "#fdb863", "#5b9bc9"  # told apart by the colour-blind, too
 _NAME = 28  # characters of a client's name
 _LABELS = 45  # names down the side before some are left out
+_LINED = 200  # clients between whose rows a white line can be seen
 
 
 def plot_influence(state: State, by: str, path: Path) -> None:
@@ -46,11 +47,7 @@ def plot_explanation(
     figure = Figure(figsize=(width, height + below + 0.7), layout="constrained")
     rows = figure.subplots(2 if changes else 1, 1, sharex=True, squeeze=False, height_ratios=_ratios(height, below))
     axes = rows[0][0]
-    for row, client in enumerate(clients):
-        keys = sorted(client.influence)
-        bars = [places[key] for key in keys]
-        colours = [_colour(client.influence[key]) for key in keys]
-        axes.broken_barh(bars, (row - 0.42, 0.84), facecolors=colours, edgecolors="white", linewidths=0.4)
+    _boxes(axes, clients, places)
     _sides(axes, clients)
     _legend(figure, axes)
     if changes:
@@ -90,6 +87,21 @@ def _colour(influence: float) -> Any:
     if influence in (0.0, 1.0):
         return FORGOTTEN if influence == 0.0 else KEPT
     return LinearSegmentedColormap.from_list("attenuated", ["#e66101", ATTENUATED, "#fee8c8"])(influence)
+
+
+def _boxes(axes: Any, clients: Sequence[ClientState], places: Mapping[str, tuple[float, float]]) -> None:
+    """A box a slice; all are one collection, for there may be many thousands."""
+    from matplotlib.collections import PolyCollection
+
+    boxes, colours = [], []
+    for row, client in enumerate(clients):
+        for key, influence in client.influence.items():
+            (left, wide), low, high = places[key], row - 0.42, row + 0.42
+            boxes.append([(left, low), (left, high), (left + wide, high), (left + wide, low)])
+            colours.append(_colour(influence))
+    line = 0.4 if len(clients) <= _LINED else 0.0
+    axes.add_collection(PolyCollection(boxes, facecolors=colours, edgecolors="white", linewidths=line))
+    axes.autoscale_view(scaley=False)
 
 
 def _sides(axes: Any, clients: Sequence[ClientState]) -> None:

@@ -22,7 +22,7 @@ from frmu.models.ridge import solve
 from frmu.models.statistics import loss
 from frmu.types import Float, Statistics
 
-__all__ = ["PARTS", "SelectionProblem", "problem_of", "pick", "refit", "stack", "validation_loss", "weighted"]
+__all__ = ["PARTS", "SelectionProblem", "pick", "problem_of", "refit", "stack", "validation_loss", "weighted"]
 
 PARTS = 4  # stretches of the validation records: what helps in one only, helps by chance
 

@@ -21,15 +21,16 @@ from frmu.ledger.request import EraseRequest
 from frmu.methods.method import Round
 from frmu.report.figures import measure
 from frmu.services.integrity import check_shards, note_shards
-from frmu.services.proof import exact_verdict
+from frmu.services.proof import exact_verdict, standing_verdict
 from frmu.services.purge import purge_runs, retire
 from frmu.services.receipts import new_receipt, not_covered, not_searched, open_part, scoped, unsearched
 from frmu.services.session import Session
 from frmu.services.sites import Inventory
 from frmu.tracking.tracker import Run
 from frmu.types import State
+from frmu.verification.exact import ExactVerdict
 
-__all__ = ["UNTOUCHED", "drain", "everybody", "locate_pending"]
+__all__ = ["UNTOUCHED", "drain", "locate_pending"]
 
 UNTOUCHED = "No request is closed before MLflow is purged of what was learned from it; this drain touched nothing"
 
@@ -80,41 +81,61 @@ def _drain(session: Session, now: bool) -> dict[str, Any]:
         return {"receipts": [], "state_digest": state.digest, "verified": None, "pending": 0, "waiting": 0}
     session.tracker.need(UNTOUCHED)
     session.network()  # a policy that cannot be read is told before anything is purged
-    before = time.perf_counter()
-    federation, inventory = everybody(session, state)
-    began += time.perf_counter() - before  # starting actors is not draining
-    moved = federation.traffic.up + federation.traffic.down
+    inventory = _present(session)
+    starting = 0.0
+    resting = session.sites.on_ray and not session.sites.live
+    searching = session.sites.at_rest(inventory) if resting else _everybody(session, state, inventory)
+    moved = searching.traffic.up + searching.traffic.down
     standing = session.ledger.standing()
-    searched, found = locate_pending(session, federation, [*pending, *standing], state)
+    searched, found = locate_pending(session, searching, [*pending, *standing], state)
     late = tuple(sorted({client for request in standing for client in found.get(request.id, ())}))
     ready = _ready(session, pending, now)
     if not ready:
         return {"receipts": [], "state_digest": state.digest, "verified": None} | _waiting(session, pending)
+    federation = searching
+    if resting and (late or _something_to_do(session, state, inventory, ready)):
+        before = time.perf_counter()
+        federation = _everybody(session, state, inventory)
+        federation.traffic.up, federation.traffic.down = searching.traffic.up, searching.traffic.down
+        starting = time.perf_counter() - before  # starting actors is not draining
     removed = session.ledger.plan([request.id for request in ready])
     batch = _Batch(tuple(request for request in ready if request.id in removed), removed, searched, late)
     # Tagged before anything is logged, so that lineage misses nothing of a drain that is killed.
     with session.run("erasure", session.holds(client.name for client in state.clients)) as run:
         session.tracker.need(UNTOUCHED)
-        return _Drain(session, run, federation, inventory, state, batch, began, moved).honour() | _waiting(
-            session, pending, batch.ids
-        )
+        drain = _Drain(session, run, federation, inventory, state, batch, began + starting, moved)
+        return drain.honour() | _waiting(session, pending, batch.ids)
 
 
-def everybody(session: Session, state: State) -> tuple[Federation, Inventory]:
-    """Return the federation of all that hold a shard, and of the state's clients, and who was found where.
-
-    Raises `ClientsUnavailableError` where one is away. Those who have left are not in it: they are in no state, and
-    their shards go when they are there.
-    """
+def _present(session: Session) -> Inventory:
+    """Return who is where; raises `ClientsUnavailableError` where anybody but those who have left is away."""
     inventory = session.sites.look()
-    held = set(inventory.held) - session.sites.left(inventory.held)
     if gone := {name: why for name, why in inventory.away.items() if name not in session.sites.left(inventory.away)}:
         raise ClientsUnavailableError.of(gone)
+    return inventory
+
+
+def _everybody(session: Session, state: State, inventory: Inventory) -> Federation:
+    """Return the federation of all that hold a shard, and of the state's clients.
+
+    Those who have left are not in it: they are in no state, and their shards go when they are there.
+    """
+    held = set(inventory.held) - session.sites.left(inventory.held)
     federation = session.sites.federation(
         session.sites.locations_of({*held, *(client.name for client in state.clients)}, inventory)
     )
     session.sites.dismiss(federation, inventory, session.sites.left(inventory.held))
-    return federation, inventory
+    return federation
+
+
+def _something_to_do(session: Session, state: State, inventory: Inventory, ready: Sequence[EraseRequest]) -> bool:
+    """Return whether a drain has more to do than to answer: then, and only then, hosts are started for it.
+
+    Somebody holds what goes, or has left; or the state is not one that the ledger knows as clean, with its bits.
+    """
+    left = session.sites.left({*inventory.held, *(client.name for client in state.clients)})
+    known = state.contents in session.ledger.history.clean_contents()
+    return bool(left or not known or session.ledger.holding([request.id for request in ready]))
 
 
 def _waiting(session: Session, pending: Sequence[EraseRequest], drained: Collection[str] = ()) -> dict[str, Any]:
@@ -207,7 +228,7 @@ class _Drain:
         learned_from = {"run": self.run.id, "clients": session.owners(client.name for client in state.clients)}
         session.ledger.advance(batch.ids, "refitted", {"state": state.digest, "mlflow": removed, **learned_from})
         proving = time.perf_counter()
-        verdict = exact_verdict(session, state, session.ledger.tombstones(self.federation.clients, begun=True))
+        verdict = self._proven(state, untouched=done is None)
         proving = round(time.perf_counter() - proving, 4)
         why_open = _no_guarantee(session)
         passed = verdict.passed and removed["clean"] and not why_open
@@ -253,6 +274,14 @@ class _Drain:
         } | ({"why_open": why_open} if why_open else {})
         self._log(done, state, summary)
         return summary
+
+    def _proven(self, state: State, untouched: bool) -> ExactVerdict:
+        """The proof of the state; one that stands as it was proven, over shards that do, is not proven again."""
+        session = self.session
+        tombstoned = session.ledger.tombstones(self.federation.clients, begun=True)
+        if untouched and state.contents in session.ledger.history.clean_contents():
+            return standing_verdict(session, state, tombstoned)
+        return exact_verdict(session, state, tombstoned)
 
     def _purge(self, tombstoned: Mapping[str, frozenset[str]]) -> list[str] | None:
         """The clients that hold what was planned rewrite their shards without it; files of the user's too, if told."""

@@ -11,9 +11,9 @@ from frmu.services.session import Session
 from frmu.services.sites import Inventory
 from frmu.tracking import queue
 from frmu.types import State
-from frmu.verification.exact import ExactVerdict, verify_exact
+from frmu.verification.exact import ExactVerdict, left_behind, verify_exact
 
-__all__ = ["exact_verdict"]
+__all__ = ["exact_verdict", "standing_verdict"]
 
 
 def exact_verdict(session: Session, state: State, tombstones: dict[str, frozenset[str]]) -> ExactVerdict:
@@ -22,7 +22,7 @@ def exact_verdict(session: Session, state: State, tombstones: dict[str, frozense
     known = {client.name for client in state.clients}
     away = session.ledger.history.away(state.digest)
     left = session.sites.left(inventory.held)
-    strange = _strange(session) + [name for name in inventory.unexpected_files if session.config.sites]
+    strange = _strange(session, inventory)
     strange += [
         f"the shard of {client}, which the state does not know"
         for client in inventory.held
@@ -40,13 +40,27 @@ def exact_verdict(session: Session, state: State, tombstones: dict[str, frozense
     )
 
 
-def _strange(session: Session) -> list[str]:
-    """Files in the working folder that frmu did not put there, as paths from the shards' folder."""
+def standing_verdict(session: Session, state: State, tombstones: dict[str, frozenset[str]]) -> ExactVerdict:
+    """The verdict on a state that nothing was taken from: it and its shards are those that were last proven or trained.
+
+    Nothing is rebuilt: where nobody held anything, a federation that never had it is this one.
+    """
+    inventory = session.sites.look()
+    left, scanned, digests = left_behind(session.sites.at_rest(inventory), tombstones, session.key)
+    strange = _strange(session, inventory)
+    strange += [f"the shard of {client}, which is not as it was written" for client in changed_shards(session, digests)]
+    numerics = (state.numerics, state.numerics)
+    return ExactVerdict(state.digest, state.digest, left, scanned, strange, 0.0, numerics, digests, rebuilds=False)
+
+
+def _strange(session: Session, inventory: Inventory) -> list[str]:
+    """Files where shards are that frmu did not put there; of the working folder as paths from the shards' folder."""
     waiting = queue.unexpected_files(session.workspace.outbox)
-    return sorted([
+    here = [
         *shard.unexpected_files(session.workspace.shards), *session.workspace.unexpected_files(),
         *(f"../outbox/{name}" for name in waiting),
-    ])  # fmt: skip
+    ]  # fmt: skip
+    return sorted(here) + [name for name in inventory.unexpected_files if session.config.sites]
 
 
 def _meant(session: Session, inventory: Inventory) -> int:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from frmu.clients.tasks.importing import DiscardShard
+from frmu.clients.tasks.task import AskShards
 from frmu.config import Config
 from frmu.data.sites import SiteLocation, SiteTask, TakeInventory, client_locations, site_locations
 from frmu.errors import ClientsUnavailableError
-from frmu.federation import Federation
+from frmu.federation import ClientTask, Federation, Reply, ServerTask, Traffic
 from frmu.ledger.ledger import Ledger
 from frmu.runtime.local import LocalFederation
 from frmu.storage.checkpoint import load_state
@@ -154,6 +155,15 @@ class SiteDirectory:
 
     # -- federations ------------------------------------------------------------------------------------------
 
+    @property
+    def live(self) -> bool:
+        """Return whether a federation runs."""
+        return self._federation is not None
+
+    def at_rest(self, inventory: Inventory) -> Federation:
+        """The clients that hold a shard, asked where it lies: no host is started, and there is no server."""
+        return _AtRest(self, inventory.held)
+
     def federation(self, locations: Mapping[str, SiteLocation], rows: Mapping[str, int] | None = None) -> Federation:
         """The live federation, which takes in clients that are new; nobody is away of it at first."""
         if self._federation is None:
@@ -247,3 +257,36 @@ class SiteDirectory:
         own = place.config
         data = config.data.model_copy(update={"path": own.data.path})
         return replace(place, config=config.model_copy(update={"data": data, "store": own.store, "file": own.file}))
+
+
+class _AtRest:
+    """Clients whose shards are read where they lie, for as long as one task takes."""
+
+    def __init__(self, sites: SiteDirectory, clients: Sequence[str]) -> None:
+        self.traffic = Traffic()
+        self.away: dict[str, str] = {}
+        self.clients = tuple(sorted(clients))
+        self._sites = sites
+
+    def admit(self, locations: Mapping[str, SiteLocation], rows: Mapping[str, int]) -> None:
+        """Nobody is let in."""
+
+    def run(self, work: ClientTask, on: Iterable[str] | None = None) -> Iterator[Reply]:
+        """See `Federation.run`."""
+        names = tuple(sorted(set(self.clients if on is None else on) & set(self.clients)))
+        if not names:
+            return
+        self.traffic.sent(work, len(names))
+        done, gone = self._sites.run_at_sites(AskShards(work, names))
+        if gone:
+            raise ClientsUnavailableError.of(gone)
+        for answer in (answer for answers in done.values() for answer in answers):
+            self.traffic.up += answer.nbytes
+            yield Reply(answer.client, answer.record, None, answer.nbytes)
+
+    def serve(self, task: ServerTask, replies: Iterable[Reply] = ()) -> Any:
+        """There is no server."""
+        raise AssertionError("a federation at rest has no server")
+
+    def close(self) -> None:
+        """Nothing to let go of."""

@@ -35,7 +35,8 @@ class ExactVerdict:
     """Digests of the state under test and of the rebuilt one; records with a tombstone, and files, left over.
 
     `gap` is the greatest difference between the two heads, relative to the greatest weight; `numerics` is what solved
-    for each. `shards` are the digests of the shards that were scanned.
+    for each. `shards` are the digests of the shards that were scanned. `rebuilds` is false where the second digest is
+    that of the first, because nothing was taken from a state that had been proven or trained.
     """
 
     digest: str
@@ -46,6 +47,7 @@ class ExactVerdict:
     gap: float
     numerics: tuple[str, str]
     shards: Mapping[str, str]
+    rebuilds: bool = True
 
     @property
     def same_head(self) -> bool:
@@ -67,6 +69,7 @@ class ExactVerdict:
         return {
             "digest": self.digest,
             "digest_never_had": self.rebuilt,
+            "proof": "rebuilt" if self.rebuilds else "unchanged: nobody held anything",
             "tombstoned_records_left": self.left,
             "records_scanned": self.scanned,
             "files_that_are_no_shards": self.unexpected_files,

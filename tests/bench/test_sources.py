@@ -114,7 +114,7 @@ def test_slots_are_the_slices_of_a_client_and_train(name: str, column: str, bar:
     config = load(folder / ("slots.toml" if column == "slot" else f"{column}.toml"))
     slots = sorted(set(table[column]))[:-1]  # the last is not fitted
     for held in gather(config, survey(config).clients).values():
-        shard = Shard.of(held, config)
+        shard = Shard(held, config)
         assert sorted(set(shard.slices[shard.split == 0])) == [f"{column}-{slot}" for slot in slots]
     target = table[config.data.target]
     assert _trained(config, tmp_path)["test_rmse"] < bar * target.std()

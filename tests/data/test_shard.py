@@ -17,7 +17,7 @@ from frmu.models.encoders import blocks, encode, encoders
 
 @pytest.fixture
 def shard(config: Config) -> Shard:
-    return Shard.of(gather(config, ["home 0"])["home 0"], config)
+    return Shard(gather(config, ["home 0"])["home 0"], config)
 
 
 def test_rows_stand_by_record_id(shard: Shard) -> None:
@@ -46,7 +46,7 @@ def test_a_modality_that_is_missing_is_zero_and_said_to_be(tmp_path: Path, table
     lacks = table.index % 7 == 3
     changed = table.assign(temperature=table.temperature.mask(lacks), humidity=table.humidity.mask(lacks))
     config = put(tmp_path / "gaps", changed)
-    shard = Shard.of(gather(config, ["home 0"])["home 0"], config)
+    shard = Shard(gather(config, ["home 0"])["home 0"], config)
     missing = np.isin(shard.ids, table.record[lacks])
     assert missing.any()
     assert np.array_equal(shard.modalities["weather"][:, -1], ~missing)
@@ -61,7 +61,7 @@ def test_text_stays_text_until_it_is_encoded(tmp_path: Path, table: pd.DataFrame
     said = np.where(table.index % 5 == 0, None, table.band + " of " + table.person)
     text = CONFIG.replace("[data.lags]", 'said = ["said"]\n[data.lags]') + 'encoders = { said = "hash" }\n'
     config = put(tmp_path / "text", table.assign(said=said), text)
-    shard = Shard.of(gather(config, ["home 1"])["home 1"], config)
+    shard = Shard(gather(config, ["home 1"])["home 1"], config)
     words = shard.modalities["said"]
     assert set(words[:, 0]) <= {None, *said}
     phi = encode(shard.modalities, encoders(config))[:, blocks(config)["said"]]
@@ -83,7 +83,7 @@ def test_splits_follow_the_declared_dates(shard: Shard, table: pd.DataFrame) -> 
 def test_a_split_by_hash_does_not_depend_on_other_rows(tmp_path: Path, table: pd.DataFrame) -> None:
     text = CONFIG.split("[split]")[0]
     whole, half = (
-        Shard.of(gather(put(tmp_path / name, t, text), ["home 0"])["home 0"], put(tmp_path / name, t, text))
+        Shard(gather(put(tmp_path / name, t, text), ["home 0"])["home 0"], put(tmp_path / name, t, text))
         for name, t in {"whole": table, "half": table.iloc[::2]}.items()
     )
     split = dict(zip(whole.ids, whole.split, strict=True))
@@ -96,7 +96,7 @@ def test_each_value_of_a_column_is_a_slice_where_there_are_no_buckets(tmp_path: 
     phase = (table.ts.dt.day_of_year // 40).map("{:02d}".format)
     text = CONFIG.replace('by = "month"', 'by = "phase"\nbuckets = 0')
     config = put(tmp_path, table.assign(phase=phase), text)
-    shard = Shard.of(gather(config, ["home 0"])["home 0"], config)
+    shard = Shard(gather(config, ["home 0"])["home 0"], config)
     by_record = dict(zip(table.record, phase, strict=True))
     assert list(shard.slices) == [f"phase-{by_record[name]}" for name in shard.ids]
     keys = sorted(set(shard.slices))
@@ -106,7 +106,7 @@ def test_each_value_of_a_column_is_a_slice_where_there_are_no_buckets(tmp_path: 
 def test_times_with_a_zone_are_taken_as_utc(tmp_path: Path, table: pd.DataFrame) -> None:
     zoned = table.assign(ts=table.ts.dt.tz_localize("UTC").dt.tz_convert("America/New_York"))
     one, other = (
-        Shard.of(gather(put(tmp_path / name, t), ["home 0"])["home 0"], put(tmp_path / name, t))
+        Shard(gather(put(tmp_path / name, t), ["home 0"])["home 0"], put(tmp_path / name, t))
         for name, t in {"naive": table, "zoned": zoned}.items()
     )
     assert list(one.slices) == list(other.slices)

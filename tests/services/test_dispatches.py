@@ -11,6 +11,7 @@ from conftest import train
 from frmu import api
 from frmu.config import Config
 from frmu.runtime.local import LocalFederation
+from frmu.services import erasure
 from frmu.services.sites import SiteDirectory
 from frmu.types import Selection
 
@@ -58,3 +59,40 @@ def test_a_drain_takes_one_inventory_before_its_proof(config: Config, dispatches
         assert experiment.drain()["verified"]
     assert dispatches["LocateRecords"] == dispatches["PurgeShard"] == 1
     assert dispatches["TakeInventory"] <= 2  # one to drain, one of the proof, which trusts nothing known before
+
+
+def test_a_request_that_nobody_holds_is_answered_without_a_federation(
+    config: Config, dispatches: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is anything fitted: the shards are searched where they lie, and the state stands as it was."""
+    digest = train(config)["state_digest"]
+    api.erase(config, Selection("subject", subject="nobody"))
+    monkeypatch.setattr(SiteDirectory, "on_ray", property(lambda self: True))
+    monkeypatch.setattr(SiteDirectory, "federation", lambda *_: pytest.fail("a federation was started"))
+    dispatches.clear()
+    with api.Experiment(config) as experiment:
+        receipt = experiment.drain()["receipts"][0]
+    assert (receipt["outcome"], receipt["level"], receipt["state_digest"]) == ("nothing held", "L5", digest)
+    assert receipt["evidence"]["proof"] == "unchanged: nobody held anything"
+    assert receipt["evidence"]["records_scanned"] == sum(receipt["searched"].values()) == 1696
+    assert set(dispatches) == {"TakeInventory", "SweepSite", "AskShards"}
+
+
+def test_an_empty_answer_is_not_given_over_a_shard_that_was_changed_meanwhile(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(config)
+    api.erase(config, Selection("subject", subject="nobody"))
+    monkeypatch.setattr(SiteDirectory, "on_ray", property(lambda self: True))
+    shard = config.folder / "shards" / "home 1.parquet".replace(" ", "%20")
+    before = erasure.standing_verdict
+
+    def tampered(*of: Any) -> Any:
+        shard.write_bytes((config.folder / "shards" / "home%202.parquet").read_bytes())
+        return before(*of)
+
+    monkeypatch.setattr(erasure, "standing_verdict", tampered)
+    with api.Experiment(config) as experiment:
+        receipt = experiment.drain()["receipts"][0]
+    assert (receipt["verified"], receipt["level"]) == (False, "L0")
+    assert any("is not as it was written" in name for name in receipt["evidence"]["files_that_are_no_shards"])

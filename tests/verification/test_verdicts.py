@@ -51,7 +51,7 @@ def test_a_level_is_the_highest_that_holds(verdict: ExactVerdict, passed: bool, 
 
 def test_the_evidence_says_what_was_compared_and_counted() -> None:
     assert exact("b", 2, ("x",)).evidence() == {
-        "digest": "b", "digest_never_had": "a", "tombstoned_records_left": 2, "records_scanned": 9,
+        "digest": "b", "digest_never_had": "a", "proof": "rebuilt", "tombstoned_records_left": 2, "records_scanned": 9,
         "files_that_are_no_shards": ["x"], "head": "the same bits", "numerics": "x",
     }  # fmt: skip
 

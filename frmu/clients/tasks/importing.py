@@ -53,7 +53,7 @@ class StageShard:
             alive[:] = [name not in tombstoned for name in tombstones(self.key, client.name, table[RECORD].to_pylist())]
         found = {}
         if self.requests:
-            shard = Shard.of(table, client.config)
+            shard = Shard(table, client.config)
             for request, rows in shard.find(self.requests, client.name, client.config).items():
                 found[request] = list(tombstones(self.key, client.name, shard.ids[rows].tolist()))
                 alive[rows] = False
