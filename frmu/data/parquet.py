@@ -93,7 +93,7 @@ def names_in(file: str | Path, config: Config) -> tuple[np.ndarray, np.ndarray]:
 def read_parquet(file: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read columns of a memory-mapped Parquet file; a missing column or a broken file is a `DataError`."""
     try:
-        parquet = pq.ParquetFile(file, memory_map=True)
+        parquet = pq.ParquetFile(file, memory_map=True, pre_buffer=False)
         with parquet:
             known = parquet.schema_arrow.names
             for column in columns or ():

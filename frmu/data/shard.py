@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -75,7 +75,12 @@ def unexpected_files(folder: Path) -> list[str]:
 def write(table: pa.Table, path: Path) -> None:
     """Replace a shard atomically: after a crash the old file or the new one is there, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, lambda file: pq.write_table(table, file), aside=path.with_suffix(f".{os.getpid()}.partial"))
+    repeated = [field.name for field in table.schema if pa.types.is_string(field.type) and field.name != RECORD]
+
+    def put(file: BinaryIO) -> None:
+        pq.write_table(table, file, use_dictionary=repeated)  # of numbers it would take longer, and as much room
+
+    write_file(path, put, aside=path.with_suffix(f".{os.getpid()}.partial"))
 
 
 def digest_of_file(path: Path) -> str:
@@ -294,12 +299,10 @@ def _slices(table: pa.Table, config: Config) -> NDArray[Any]:
 
 
 def _calendar(times: NDArray[Any], by: str) -> NDArray[Any]:
-    days = times.astype("datetime64[D]")
-    if by == "day":
-        return days.astype(str)
-    if by == "month":
-        return times.astype("datetime64[M]").astype(str)
-    return np.array([_iso_week(day) for day in days.astype(object)], dtype=str)
+    units, at = np.unique(times.astype("datetime64[M]" if by == "month" else "datetime64[D]"), return_inverse=True)
+    if by == "week":
+        return np.array([_iso_week(day) for day in units.astype(object)], dtype=str)[at]
+    return units.astype(str)[at]
 
 
 def span(key: str, by: str) -> tuple[dt.date, dt.date]:

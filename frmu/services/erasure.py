@@ -74,17 +74,21 @@ def drain(session: Session, now: bool = False) -> dict[str, Any]:
 
 
 def _drain(session: Session, now: bool) -> dict[str, Any]:
-    began = time.perf_counter()
     state = session.state()
     pending = session.ledger.pending()
     if not pending:
         return {"receipts": [], "state_digest": state.digest, "verified": None, "pending": 0, "waiting": 0}
+    held = bool(session.ledger.holding([request.id for request in pending]))  # as far as was known when it was asked
+    if held:
+        session.sites.connect()
+    began = time.perf_counter()
     session.tracker.need(UNTOUCHED)
     session.network()  # a policy that cannot be read is told before anything is purged
     inventory = _present(session)
-    starting = 0.0
-    resting = session.sites.on_ray and not session.sites.live
+    resting = session.sites.on_ray and not session.sites.live and not held
+    before = time.perf_counter()
     searching = session.sites.at_rest(inventory) if resting else _everybody(session, state, inventory)
+    starting = time.perf_counter() - before  # starting actors is not draining
     moved = searching.traffic.up + searching.traffic.down
     standing = session.ledger.standing()
     searched, found = locate_pending(session, searching, [*pending, *standing], state)
@@ -97,7 +101,7 @@ def _drain(session: Session, now: bool) -> dict[str, Any]:
         before = time.perf_counter()
         federation = _everybody(session, state, inventory)
         federation.traffic.up, federation.traffic.down = searching.traffic.up, searching.traffic.down
-        starting = time.perf_counter() - before  # starting actors is not draining
+        starting += time.perf_counter() - before
     removed = session.ledger.plan([request.id for request in ready])
     batch = _Batch(tuple(request for request in ready if request.id in removed), removed, searched, late)
     # Tagged before anything is logged, so that lineage misses nothing of a drain that is killed.

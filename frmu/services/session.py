@@ -7,6 +7,7 @@ import logging
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -75,7 +76,7 @@ class Session:
             self.workspace.sweep()
             self.outbox = Queue(self.workspace.outbox, self.workspace.scratch)
             take_over(self.outbox)
-            self.tracker = tracker_of(self.config, self.outbox)
+            self._opening = self._open_tracker(stack)
             stack.callback(self.workspace.sweep)
             anchor = self.workspace.anchor()
             self.key = self.workspace.key()
@@ -104,6 +105,25 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    def _open_tracker(self, stack: ExitStack) -> Future[Tracker]:
+        """Open the tracking store; with Ray in a thread of its own, for importing MLflow and starting Ray take seconds.
+
+        What goes wrong there is raised where the tracker is first asked for.
+        """
+        if self.address == "local":
+            done: Future[Tracker] = Future()
+            done.set_result(tracker_of(self.config, self.outbox))
+            return done
+        import ray  # noqa: F401 - here, so that two threads do not import what both need
+
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        return pool.submit(tracker_of, self.config, self.outbox)
+
+    @property
+    def tracker(self) -> Tracker:
+        """The tracking store; raises what opening it raised."""
+        return self._opening.result()
 
     def _at_home(self, anchor: Anchor | None) -> str:
         """Return the folder that the ledger belongs to; raises `LedgerError` where it is another, or an old ledger."""

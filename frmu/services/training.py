@@ -44,6 +44,7 @@ def train(session: Session, until: dt.date | None = None) -> dict[str, Any]:
             '"today" and durations for validation, later and test'
         )
     session.move(until or dt.datetime.now(dt.UTC).date())
+    session.sites.connect()
     session.deliver()
     network = session.network()  # a policy that cannot be read is told before anything is written
     _same_names(session, _names(session))
