@@ -61,6 +61,7 @@ class Client:
         self._totals: dict[tuple[str, tuple[str, ...]], Sums] = {}
         self._bases: dict[tuple[str, ...], Basis] = {}
         self._parts: dict[tuple[str, ...], list[Sums]] = {}
+        self._problems: dict[tuple[str, ...], SelectionProblem] = {}
         self._tombstones: tuple[bytes, list[str]] | None = None
         self._digest: str | None = None
         self._groups: dict[int, dict[str, NDArray[np.intp]]] = {}
@@ -104,6 +105,7 @@ class Client:
         self._totals.clear()
         self._statistics.clear()
         self._parts.clear()
+        self._problems.clear()
         self._tombstones = None
         self._digest = None
         self._groups.clear()
@@ -249,10 +251,20 @@ class Client:
         ages = shards.ages(sorted(slices), self.config)
         return problem_of(slices, ages, others, parts, later, self.config.model.ridge)
 
-    def problem(self, total: Sums, outputs: tuple[str, ...]) -> SelectionProblem:
-        """The task of choosing influences for every slice; what it is made of is not kept, for it is large."""
+    def problem(self, total: Sums, outputs: tuple[str, ...], keep: bool = False) -> SelectionProblem:
+        """The task of choosing influences for every slice.
+
+        With `keep` what follows from the client's own records is kept for the next time: it is large.
+        """
+        if outputs in self._problems:
+            rest = self.basis(outputs).statistics(total - self.split_sums("fit", outputs))
+            return replace(self._problems[outputs], rest=rest)
         sums = self.sums("fit", outputs)
-        return self.task(dict(zip(sums, self.basis(outputs).each(list(sums.values())), strict=True)), total, outputs)
+        slices = dict(zip(sums, self.basis(outputs).each(list(sums.values())), strict=True))
+        found = self.task(slices, total, outputs)
+        if keep:
+            self._problems[outputs] = found
+        return found
 
 
 class Host:

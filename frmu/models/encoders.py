@@ -28,7 +28,7 @@ from frmu.config import Config
 from frmu.models.grid import LEFT, ONE, Basis, Columns, fixed, limbs
 from frmu.types import Float
 
-__all__ = ["Encoder", "Words", "basis", "blocks", "encode", "encoders", "grid", "layout", "spans", "width"]
+__all__ = ["Encoder", "Words", "basis", "blocks", "encode", "encoders", "grid", "integers", "layout", "spans", "width"]
 
 _FINE = 4096  # steps of a direction
 _STEPS = 64  # steps of what fires
@@ -192,6 +192,11 @@ def blocks(config: Config) -> dict[str, slice]:
 def width(config: Config) -> int:
     """d, the length of an encoded record."""
     return 1 + sum(len(block.scale) for block in layout(config).values())
+
+
+def integers(config: Config) -> int:
+    """The integers of a record, without its targets."""
+    return 1 + sum(len(block.idle) for block in layout(config).values())
 
 
 def _side_by_side(sizes: Mapping[str, int], at: int) -> dict[str, slice]:

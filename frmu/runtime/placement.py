@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from frmu.clients.client import BLOCK
+from frmu.clients.tasks.selection import AT_ONCE, KEPT
 from frmu.config import CALENDAR, Config, Placement
 from frmu.data.sites import SiteLocation
 from frmu.errors import FederationError
-from frmu.models.encoders import width
+from frmu.models.encoders import integers, width
 
 __all__ = ["HostPlan", "Node", "Plan", "hosts_for", "need_of", "plan_for"]
 
@@ -82,14 +83,23 @@ def hosts_for(clients: Sequence[str], per_actor: int) -> list[tuple[str, ...]]:
 def need_of(config: Config, rows: int) -> int:
     """Bytes that a client's records and sums are reckoned to take at its host.
 
-    A row has its features as float64 twice (as read, as scaled) and three labels; a slice its sums, and the client
-    those of an observation of all slices. An estimate: slices are not counted before the records are read.
+    A row has its columns as float64 twice (as read, as scaled) and three labels; a slice its sums, half a matrix of
+    integers, and the client those of what judges. An estimate: slices are not counted before the records are read.
     """
-    d = width(config)
-    features = len(config.data.features)
+    D = integers(config)
+    entry = 4 if rows < 2**17 else 8
+    return rows * (16 * len(config.data.features) + 3 * 64) + (_slices(config, rows) + 8) * D * (D + 1) // 2 * entry
+
+
+def _slices(config: Config, rows: int) -> int:
     kinds = SLICES if config.slice_by in CALENDAR or config.slices.buckets == 0 else config.slices.buckets
-    slices = min(max(rows, 1), kinds)
-    return rows * (16 * features + 3 * 64) + (2 * slices + 8) * d * (d + 4) * 8
+    return min(max(rows, 1), kinds)
+
+
+def _judging(config: Config, rows: Iterable[int]) -> int:
+    """Bytes that a host takes to judge its clients: what it keeps for the next round, and a stack with what follows."""
+    d = width(config)
+    return min(KEPT + 4 * AT_ONCE, sum(2 * (_slices(config, of) + 6) * d * d * 8 for of in rows))
 
 
 def plan_for(
@@ -131,6 +141,7 @@ def _at(
     """
     needs = {name: need_of(place.config, rows.get(name, 0)) for name in names}
     block = process + 2 * BLOCK * width(place.config) * 8 // 4
+    block += _judging(place.config, (rows.get(name, 0) for name in names))
     most = len(names) if len(names) <= ALONE else cpus or ALONE
     number = per_actor if isinstance(per_actor, int) else math.ceil(len(names) / most)
     if offered is not None:

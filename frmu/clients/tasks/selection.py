@@ -23,6 +23,7 @@ from frmu.types import Sums
 __all__ = ["LoadPolicy", "SelectInfluences", "weighted_sums"]
 
 AT_ONCE = 2**25  # bytes of the sums of slices that are judged at once
+KEPT = 2**28  # bytes of them that a host keeps from one round to the next
 _NOTHING: Mapping[str, Any] = {
     "influence": {}, "chosen_by": "keep", "losses": {}, "slices": {}, "modalities": {}, "refits": 0,
 }  # fmt: skip
@@ -54,13 +55,13 @@ class SelectInfluences:
 
     def prepare(self, clients: Sequence[Client]) -> None:
         """Judge the clients, as many at once as fit in the memory that is set aside for it."""
-        total, some, size = self.total.open(), [], 0
+        total, some, size, kept = self.total.open(), [], 0, 0
         for client in clients:
             if not client.sums("fit", self.outputs):
                 continue
-            task = client.problem(total, self.outputs)
+            task = client.problem(total, self.outputs, keep=kept < KEPT)
             some.append((client, task))
-            size += task.G.nbytes
+            size, kept = size + task.G.nbytes, kept + task.G.nbytes
             if size >= AT_ONCE:
                 self._judge(some)
                 some, size = [], 0
