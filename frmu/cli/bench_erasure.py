@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from frmu.cli.bench import bench, cache_option
-from frmu.cli.shell import address_option, command, json_option, say, show, table
+from frmu.cli.shell import address_option, command, json_option, say, show, steps, table
 
 
 @command(bench, "erasure")
@@ -92,6 +92,64 @@ def _tell_drain(result: dict[str, Any]) -> None:
         ],
     )
     say(f"the batch costs {result['ratio']:.1f} times one request; {'all L5' if result['proven'] else 'NOT PROVEN'}")
+
+
+@command(bench, "speed")
+@click.option("--sites", multiple=True, type=click.IntRange(3), default=(10, 100, 300, 1000, 10000), show_default=True,
+              help="Federations of so many sites; may be given more than once.")  # fmt: skip
+@click.option("--each", type=click.IntRange(50), default=200, show_default=True, help="Records of each of their sites.")
+@click.option("--records", multiple=True, type=click.IntRange(5000), default=(10_000, 100_000, 1_000_000),
+              show_default=True, help="Federations of 100 sites with so many records in all.")  # fmt: skip
+@click.option("--rows", type=click.IntRange(1024), default=2**18, show_default=True, help="Rows of the bare product.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="A folder for the JSON and the picture.")
+@json_option
+def bench_speed(
+    sites: tuple[int, ...], each: int, records: tuple[int, ...], rows: int, repeats: int, out: Path | None,
+    as_json: bool,
+) -> int:  # fmt: skip
+    """Time sums, training, erasing and proving, against float64 and against training again, as federations grow."""
+    import json
+
+    from frmu.bench.speed import bench_product, draw_speed
+    from frmu.bench.speed import bench_speed as measure
+
+    with steps(2 + len(sites) + len(records)) as tell:
+        tell("the bare product")
+        result = {"product": bench_product(rows, 576, repeats), **measure(sites, records, each, repeats, tell)}
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "speed.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+        draw_speed(result, out / "speed.png")
+    show(as_json, result, _tell_speed)
+    return 0 if all(row["proven"] for row in [*result["sites"], *result["records"]]) else 1
+
+
+def _tell_speed(result: dict[str, Any]) -> None:
+    product = result["product"]
+    table(
+        f"sums of {product['rows']:,} records of {product['d']} integers, one thread",
+        ["", "seconds", "of F.T @ F in float64"],
+        [
+            [label, f"{product[name]:.2f}", f"{product[name] / product['float64']:.2f}"]
+            for name, label in (("float64", "F.T @ F"), ("sums", "sums"), ("features_and_sums", "features and sums"))
+        ],
+    )
+    for along in ("sites", "records"):
+        rows = [
+            [f"{row['sites']:,}", f"{row['records']:,}",
+             *(f"{row[name]:.1f} ({row[f'{name}_memory'] / 2**30:.1f})" for name in ("train", "drain", "verify")),
+             f"{row['warm_subject']:.2f} ({row['warm_subject_proof']:.2f})",
+             *(f"{row[f'ratio_{name}']:.2f}" for name in ("record", "subject", "window", "site"))]
+            for row in result[along]
+        ]  # fmt: skip
+        if rows:
+            columns = ["sites", "records", "train s (GiB)", "erase, prove", "verify", "warm s (proof)"]
+            table(f"by {along}: cold commands; warm", [*columns, "record", "person", "window", "site"], rows)
+        if along in result["growth"]:
+            told = [f"{name} n^{fit['exponent']:.2f}" for name, fit in result["growth"][along].items()]
+            say(f"growth with {along}: {', '.join(told)}")
+    say("record, person, window, site: an erasure on a living federation against training it again")
 
 
 @command(bench, "continual")

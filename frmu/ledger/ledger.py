@@ -361,8 +361,9 @@ class Ledger:
 
     def meant(self, requests: Collection[str]) -> dict[str, int]:
         """Return how many records some requests mean, as far as they were found; those that mean none are left out."""
+        requests = set(requests)
         with self._chain.reading() as connection:
-            return {name: number for name, number in self._rows.counts(connection).items() if name in set(requests)}
+            return {name: of for name, of in self._rows.counts(connection).items() if name in requests}
 
     def has_tombstones(self) -> bool:
         """Return whether there is any tombstone."""

@@ -23,6 +23,7 @@ __all__ = ["HostPlan", "Node", "Plan", "hosts_for", "need_of", "plan_for"]
 
 ALONE = 32  # up to so many clients "auto" gives each an actor of its own, where there is room; of more one a processor
 SLICES = 64  # slices of a client that are reckoned with where the config does not say how many there are
+RECORDS = 8  # and so many records at least in each slice of a calendar
 LABEL = "site"
 
 
@@ -92,8 +93,9 @@ def need_of(config: Config, rows: int) -> int:
 
 
 def _slices(config: Config, rows: int) -> int:
-    kinds = SLICES if config.slice_by in CALENDAR or config.slices.buckets == 0 else config.slices.buckets
-    return min(max(rows, 1), kinds)
+    if config.slice_by in CALENDAR:
+        return min(max(rows // RECORDS, 1), SLICES)
+    return min(max(rows, 1), config.slices.buckets or SLICES)
 
 
 def _judging(config: Config, rows: Iterable[int]) -> int:

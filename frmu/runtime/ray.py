@@ -209,7 +209,8 @@ class RayFederation:
 
         A host that does not start is told of when it is asked: the others can go on.
         """
-        new = {client: place for client, place in locations.items() if client not in set(self.clients)}
+        known = set(self.clients)
+        new = {client: place for client, place in locations.items() if client not in known}
         if not new:
             return
         process = _measure(self._server, self._placement.start) if len(new) > FEW else PROCESS

@@ -172,8 +172,8 @@ def locate_pending(
 
 def _all_there(session: Session, state: State, held: Collection[str], requests: Sequence[str]) -> None:
     """A client of the state without a shard is being erased whole by a drain that was killed, has left, or is away."""
-    left = session.sites.left(client.name for client in state.clients)
-    away = [client for client in state.clients if client.records and client.name not in {*held, *left}]
+    there = {*held, *session.sites.left(client.name for client in state.clients)}
+    away = [client for client in state.clients if client.records and client.name not in there]
     if not away:
         return
     tombstoned = [session.ledger.tombstones([client.name for client in away], request) for request in requests]

@@ -34,5 +34,5 @@ class AskShards:
     def perform(self, place: SiteLocation) -> list[Answer]:
         """Their answers, without what is meant for a server."""
         there = clients_in(place.shards)
-        names = there if self.on is None else [name for name in there if name in set(self.on)]
+        names = there if self.on is None else sorted({*there} & {*self.on})
         return [replace(a, payload=None) for a in Host(place.config, names, place.shards).answer(self.work, names)]
