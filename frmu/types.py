@@ -115,12 +115,10 @@ class Sums:
         return Sums(_narrow(np.subtract(self.packed, other.packed, dtype=np.int64)))
 
 
-_NARROW = 2**17  # as many records of 8 bits add up in 32
-
-
 def _narrow(packed: NDArray[Any]) -> NDArray[Any]:
-    """Sums in 32 bits, if so few records are in them that every entry fits, else in 64."""
-    return packed.astype(np.int32 if packed[0] < _NARROW else np.int64)
+    """Sums in 32 bits, if every entry fits, else in 64."""
+    few = len(packed) == 0 or (packed.max() < 2**31 and packed.min() >= -(2**31))
+    return packed.astype(np.int32 if few else np.int64)
 
 
 @cache

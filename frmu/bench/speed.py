@@ -1,4 +1,4 @@
-"""What training, erasing and proving cost: the bare product, sites from ten to ten thousand, records to a million.
+"""The cost of training, erasing and proving: the bare product, sites from ten to ten thousand, a million records.
 
 The federation is made up: sensors whose target is a smooth function of a few of twelve columns. Cold figures are of
 whole commands as a user runs them, on a private Ray that they start, with all their processes; warm ones of a

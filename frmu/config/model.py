@@ -30,9 +30,15 @@ class Attention(Table):
     """`[attention]`: how the server weighs clients; `cut` and `temperature` are in fair shares, 1 / clients.
 
     "counterfactual" takes weight from a client without which the others gain, "trusted" searches for a majority that
-    explains itself, which finds many bad clients that mask each other and takes longer, "size" is n_k / N.
+    explains itself, which finds many bad clients that mask each other and takes longer, "size" is n_k / N: only then
+    the server sees no sum of a single client, but one a host.
     """
 
     rule: Literal["counterfactual", "trusted", "size"] = "counterfactual"
     cut: float = Field(default=0.5, ge=0)
     temperature: float = Field(default=0.5, gt=0)
+
+    @property
+    def by_client(self) -> bool:
+        """Return whether the rule asks for the sums of single clients; else a host sends one for all of its own."""
+        return self.rule != "size"

@@ -80,7 +80,8 @@ def _attempt(config: Config, fingerprint: str, federation: Federation, network: 
         new = [reply.client for reply in held if reply.record["policy"] != policy]
         list(federation.run(LoadPolicy(used), on=new))
     total, missing = total_of(config, fingerprint, federation, names, outputs, digests_of(held))
-    replies = in_order(federation.run(SelectInfluences(outputs, PackedSums.of(total)), on=names))
+    work = SelectInfluences(outputs, PackedSums.of(total), together=not config.attention.by_client)
+    replies = in_order(federation.run(work, on=names))
     records = {reply.client: reply.record for reply in replies}
     changed = [reply for reply in replies if reply.payload is not None]
     folded: Aggregated = federation.serve(AggregateByAttention(records, config, policy, outputs), changed)
@@ -109,5 +110,7 @@ def total_of(
     spec = hashlib.sha256("\n".join([fingerprint, *outputs]).encode()).hexdigest()
     there = set(federation.serve(HeldClients(spec, digests)))
     missing = tuple(name for name in names if name not in there)
-    sums = in_order(federation.run(ComputeStatistics(outputs), on=missing))
-    return federation.serve(SumStatistics(names, basis_of(config, outputs).D, digests), sums), missing
+    sums = in_order(federation.run(ComputeStatistics(outputs, not config.attention.by_client), on=missing))
+    carriers = [reply for reply in sums if reply.payload is not None]
+    members = {reply.client: tuple(reply.record["members"]) for reply in carriers}
+    return federation.serve(SumStatistics(members, basis_of(config, outputs).D, digests), carriers), missing

@@ -28,14 +28,15 @@ __all__ = ["AggregateByAttention", "Aggregated", "HeldClients", "Server", "SumSt
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """One client's part: the sums of its records to fit, at full influence, and of its validation records.
+    """The part of one client, or of several whose host has added them up: sums of records to fit, at full influence.
 
-    `digest` is that of the shard, empty where nobody asked.
+    `validation` are those of one client's validation records, None of several. `digests` are those of the shards, by
+    client, each empty where nobody asked.
     """
 
     fit: Sums
-    validation: Sums
-    digest: str
+    validation: Sums | None
+    digests: Mapping[str, str]
 
 
 class Server:
@@ -70,25 +71,30 @@ class HeldClients:
             server.spec = self.spec
             server.contributions.clear()
         if self.digests is not None:
-            for name in [n for n, part in server.contributions.items() if part.digest != self.digests.get(n)]:
-                del server.contributions[name]
-        return tuple(server.contributions)
+            for name, part in list(server.contributions.items()):
+                if any(self.digests.get(client) != digest for client, digest in part.digests.items()):
+                    del server.contributions[name]
+        return tuple(client for part in server.contributions.values() for client in part.digests)
 
 
 @dataclass(frozen=True, slots=True)
 class SumStatistics:
-    """Take new contributions and give the federation's sums at full influence, (D, D)."""
+    """Take new contributions and give the federation's sums at full influence, (D, D).
 
-    clients: tuple[str, ...]
+    `members` says whose sums each payload holds, by the client that sends it.
+    """
+
+    members: Mapping[str, tuple[str, ...]]
     D: int
     digests: Mapping[str, str] | None = None
 
     def perform(self, server: Server, payloads: Mapping[str, Payload]) -> Sums:
         """The total over the records to fit."""
         for name, payload in payloads.items():
-            fit, validation = (Sums(payload[split]) for split in ("fit", "validation"))
-            server.contributions[name] = Contribution(fit, validation, (self.digests or {}).get(name, ""))
-        return total([(1, server.contributions[name].fit) for name in self.clients], self.D)
+            validation = Sums(payload["validation"]) if "validation" in payload else None
+            digests = {client: (self.digests or {}).get(client, "") for client in self.members[name]}
+            server.contributions[name] = Contribution(Sums(payload["fit"]), validation, digests)
+        return total([(1, part.fit) for part in server.contributions.values()], self.D)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,21 +117,24 @@ class AggregateByAttention:
 
     def perform(self, server: Server, payloads: Mapping[str, Payload]) -> Aggregated:
         """Weigh whole numbers by whole numbers; a client without a payload keeps everything."""
-        names = sorted(self.records)
-        parts = [server.contributions[name] for name in names]
+        names, parts = sorted(self.records), server.contributions
         basis, steps = basis_of(self.config, self.outputs), denominator(self.config)
-        sums = [
-            (1, Sums(payloads[name]["fit"])) if payloads.get(name) else (steps, part.fit)
-            for name, part in zip(names, parts, strict=True)
-        ]
-        scores, weights = self._attention(names, sums, parts, basis, steps)
+        if self.config.attention.by_client:
+            sums = [
+                (1, Sums(payloads[name]["fit"])) if payloads.get(name) else (steps, parts[name].fit) for name in names
+            ]
+            scores, weights = self._attention(names, sums, [parts[name].validation for name in names], basis, steps)
+        else:
+            sums = [(steps, part.fit) for part in parts.values()]
+            sums += [(1, Sums(payload["change"])) for payload in payloads.values()]
+            scores, weights = np.zeros(len(names)), np.ones(len(names))
         attention = on_grid(weights)
+        each = attention.tolist() if self.config.attention.by_client else [1.0] * len(sums)
         weighed = total(
-            ((round(a * WEIGHTS) * weight, one) for a, (weight, one) in zip(attention.tolist(), sums, strict=True)),
-            basis.D,
+            ((round(a * WEIGHTS) * weight, one) for a, (weight, one) in zip(each, sums, strict=True)), basis.D
         )
         fitted, ridge = basis.statistics(weighed, WEIGHTS * steps), self.config.model.ridge
-        keep = basis.statistics(total(((1, part.fit) for part in parts), basis.D))
+        keep = basis.statistics(total(((1, part.fit) for part in parts.values()), basis.D))
         state = State(
             config=self.config.fingerprint(),
             policy=self.policy,
@@ -141,22 +150,22 @@ class AggregateByAttention:
         return Aggregated(state, solve(keep.G, keep.b, ridge), dict(zip(names, scores.tolist(), strict=True)))
 
     def _attention(
-        self, names: Sequence[str], sums: Sequence[tuple[int, Sums]], parts: Sequence[Contribution], basis: Basis,
+        self, names: Sequence[str], sums: Sequence[tuple[int, Sums]], validations: Sequence[Sums | None], basis: Basis,
         steps: int,
     ) -> tuple[Float, Float]:  # fmt: skip
         """Scores and weights of clients; what is made of sums is made when it is looked at, for it is large."""
         attention, ridge = self.config.attention, self.config.model.ridge
-        if attention.rule == "size" or not names:
+        votes = [one if one is not None else Sums.zero(basis.D) for one in validations]
+        if not names:
             return np.zeros(len(names)), np.ones(len(names))
         fits = _Lazily(sums, lambda one: basis.statistics(one[1], steps if one[0] == 1 else 1))
         if attention.rule == "trusted":
-            votes = [basis.statistics(part.validation) for part in parts]
-            found = trust(list(fits), votes, ridge, 2.0 * attention.cut)
+            found = trust(list(fits), basis.each(votes), ridge, 2.0 * attention.cut)
             return found.scores, found.weights
-        voters = [at for at, part in enumerate(parts) if part.validation.n]
+        voters = [at for at, one in enumerate(votes) if one.n]
         voters = [voters[at] for at in electorate([names[at] for at in voters])]
         whole = basis.statistics(total(sums, basis.D), steps)
-        scores = counterfactual(fits, basis.each([parts[at].validation for at in voters]), ridge, whole)
+        scores = counterfactual(fits, basis.each([votes[at] for at in voters]), ridge, whole)
         return scores, attend(scores, attention.cut, attention.temperature)
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frmu.errors import FrmuError
+from frmu.models import grid as grids
 from frmu.models.encoders import Encoder, Words, basis, encode, grid, spans
 from frmu.models.grid import ONE, QUARTERS, Columns, fixed, gram, limbs, on_grid, total
 from frmu.models.modality import muted
@@ -55,6 +56,30 @@ def test_the_greatest_rows_are_still_exact(value: int) -> None:
     """Of 1,024 rows of -128 the sums just fit in the 24 bits of float32."""
     Z = np.full((5000, 3), value, dtype=np.int8)
     assert (5000 * value * value == gram(Z).M).all()
+
+
+def test_products_that_lose_bits_are_found_and_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    """As where a library makes float32 products of 16 bits."""
+    assert grids._exact_in(lambda block: block.T @ block) is np.float32
+    short = lambda block: (block.T @ block).astype(np.float32) * np.float32(1 + 2**-23)  # noqa: E731
+    assert grids._exact_in(short) is np.float64
+    assert "the same numbers, at twice the time" in caplog.text
+
+
+def test_sums_in_float64_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    Z = rows(3, 2500)
+    expected = gram(Z)
+    monkeypatch.setattr(grids, "_product", lambda: np.float64)
+    assert np.array_equal(gram(Z).packed, expected.packed)
+
+
+@pytest.mark.parametrize(("n", "kind"), [(2**17 - 1, np.int32), (2**17, np.int64)])
+def test_sums_are_kept_in_as_many_bits_as_they_need(n: int, kind: type) -> None:
+    """To the greatest that so many records can give."""
+    sums = Sums.of(n * np.array([[1, -128], [-128, 2**14]], dtype=np.int64))
+    assert sums.packed.dtype == kind
+    assert sums.M.tolist() == [[n, -128 * n], [-128 * n, n * 2**14]]
+    assert (sums + sums - sums).packed.dtype == kind
 
 
 def test_packed_sums_come_back_whole() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -47,11 +47,13 @@ class SelectInfluences:
     """Choose influences for the client's slices, given the sums of the federation, and send the weighted sums.
 
     The choice rests on the records that are there, the config and the policy file alone. Clients of a host are judged
-    many at a time (`frmu.selection.selectors.decide_all`), each as if it were alone.
+    many at a time (`frmu.selection.selectors.decide_all`), each as if it were alone. Where nobody asks for the sums of
+    single clients (`together`), a host sends one: by how much the weighted sums differ from those at full influence.
     """
 
     outputs: tuple[str, ...]
     total: PackedSums
+    together: bool = False  # one payload a host
 
     def prepare(self, clients: Sequence[Client]) -> None:
         """Judge the clients, as many at once as fit in the memory that is set aside for it."""
@@ -66,6 +68,19 @@ class SelectInfluences:
                 self._judge(some)
                 some, size = [], 0
         self._judge(some)
+        if self.together:
+            self._add_up([client for client in clients if client.prepared and client.prepared.payload])
+
+    def _add_up(self, changed: Sequence[Client]) -> None:
+        """Let one answer carry what the clients of this host change all together, in place of the sums of each."""
+        if not changed:
+            return
+        D, steps = changed[0].basis(self.outputs).D, denominator(changed[0].config)
+        after = total(((1, Sums(client.prepared.payload["fit"])) for client in changed), D)
+        before = total(((steps, client.split_sums("fit", self.outputs)) for client in changed), D)
+        for client in changed:
+            client.prepared = replace(client.prepared, payload=None)
+        changed[0].prepared = replace(changed[0].prepared, payload={"change": (after - before).packed})
 
     def _judge(self, some: Sequence[tuple[Client, SelectionProblem]]) -> None:
         if not some:

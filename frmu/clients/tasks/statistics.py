@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from frmu.clients.client import Client
 from frmu.clients.tasks.task import EachClient
 from frmu.data.shard import SPLITS
 from frmu.federation import Answer
+from frmu.models.grid import total
 from frmu.models.statistics import targets
 from frmu.types import Float, Sums
 
@@ -20,15 +21,34 @@ __all__ = ["ComputeStatistics", "MeasureErrors", "PackedSums", "errors_of"]
 
 
 @dataclass(frozen=True, slots=True)
-class ComputeStatistics(EachClient):
-    """Send the sums of all records to fit, at full influence, and of the validation records."""
+class ComputeStatistics:
+    """Send the sums of all records to fit, at full influence, and of the validation records.
+
+    Where nobody asks for those of single clients (`together`), the clients of a host that are asked send one sum to
+    fit: it is the payload of the first of them, whose record names its `members`.
+    """
 
     outputs: tuple[str, ...]
+    together: bool = False
+
+    def prepare(self, clients: Sequence[Client]) -> None:
+        """Add up, where that is asked for."""
+        if self.together and clients:
+            sums = ((1, client.split_sums("fit", self.outputs)) for client in clients)
+            whole = total(sums, clients[0].basis(self.outputs).D)
+            clients[0].prepared = (whole, [client.name for client in clients])
 
     def perform(self, client: Client) -> Answer:
         """Packed sums in the payload."""
-        payload = {split: client.split_sums(split, self.outputs).packed for split in ("fit", "validation")}
-        return Answer(client.name, {"rows": len(client.shard)}, payload)
+        rows = len(client.shard)
+        if not self.together:
+            payload = {split: client.split_sums(split, self.outputs).packed for split in ("fit", "validation")}
+            return Answer(client.name, {"rows": rows, "members": [client.name]}, payload)
+        prepared, client.prepared = client.prepared, None
+        if prepared is None:
+            return Answer(client.name, {"rows": rows, "members": []})
+        whole, members = prepared
+        return Answer(client.name, {"rows": rows, "members": members}, {"fit": whole.packed})
 
 
 @dataclass(frozen=True, slots=True)
