@@ -63,6 +63,7 @@ class Client:
         self._parts: dict[tuple[str, ...], list[Sums]] = {}
         self._problems: dict[tuple[str, ...], SelectionProblem] = {}
         self._tombstones: tuple[bytes, list[str]] | None = None
+        self.located: dict[str, int] = {}  # rows of the present shard that a search found, by tombstone
         self._digest: str | None = None
         self._groups: dict[int, dict[str, NDArray[np.intp]]] = {}
         self.network: Network | None = None
@@ -107,13 +108,16 @@ class Client:
         self._parts.clear()
         self._problems.clear()
         self._tombstones = None
+        self.located.clear()
         self._digest = None
         self._groups.clear()
         self.rehearsals.clear()
 
     def drop(self, rows: NDArray[np.bool_]) -> None:
         """Purge rows, (n,) bool: the shard is rewritten, and their sums are subtracted from those of their slices."""
-        shard, kept = self.shard, self._without(rows)
+        shard, kept, parts = self.shard, self._without(rows), dict(self._parts)
+        if self.config.data.lags or rows[shard.split == SPLITS.index("validation")].any():
+            parts = {}
         rest = shard.without(rows)
         with self.writing():
             if rest.num_rows:
@@ -121,7 +125,10 @@ class Client:
             else:
                 self.path.unlink()
         self.reload()
+        if rest.num_rows:
+            self._shard = Shard(rest, self.config)
         self._sums |= kept
+        self._parts |= parts
 
     def _without(self, rows: NDArray[np.bool_]) -> dict[tuple[str, ...], dict[tuple[int, str], Sums]]:
         """The sums that are known, less those of some rows; none with lags, which carry values into other slices."""

@@ -1,4 +1,4 @@
-"""Hosts add up: however clients are put on hosts, the state is the same, and what travels is what attention asks for."""
+"""Hosts add up: however clients are put on hosts, the state is the same, and nothing travels that nobody asks for."""
 
 from __future__ import annotations
 

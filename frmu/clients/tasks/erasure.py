@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from frmu.clients.client import Client
 from frmu.clients.tasks.task import EachClient
+from frmu.data.columns import RECORD
 from frmu.data.tombstones import tombstones
 from frmu.federation import Answer
 from frmu.types import Selection
@@ -30,9 +33,11 @@ class LocateRecords(EachClient):
             return Answer(client.name, {"held": False, "searched": 0, "found": {}, "digest": ""})
         shard = client.shard
         rows = shard.find(self.requests, client.name, client.config)
-        found = {
-            request: list(tombstones(self.key, client.name, shard.ids[hits].tolist())) for request, hits in rows.items()
-        }
+        found = {}
+        for request, hits in rows.items():
+            names = shard.table[RECORD].take(pa.array(hits)).to_pylist()
+            found[request] = list(tombstones(self.key, client.name, names))
+            client.located |= zip(found[request], hits.tolist(), strict=True)
         return Answer(client.name, {"held": True, "searched": len(shard), "found": found, "digest": client.digest})
 
 
@@ -74,5 +79,10 @@ def _left(client: Client) -> dict[str, Any]:
     return {"rows": len(client.shard), "digest": client.digest} if client.has_shard else {"rows": 0, "digest": ""}
 
 
-def _tombstoned(client: Client, key: bytes, tombstoned: frozenset[str]) -> Any:
+def _tombstoned(client: Client, key: bytes, tombstoned: frozenset[str]) -> NDArray[np.bool_]:
+    """The rows that have a tombstone, (n,); not every row is hashed where a search has met them all."""
+    if tombstoned <= client.located.keys():
+        rows = np.zeros(len(client.shard), dtype=bool)
+        rows[[client.located[name] for name in tombstoned]] = True
+        return rows
     return np.array([name in tombstoned for name in client.tombstones(key)], dtype=bool)
