@@ -15,9 +15,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["Answer", "ClientTask", "Federation", "Payload", "Reply", "ServerTask", "Traffic", "in_order"]
+__all__ = ["PROGRESS", "Answer", "ClientTask", "Federation", "Payload", "Reply", "ServerTask", "Traffic", "in_order"]
 
 Payload = Mapping[str, np.ndarray[Any, Any]]
+PROGRESS = "frmu.progress"  # the logger that is told what is being done
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class ClientTask(Protocol):
     """Something that a client does over its own records; frozen, and free of hidden state.
 
     Done twice it is done once: a client whose process died is asked again. One that has a true `lasting` stays with
-    the client's process, and is told again to a new one.
+    the client's process, and is told again to a new one. What it is `doing`, in words, is told to whoever waits.
     """
 
     def prepare(self, clients: Sequence[Any]) -> None:

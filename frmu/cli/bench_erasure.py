@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from frmu.cli.bench import bench, cache_option
-from frmu.cli.shell import address_option, command, json_option, say, show, steps, table
+from frmu.cli.progress import steps
+from frmu.cli.shell import address_option, command, json_option, say, show, table
 
 
 @command(bench, "erasure")

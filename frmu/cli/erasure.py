@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from frmu.cli.outbox import waiting as unsent
+from frmu.cli.progress import working
 from frmu.cli.shell import (
     address_option,
     command,
@@ -34,7 +35,7 @@ def drain(config: Path, now: bool, replay: bool, address: str | None, insecure: 
     """Honour what is pending, in one batch, and print receipts."""
     from frmu.api import Experiment
 
-    with Experiment(read_trained(config), address, insecure) as experiment:
+    with working(), Experiment(read_trained(config), address, insecure) as experiment:
         result = experiment.replay() if replay else experiment.drain(now)
     show(as_json, result, _tell_replay if replay else _tell_drain)
     return 1 if result["verified"] is False else 0
@@ -115,7 +116,7 @@ def verify(
 
     if quick and (receipt is not None or forget is not None):
         raise RequestError("--quick looks at the state in force: leave RECEIPT and --forget out")
-    with Experiment(read_trained(config), address, insecure) as experiment:
+    with working(), Experiment(read_trained(config), address, insecure) as experiment:
         result = experiment.standing_check() if quick else experiment.verify(receipt, level, forget, seed)
     show(as_json, result, _tell_quick if quick else _tell_attacks if "proofs" in result else _tell_exact)
     return 0 if result["verified"] else 1

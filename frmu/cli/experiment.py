@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from frmu.cli.outbox import waiting
+from frmu.cli.progress import working
 from frmu.cli.shell import (
     address_option,
     command,
@@ -98,7 +99,7 @@ def train(
         return _follow(config, day, every, rounds, drain, address, insecure, as_json)
     if rounds is not None or drain:
         raise click.UsageError("--rounds and --drain go with --follow")
-    with Experiment(read_config(config), address, insecure) as experiment:
+    with working(), Experiment(read_config(config), address, insecure) as experiment:
         result = experiment.train(day)
     show(as_json, result, _tell_train)
     return 0

@@ -206,31 +206,6 @@ def show(as_json: bool, result: Any, tell: Callable[[Any], None]) -> None:
         tell(result)
 
 
-@contextmanager
-def steps(total: int) -> Iterator[Callable[[str], None]]:
-    """Show the progress of long work on standard error: a bar in a terminal, else a line a step.
-
-    Gives what is told of each step; a line that is indented belongs to the step before.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda line: click.echo(line, err=True)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=total)
-
-        def tell(line: str) -> None:
-            bar.console.print(line, highlight=False)
-            if not line.startswith(" "):
-                bar.update(task, description=line, advance=1)
-
-        yield tell
-
-
 def say(*lines: str) -> None:
     """Print lines as they are."""
     from rich.console import Console

@@ -16,12 +16,13 @@ from typing import Any, Protocol
 
 from frmu.config import Rules
 from frmu.errors import ClientsUnavailableError
-from frmu.federation import ClientTask, Reply, Traffic
+from frmu.federation import PROGRESS, ClientTask, Reply, Traffic
 from frmu.runtime.rules import after_failure
 
 __all__ = ["ActorHandle", "Answered", "Dispatcher", "Lost", "Transport"]
 
 _log = logging.getLogger(__name__)
+_progress = logging.getLogger(PROGRESS)
 CALL_AGAIN = 0.3  # seconds between two calls to a host that is not back yet
 LOOK_AGAIN = 1.0  # and between two looks at which nodes there are
 
@@ -106,6 +107,8 @@ class Dispatcher:
         if not wanted:
             return
         traffic.sent(work, len(wanted))
+        if doing := getattr(work, "doing", ""):
+            _progress.info("%s, %s clients", doing, f"{len(wanted):,}")
         asked = [(handle, here) for handle in self.handles if (here := tuple(n for n in handle.names if n in wanted))]
         dispatch = _Dispatch(work, asked, self._transport, self._rules, self._patience)
         for reply in dispatch.replies():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,8 @@ __all__ = ["LocateRecords", "PurgeShard", "ScanShard"]
 @dataclass(frozen=True, slots=True)
 class LocateRecords(EachClient):
     """Search the shard for what requests mean; answer with counts and the tombstones of what was found."""
+
+    doing: ClassVar[str] = "searching"
 
     requests: Mapping[str, Selection]
     key: bytes = field(repr=False)
@@ -45,6 +47,8 @@ class LocateRecords(EachClient):
 class ScanShard(EachClient):
     """Count the records in the shard that have a tombstone: after a purge there must be none."""
 
+    doing: ClassVar[str] = "scanning the shards"
+
     tombstones: Mapping[str, frozenset[str]]
     key: bytes = field(repr=False)
 
@@ -59,6 +63,8 @@ class ScanShard(EachClient):
 @dataclass(frozen=True, slots=True)
 class PurgeShard(EachClient):
     """Rewrite the shard without the records that have a tombstone; doing it twice is doing it once."""
+
+    doing: ClassVar[str] = "purging"
 
     tombstones: Mapping[str, frozenset[str]]
     key: bytes = field(repr=False)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,6 +32,8 @@ class StageShard:
     tombstones of the former, and of private ones in the present shard, are told. Nothing that is there changes until
     `CommitShard`.
     """
+
+    doing: ClassVar[str] = "reading the records"
 
     tombstones: Mapping[str, frozenset[str]]
     key: bytes = field(repr=False)

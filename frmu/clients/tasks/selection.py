@@ -51,6 +51,8 @@ class SelectInfluences:
     single clients (`together`), a host sends one: by how much the weighted sums differ from those at full influence.
     """
 
+    doing: ClassVar[str] = "judging slices"
+
     outputs: tuple[str, ...]
     total: PackedSums
     together: bool = False  # one payload a host

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ class ComputeStatistics:
     Where nobody asks for those of single clients (`together`), the clients of a host that are asked send one sum to
     fit: it is the payload of the first of them, whose record names its `members`.
     """
+
+    doing: ClassVar[str] = "adding up records"
 
     outputs: tuple[str, ...]
     together: bool = False
@@ -70,6 +72,8 @@ class PackedSums:
 @dataclass(frozen=True, slots=True)
 class MeasureErrors(EachClient):
     """Measure heads (d, outputs) on the client's own validation, later and test records."""
+
+    doing: ClassVar[str] = "measuring"
 
     heads: Mapping[str, Float]
     outputs: tuple[str, ...]
