@@ -10,8 +10,6 @@ from contextlib import contextmanager
 
 import click
 
-from frmu.federation import PROGRESS
-
 __all__ = ["steps", "working"]
 
 PATIENCE = 10.0  # seconds after which a log is told what is still being done
@@ -21,6 +19,8 @@ PATIENCE = 10.0  # seconds after which a log is told what is still being done
 def working() -> Iterator[None]:
     """Show what is being done on standard error: in a terminal at once, in a log what takes longer than ten seconds."""
     from rich.console import Console
+
+    from frmu.federation import PROGRESS
 
     console, logger = Console(stderr=True), logging.getLogger(PROGRESS)
     began = time.monotonic()
