@@ -86,7 +86,7 @@ class Config(Table):
         if kind == "tracking" and (inside or self.store.tracking is None):
             raise ConfigError(
                 f'{self.file}: store.witness = "tracking", but the tracking store lies in the working folder, and '
-                "would come back with it; set store.tracking to a server, or store.witness to a file or a database outside"
+                "would come back with it; set store.tracking to a server, or store.witness to a file or database"
             )
         if inside:
             raise ConfigError(

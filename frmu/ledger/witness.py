@@ -40,10 +40,11 @@ class DatabaseWitness:
     def __init__(self, url: str, store: str) -> None:
         self._url, self._store = url, store
         try:
-            bare = sql.make_url(url).set(username=None, password=None, query={})
+            there = sql.make_url(url)
         except (sql.exc.SQLAlchemyError, ValueError):  # not shown: a password may be what cannot be read
             raise StoreError("the address of the witness cannot be read; check store.witness") from None
-        self.place = bare.set(drivername=bare.get_backend_name()).render_as_string()
+        bare = sql.URL.create(there.get_backend_name(), host=there.host, port=there.port, database=there.database)
+        self.place = bare.render_as_string()
         self.code = code_of(self.place)
 
     def last(self) -> tuple[int, str] | None:

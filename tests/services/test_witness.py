@@ -49,22 +49,20 @@ def seen(config: Config, tmp_path: Path) -> Config:
     return with_witness(config, str(tmp_path / "elsewhere.json"))
 
 
-KINDS = {"tracking": "tracking", "/tmp": "file"}
-
-
 def put_back(config: Config, backup: Path) -> None:
     shutil.rmtree(config.folder)
     shutil.copytree(backup, config.folder)
 
 
 def test_a_folder_that_was_put_back_as_a_whole_is_refused(config: Config, place: str, tmp_path: Path) -> None:
+    kind = "database" if "://" in place else place if place == "tracking" else "file"
     seen = with_witness(config, place)
     train(seen)
     backup = shutil.copytree(seen.folder, tmp_path / "backup")
     api.erase(seen, PERSON)
     drained = drain(seen)
     assert drained["verified"]
-    assert drained["receipts"][0]["evidence"]["witness"] == KINDS.get(place.partition(":")[0], "database")
+    assert drained["receipts"][0]["evidence"]["witness"] == kind
     assert not [line for line in drained["receipts"][0]["not_covered"] if "as a whole" in line]
     with api.Experiment(seen, "local") as experiment:
         for told in (experiment.verify(), experiment.standing_check()):
@@ -117,12 +115,13 @@ def test_a_job_that_was_killed_before_the_witness_is_not_taken_for_a_folder_that
     def struck(self: Watch, anchor: Any) -> None:
         raise KilledError
 
-    with pytest.raises(KilledError), api.Experiment(seen, "local") as experiment:
-        before = experiment.session.watch.witness.last()
-        experiment.session.ledger.note("noticed", {})
-        monkeypatch.setattr(Watch, "show", struck)
-    monkeypatch.undo()
-    monkeypatch.setattr("frmu.tracking.tracker.MlflowBackend", MemoryBackend.connect)
+    experiment = api.Experiment(seen, "local").__enter__()
+    before = experiment.session.watch.witness.last()
+    experiment.session.ledger.note("noticed", {})
+    with monkeypatch.context() as patched:
+        patched.setattr(Watch, "show", struck)
+        with pytest.raises(KilledError):
+            experiment.__exit__(None, None, None)
     with api.Experiment(seen, "local") as experiment:
         after = experiment.session.watch.witness.last()
     assert before[0] < after[0]
