@@ -37,6 +37,7 @@ class MemoryBackend:
         self.runs: dict[str, MemoryRun] = {}
         self.models: dict[int, tuple[Version, bytes]] = {}
         self.number, self.alias, self.name = 0, "", ""
+        self.tags: dict[str, str] = {}
 
     @classmethod
     def connect(cls, uri: str, experiment: str, artifacts: Path, known: bool = True) -> MemoryBackend:
@@ -77,6 +78,12 @@ class MemoryBackend:
             found += [run for run in done[-most:] if artifact in run.files]
         ordered = sorted(found, key=lambda run: run.start)
         return [(_time(run.start), json.loads(run.files[artifact])) for run in ordered]
+
+    def experiment_tag(self, name: str) -> str | None:
+        return self.tags.get(name)
+
+    def tag_experiment(self, name: str, text: str) -> None:
+        self.tags[name] = text
 
     # -- models, and the purge -------------------------------------------------------------------------------
 

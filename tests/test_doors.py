@@ -121,7 +121,7 @@ def test_a_config_names_no_code(tmp_path: Path, trap: str, old: str, new: str) -
 
 
 @pytest.mark.parametrize("url", ["trap_of_frmu://x", "sqlite+trap_of_frmu:///x", "postgresql+trap_of_frmu://a@b/c"])
-@pytest.mark.parametrize("key", ["ledger", "tracking"])
+@pytest.mark.parametrize("key", ["ledger", "tracking", "witness"])
 def test_a_url_names_no_code(config: Config, trap: str, key: str, url: str) -> None:
     store = config.store.model_copy(update={key: url})
     with pytest.raises(FrmuError), api.Experiment(config.model_copy(update={"store": store}), "local") as experiment:

@@ -126,6 +126,14 @@ _ALONE = "no witness: a working folder that is put back as a whole would not be 
 _STRANGE = "no line of the ledger says that this state was made and proven: run `frmu train`, or finish the drain"
 
 
+def _watched(result: dict[str, Any]) -> str:
+    if not result["witness"]:
+        return _ALONE
+    if result["witness_away"]:
+        return f"the witness could not be asked whether the working folder was put back: {result['witness_away']}"
+    return f"witness: the ledger has the line that it saw last ({result['witness_place']})"
+
+
 def _tell_exact(result: dict[str, Any]) -> None:
     say(
         f"state                     {result['state_digest']}",
@@ -135,7 +143,7 @@ def _tell_exact(result: dict[str, Any]) -> None:
         *(f"left in the folder: {name}" for name in result["files_that_are_no_shards"]),
         *(f"left in MLflow: {line}" for line in result["left_in_mlflow"]),
         *([] if result["state_in_ledger"] else [_STRANGE]),
-        *([] if result["witness"] else [_ALONE]),
+        _watched(result),
         f"{'VERIFIED' if result['verified'] else 'NOT VERIFIED'}: level {result['level']}",
     )
 
@@ -148,7 +156,7 @@ def _tell_quick(result: dict[str, Any]) -> None:
         *(f"not as it was written: the shard of {client}" for client in result["shards_changed"]),
         *(f"missing: the shard of {client}" for client in result["shards_missing"]),
         *([] if result["state_in_ledger"] else [_STRANGE]),
-        *([] if result["witness"] else [_ALONE]),
+        _watched(result),
         "UNCHANGED since it was proven; nothing was rebuilt: `frmu verify` does that"
         if result["verified"]
         else "CHANGED since it was proven",

@@ -67,17 +67,33 @@ class Config(Table):
         return self.folder / "key" if self.store.key is None else self.file.parent / self.store.key
 
     @property
-    def witness_file(self) -> Path | None:
-        """The witness that the config names, taken relative to the config; raises `ConfigError` within the folder."""
-        if self.store.witness is None:
+    def witness(self) -> Path | str | None:
+        """The witness that the config names: a path, taken relative to the config, "tracking", or a database's address.
+
+        Raises `ConfigError` where it lies in the working folder: it would be put back with it.
+        """
+        named = self.store.witness
+        if named is None:
             return None
-        path = self.file.parent / self.store.witness
-        if self.folder.resolve() in path.resolve().parents:
+        kind, place = self.store.witness_place
+        if kind == "unknown":
             raise ConfigError(
-                f'{self.file}: store.witness = "{self.store.witness}" lies in the working folder, and would come back '
-                "with it; name a place outside, on another disk if you can"
+                f'{self.file}: store.witness must be a path, "tracking", or an address postgresql://USER@HOST/DATABASE '
+                f"or sqlite:///FILE, got {named.partition('://')[0]}://..."
             )
-        return path
+        path = self.file.parent / named if kind == "file" else place
+        inside = path is not None and self.folder.resolve() in path.resolve().parents
+        if kind == "tracking" and (inside or self.store.tracking is None):
+            raise ConfigError(
+                f'{self.file}: store.witness = "tracking", but the tracking store lies in the working folder, and '
+                "would come back with it; set store.tracking to a server, or store.witness to a file or database"
+            )
+        if inside:
+            raise ConfigError(
+                f'{self.file}: store.witness = "{named}" lies in the working folder, and would come back with it; name '
+                "a place outside, on another disk if you can"
+            )
+        return path if kind == "file" else named
 
     @property
     def policy_file(self) -> Path | None:

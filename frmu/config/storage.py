@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -28,8 +30,11 @@ class Erasure(Table):
 class Store(Table):
     """`[store]`: where frmu keeps its own shards, checkpoints, ledger and runs.
 
-    `witness` is a file outside the folder, on another disk or machine, that keeps the ledger's last line: only what
-    stands outside can tell that a folder was put back as a whole.
+    `witness` keeps the ledger's last line outside the folder: only what stands there can tell that a folder was put
+    back as a whole. It is one of three kinds: a file, on another disk or machine; "tracking", a tag of the experiment
+    in the tracking store; or a database, `postgresql://USER@HOST/DATABASE` (the password stands where libpq looks for
+    one) or `sqlite:///FILE`, which is not the ledger's own. A file that is called tracking is "./tracking". The last
+    two know a federation by its key: keep `key` outside the folder, and a folder begun anew is noticed as well.
     """
 
     folder: str | None = Field(default=None, min_length=1)
@@ -39,3 +44,29 @@ class Store(Table):
     ledger: str | None = Field(default=None, min_length=1)
     tracking: str | None = Field(default=None, min_length=1)
     experiment: str | None = Field(default=None, min_length=1)
+
+    @property
+    def witness_place(self) -> tuple[Literal["file", "tracking", "database", "unknown"], Path | None]:
+        """Return the kind of the witness, and the path of a database or tracking store that is one on this machine."""
+        named = self.witness or ""
+        if named == "tracking":
+            return "tracking", _local(self.tracking or "")
+        if "://" not in named:
+            return "file", None
+        if re.match(r"postgresql(\+\w+)?://", named):
+            return "database", None
+        path = _local(named) if re.match(r"sqlite(\+\w+)?://", named) else None
+        return ("unknown", None) if path is None else ("database", path)
+
+
+def _local(address: str) -> Path | None:
+    """The path that an address means on this machine, None where it means none.
+
+    >>> _local("sqlite:////srv/runs.db"), _local("https://runs.example"), _local("sqlite:///:memory:")
+    (PosixPath('/srv/runs.db'), None, None)
+    """
+    if found := re.fullmatch(r"sqlite(\+\w+)?:///(?!:memory:|file:)([^?]+)(\?.*)?", address):
+        return Path(found[2])
+    if found := re.fullmatch(r"file:(//)?(/.*)", address):
+        return Path(found[2])
+    return Path(address) if address and not re.match(r"\w[\w+.-]*:", address) and address != "databricks" else None

@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection
 from frmu.errors import LedgerError
 from frmu.ledger.keys import Keys
 
-__all__ = ["Chain", "Line", "Writer", "tables"]
+__all__ = ["Chain", "Line", "Writer", "engine_of", "reason_of", "tables"]
 
 VERSION = 2
 _GENESIS = "0" * 64
@@ -105,7 +105,7 @@ class Chain:
         self._clock = clock
         self._make = make
         try:
-            self.engine = _engine(url)
+            self.engine = engine_of(url)
             try:
                 with self.engine.begin() as connection:
                     _lock(connection)
@@ -115,7 +115,7 @@ class Chain:
                 raise
         except (sql.exc.SQLAlchemyError, ImportError, ValueError) as error:
             where = sql.make_url(url).render_as_string(hide_password=True) if "://" in url else url
-            raise LedgerError(f"{where}: the ledger cannot be opened: {_reason(error)}; check store.ledger") from None
+            raise LedgerError(f"{where}: the ledger cannot be opened: {reason_of(error)}; check store.ledger") from None
 
     def _open(self, connection: Connection) -> None:
         if sql.inspect(connection).has_table(_version.name):
@@ -149,8 +149,8 @@ class Chain:
                 writer.flush()
         except sql.exc.SQLAlchemyError as error:
             raise LedgerError(
-                f"the ledger cannot be written: {_reason(error)}; nothing was changed. Free or mount what it lies on, "
-                "or check store.ledger"
+                f"the ledger cannot be written: {reason_of(error)}; nothing was changed. Free or mount what it lies "
+                "on, or check store.ledger"
             ) from None
 
     @contextmanager
@@ -162,7 +162,7 @@ class Chain:
                     connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
                 yield connection
         except (sql.exc.SQLAlchemyError, KeyError, TypeError, ValueError) as error:
-            raise LedgerError(f"the ledger cannot be read: {_reason(error)}; restore it from a backup") from None
+            raise LedgerError(f"the ledger cannot be read: {reason_of(error)}; restore it from a backup") from None
 
     @contextmanager
     def aside(self) -> Iterator[Connection]:
@@ -171,7 +171,7 @@ class Chain:
             with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 yield connection
         except sql.exc.SQLAlchemyError as error:
-            raise LedgerError(f"what was forgotten may still be in the ledger's files: {_reason(error)}") from None
+            raise LedgerError(f"what was forgotten may still be in the ledger's files: {reason_of(error)}") from None
 
     def lines(self, connection: Connection, kinds: Collection[str] | None = None) -> list[Line]:
         """Lines in order, all or those of some kinds."""
@@ -234,7 +234,7 @@ _OTHER = (
 _KEY = ", or it was written with another key; restore the ledger, or the key, from a backup"
 
 
-def _engine(url: str) -> sql.Engine:
+def engine_of(url: str) -> sql.Engine:
     """An engine for a URL; `postgresql://` means the driver that frmu[postgres] installs."""
     url = "postgresql+psycopg://" + url.removeprefix("postgresql://") if url.startswith("postgresql://") else url
     engine = sql.create_engine(url, insertmanyvalues_page_size=1000)
@@ -263,7 +263,8 @@ def _lock(connection: Connection) -> None:
         connection.execute(sql.text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """Return the first line of what a database said."""
     return (str(getattr(error, "orig", None) or error).strip() or repr(error)).splitlines()[0]
 
 

@@ -254,7 +254,8 @@ class _Drain:
             "seconds": seconds,
             "bytes": moved,
             "requests_in_batch": len(batch.ids),
-            "evidence": verdict.evidence() | {"policies_retired": retired, "policy": state.policy},
+            "evidence": verdict.evidence()
+            | {"policies_retired": retired, "policy": state.policy, "witness": session.watch.kind},
             "not_covered": (
                 *unsearched(missed.values()),
                 *not_covered(session, self.inventory, sources is not None),

@@ -78,8 +78,7 @@ def standing_check(session: Session) -> dict[str, Any]:
         "records_scanned": scanned,
         "shards_changed": changed,
         "shards_missing": missing,
-        "witness": session.config.witness_file is not None,
-    }
+    } | session.watch.facts()
 
 
 def _keyed(session: Session, client: str, digest: str) -> str:

@@ -24,7 +24,7 @@ from frmu.errors import RequestError, StoreError
 from frmu.models.encoders import encode, encoders
 from frmu.models.statistics import one_thread
 from frmu.services.requests import ledger_of
-from frmu.services.session import tracker_of
+from frmu.services.witness import tracker_of
 from frmu.storage.atomic import write_file
 from frmu.storage.checkpoint import config_of, load_state
 from frmu.storage.workspace import Workspace

@@ -65,7 +65,7 @@ def not_covered(session: Session, inventory: Inventory, rewritten: bool) -> tupl
         *((_SOURCE,) * (not rewritten)),
         *((orphan,) * bool(session.sites.orphaned_server)),
         *((left,) * away),
-        *((_WHOLE,) * (session.config.witness_file is None)),
+        *((_WHOLE,) * (not session.watch.watching)),
         *_COVER,
     )
 

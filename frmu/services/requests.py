@@ -24,14 +24,14 @@ from frmu.ledger.request import OPEN, EraseRequest, Stage
 from frmu.report.figures import forgotten
 from frmu.runtime.local import LocalFederation
 from frmu.selection.network import current_policy
+from frmu.services.witness import Watch, tracker_of
 from frmu.storage.checkpoint import load_state, settled
-from frmu.storage.witness import place_of, witnessed
 from frmu.storage.workspace import Anchor, Workspace
 from frmu.tracking.queue import Queue
 from frmu.tracking.tracker import public
 from frmu.types import Selection
 
-__all__ = ["DECLARED", "check_witness", "erase", "ledger_of", "receipt_of", "requests", "status", "withdraw"]
+__all__ = ["DECLARED", "erase", "ledger_of", "receipt_of", "requests", "status", "withdraw"]
 
 DECLARED = "declared in data.private"  # the requester where a column of the data asks
 LONGEST = 1000  # characters of a record id, a subject, a client, a reason, a requester
@@ -46,10 +46,15 @@ def ledger_of(config: Config) -> Iterator[Ledger]:
     try:
         if anchor is not None:
             check_anchor(ledger, anchor)
-        check_witness(config, ledger)
+        Watch(config, ledger, lambda: tracker_of(config, _met(workspace))).check()
         yield ledger
     finally:
         ledger.close()
+
+
+def _met(workspace: Workspace) -> Queue | None:
+    """The outbox, where there is one: it knows whether the tracking server has answered before."""
+    return Queue(workspace.outbox) if workspace.outbox.is_dir() else None
 
 
 def check_anchor(ledger: Ledger, anchor: Anchor) -> None:
@@ -58,24 +63,6 @@ def check_anchor(ledger: Ledger, anchor: Anchor) -> None:
         raise LedgerError(
             f"line {anchor.number} is not the one that the ledger had after the last job: an older copy was put in its "
             "place, or lines were cut off. Restore the ledger"
-        )
-
-
-def check_witness(config: Config, ledger: Ledger) -> None:
-    """Raise `LedgerError` where the ledger has not the line that the witness saw last, or the witness is gone."""
-    if (path := config.witness_file) is None:
-        return
-    seen = witnessed(path)
-    if seen is None and [line.body["witness"] for line in ledger.lines(["witnessed"])][-1:] == [place_of(path)]:
-        raise LedgerError(
-            f"{path}: the witness of this ledger is gone. Put it back; or, to go on with one that saw nothing, give "
-            "store.witness another name"
-        )
-    opened = [line.body["home"] for line in ledger.lines(["opened"])]
-    if seen is not None and (opened not in ([], [seen.home]) or not ledger.follows(seen.number, seen.digest)):
-        raise LedgerError(
-            f"{path}: the witness saw line {seen.number} of this ledger, and it is not there: the working folder was "
-            "put back as a whole from an older copy, or the witness is of another federation. Restore the newer one"
         )
 
 

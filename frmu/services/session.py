@@ -24,10 +24,10 @@ from frmu.report.figures import account_of_slices, summed_up
 from frmu.report.plots import plot_influence
 from frmu.runtime import job
 from frmu.selection.network import Network, current_policy
-from frmu.services.requests import check_anchor, check_witness
+from frmu.services.requests import check_anchor
 from frmu.services.sites import SiteDirectory
+from frmu.services.witness import Watch, tracker_of
 from frmu.storage.checkpoint import load_state, save_state, settled
-from frmu.storage.witness import keep_witness, place_of
 from frmu.storage.workspace import Anchor, Workspace
 from frmu.tracking.backend import ModelRegistry
 from frmu.tracking.folders import take_over
@@ -37,16 +37,10 @@ from frmu.tracking.sync import Delivered, deliver
 from frmu.tracking.tracker import Run, Tracker, public
 from frmu.types import State
 
-__all__ = ["SLICES", "Session", "tracker_of"]
+__all__ = ["SLICES", "Session"]
 
 SLICES = "slices.json"  # the table of a round, a row a slice
 _log = logging.getLogger(__name__)
-
-
-def tracker_of(config: Config, outbox: Queue | None = None) -> Tracker:
-    """The tracking store of a config; with an outbox it may be away."""
-    workspace = Workspace(config.folder, config.key_file)
-    return Tracker(workspace.tracking_uri(config), config.experiment, config.folder.absolute() / "mlartifacts", outbox)
 
 
 class Session:
@@ -83,7 +77,8 @@ class Session:
             self.ledger = Ledger(self.workspace.ledger_url(self.config), self.key, make=anchor is None)
             stack.callback(self.ledger.close)
             self.ledger.check()
-            check_witness(self.config, self.ledger)
+            self.watch = Watch(self.config, self.ledger, lambda: self.tracker)
+            self.watch.check()
             self._home = self._at_home(anchor)
             self._note_witness()
             self._drop_anchor()
@@ -141,18 +136,14 @@ class Session:
         return anchor.home
 
     def _note_witness(self) -> None:
-        """Write down that there is a witness, so that one that is gone is missed; not before it has seen something."""
-        place = place_of(self.config.witness_file)
-        noted = [line.body["witness"] for line in self.ledger.lines(["witnessed"])]
-        if place != (noted[-1] if noted else ""):
+        if self.watch.changed():
             self._drop_anchor()
-            self.ledger.note("witnessed", {"witness": place})
+            self.watch.note()
 
     def _drop_anchor(self) -> None:
         anchor = Anchor(self._home, *self.ledger.head())
         self.workspace.drop_anchor(anchor)
-        if (path := self.config.witness_file) is not None:
-            keep_witness(path, anchor)
+        self.watch.show(anchor)
 
     def move(self, until: dt.date) -> None:
         """Count the split of a config whose until is "today" back from a day."""

@@ -91,7 +91,7 @@ def _exact(
     open_ = session.ledger.unsearched()
     waits = frozenset().union(*open_.values()) if request is None else open_.get(request, frozenset())
     passed = known and (reached == "L5" if level == "L5" else reached in ("L1", "L5"))
-    evidence = verdict.evidence() | {"left_in_mlflow": left, "witness": session.config.witness_file is not None}
+    evidence = verdict.evidence() | {"left_in_mlflow": left, **session.watch.facts()}
     if request is not None:
         numbers = {name: evidence[name] for name in ("tombstoned_records_left", "records_scanned")}
         bar = "no erased record is left on disk or in MLflow" + ("; the digest is that of never had" * (level == "L5"))

@@ -72,5 +72,11 @@ class Backend(Protocol):
         Runs that do not have it, or have it no more, are passed over.
         """
 
+    def experiment_tag(self, name: str) -> str | None:
+        """Return a tag of the experiment itself, None where it has none of this name."""
+
+    def tag_experiment(self, name: str, text: str) -> None:
+        """Set a tag of the experiment itself."""
+
     def registry(self, name: str) -> ModelRegistry:
         """Return the model registry of an experiment of this name."""

@@ -124,6 +124,17 @@ class MlflowBackend:
         began = sorted(found, key=lambda one: one[0])
         return [(_time(milliseconds), document) for milliseconds, document in began]
 
+    def experiment_tag(self, name: str) -> str | None:
+        """Return a tag of the experiment itself, None where it has none of this name."""
+        with reaching(self._uri):
+            tags: Mapping[str, str] = self.client.get_experiment(self.experiment_id).tags
+        return tags.get(name)
+
+    def tag_experiment(self, name: str, text: str) -> None:
+        """Set a tag of the experiment itself."""
+        with reaching(self._uri):
+            self.client.set_experiment_tag(self.experiment_id, name, text)
+
     def registry(self, name: str) -> Registry:
         """Return the model registry beside the runs."""
         return Registry(self.client, self._uri, self.experiment_id, name)

@@ -235,9 +235,9 @@ def test_a_secret_gives_the_keys_that_it_always_gave() -> None:
 
 def test_a_url_means_the_driver_that_comes_with_the_extra() -> None:
     pytest.importorskip("psycopg")
-    engine = chain._engine("postgresql://ada@there:5433/frmu")
+    engine = chain.engine_of("postgresql://ada@there:5433/frmu")
     assert engine.url.render_as_string() == "postgresql+psycopg://ada@there:5433/frmu"
-    assert chain._engine("sqlite:///a.db").url.render_as_string() == "sqlite:///a.db"
+    assert chain.engine_of("sqlite:///a.db").url.render_as_string() == "sqlite:///a.db"
 
 
 @pytest.mark.parametrize("url", ["nonsense", "sqlite:////nowhere/at/all/ledger.db"])
@@ -267,9 +267,9 @@ def test_a_reason_is_the_first_line_of_what_went_wrong() -> None:
     class WrappedError(Exception):
         orig = ValueError("the driver's word")
 
-    assert chain._reason(ValueError("  first\nsecond")) == "first"
-    assert chain._reason(WrappedError("sqlalchemy's word")) == "the driver's word"
-    assert chain._reason(ValueError()) == "ValueError()"
+    assert chain.reason_of(ValueError("  first\nsecond")) == "first"
+    assert chain.reason_of(WrappedError("sqlalchemy's word")) == "the driver's word"
+    assert chain.reason_of(ValueError()) == "ValueError()"
 
 
 # -- receipts -------------------------------------------------------------------------------------------------

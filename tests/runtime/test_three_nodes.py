@@ -258,7 +258,7 @@ def listed(cluster: Cluster, config: Config) -> list[dict[str, Any]]:
 
 
 def told_runs(config: Config) -> list[Any]:
-    from frmu.services.session import tracker_of
+    from frmu.services.witness import tracker_of
 
     tracker = tracker_of(config)
     return list(tracker.backend.client.search_runs([tracker.backend.experiment_id]))

@@ -24,7 +24,7 @@ def code(name: str) -> str:
 
 def session(
     known: tuple[str, ...] = (), gone: tuple[str, ...] = (), at: tuple[str, ...] = (), files: tuple[str, ...] = (),
-    left: tuple[str, ...] = (), orphan: str = "", witness: str | None = "elsewhere",
+    left: tuple[str, ...] = (), orphan: str = "", witness: bool = True,
 ) -> Any:  # fmt: skip
     """A session of whose ledger, folder and sites only this is asked; a look at the sources is counted."""
     looks: list[bool] = []
@@ -35,7 +35,7 @@ def session(
 
     history = SimpleNamespace(known=lambda: {code(name) for name in known}, gone=lambda: {owner(name) for name in gone})
     return SimpleNamespace(
-        config=SimpleNamespace(witness_file=witness),
+        watch=SimpleNamespace(watching=witness),
         workspace=SimpleNamespace(client_sites=lambda: dict.fromkeys(at, "site")),
         ledger=SimpleNamespace(history=history, owner=owner),
         sites=SimpleNamespace(
@@ -122,7 +122,7 @@ def told(asked: Any, there: Any, rewritten: bool) -> list[str]:
 def test_what_lies_outside_is_said_a_line_each() -> None:
     assert told(session(), inventory(), True) == ["always", "always"]
     assert told(session(), inventory(), False) == ["source", "always", "always"]
-    assert told(session(witness=None), inventory(), True) == ["whole", "always", "always"]
+    assert told(session(witness=False), inventory(), True) == ["whole", "always", "always"]
     assert told(session(orphan="10.0.0.1"), inventory(), True) == ["orphan", "always", "always"]
     assert "10.0.0.1" in not_covered(session(orphan="10.0.0.1"), inventory(), True)[0]
 
