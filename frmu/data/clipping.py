@@ -50,7 +50,8 @@ class Beyond:
         low, high = config.data.ranges[self.name]
         lag = config.data.lags.get(self.name)
         column = f'column "{self.name}"' if lag is None else f'lag "{self.name}" of column "{lag.column}"'
-        most = f", but for a share of {config.data.clip:g} of a client's values (data.clip)" if config.data.clip else ""
+        share = config.data.clip
+        most = f" but for {100.0 * share:g} % of a client's values (data.clip)" if share else ""
         return DataError(
             f"{file}: {column} must be within its declared range [{low:g}, {high:g}]{most}, got {self.worst:.9g} at "
             f'client "{client}", row {row}, the worst of {self.values} beyond it among {self.of} values; widen '
