@@ -54,7 +54,7 @@ class Beyond:
         most = f" but for {100.0 * share:g} % of a client's values (data.clip)" if share else ""
         return DataError(
             f"{file}: {column} must be within its declared range [{low:g}, {high:g}]{most}, got {self.worst:.9g} at "
-            f'client "{client}", row {row}, the worst of {self.values} beyond it among {self.of} values; widen '
+            f'client "{client}", row {row}, the worst one (beyond it: {self.values:,} of {self.of:,} values); widen '
             f"data.ranges.{key_of(self.name)}, raise data.clip or mend the records"
         )
 

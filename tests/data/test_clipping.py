@@ -52,7 +52,7 @@ def test_as_many_as_the_share_allows_are_let_in(tmp_path: Path, table: pd.DataFr
     config = put(tmp_path / "in", spiked(table, rows) if rows else table, clipping(share))
     assert let_in(of_home(config), "home 0", config) == ({"humidity": rows} if rows else {})
     config = put(tmp_path / "out", spiked(table, rows + 1), clipping(share))
-    with pytest.raises(DataError, match=rf'"humidity" must be within .*worst of {rows + 1} beyond it among 424 values'):
+    with pytest.raises(DataError, match=rf'"humidity" must be within .*beyond it: {rows + 1} of 424 values'):
         let_in(of_home(config), "home 0", config)
 
 
@@ -60,8 +60,8 @@ def test_the_worst_is_named_with_its_file_and_its_row(broken: Callable[..., Conf
     config = broken(lambda t: spiked(t, 9), clipping(0.02))
     told = (
         r'homes\.parquet: column "humidity" must be within its declared range \[0, 100\] but for 2 % of a client\'s '
-        r'values \(data\.clip\), got 110 at client "home 0", row 2, the worst of 9 beyond it among 424 values; widen '
-        r"data\.ranges\.humidity, raise data\.clip or mend the records"
+        r'values \(data\.clip\), got 110 at client "home 0", row 2, the worst one \(beyond it: 9 of 424 values\); '
+        r"widen data\.ranges\.humidity, raise data\.clip or mend the records"
     )
     with pytest.raises(DataError, match=told):
         let_in(of_home(config), "home 0", config)
@@ -80,14 +80,14 @@ def test_one_reading_of_a_client_of_few_records_is_let_in(tmp_path: Path, table:
         config = put(tmp_path / f"{rows}", spiked(few, 1))
         assert let_in(of_home(config), "home 0", config) == {"humidity": 1}
     config = put(tmp_path / "two", spiked(few, 2))
-    with pytest.raises(DataError, match="worst of 2 beyond it among 3 values"):
+    with pytest.raises(DataError, match="beyond it: 2 of 3 values"):
         let_in(of_home(config), "home 0", config)
 
 
 def test_missing_values_are_no_values(broken: Callable[..., Config]) -> None:
     lacks = lambda t: t.assign(temperature=t.temperature.mask(t.index > 99), humidity=t.humidity.mask(t.index > 99))  # noqa: E731
     config = broken(lambda t: spiked(lacks(t), 2))
-    with pytest.raises(DataError, match="worst of 2 beyond it among 100 values"):
+    with pytest.raises(DataError, match="beyond it: 2 of 100 values"):
         let_in(of_home(config), "home 0", config)
 
 
