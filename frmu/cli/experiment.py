@@ -167,6 +167,7 @@ def _in_a_line(told: dict[str, Any]) -> str:
         *([f"{name} {metrics[name]:.4f}{kept}"] if name is not None else []),
         f"{count(sum(map(len, told['forgotten'].values())), 'slice')} not in full",
         *([f"{told['private']:,} private"] if told["private"] else []),
+        *_clipped(told),
         *([f"without {', '.join(told['away'])}"] if told["away"] else []),
         *([f"{count(told['pending'], 'request')} pending"] if told["pending"] else []),
         *([f"MLflow is away, {count(told['outbox']['runs'], 'run')} waiting"] if told["outbox"]["away"] else []),
@@ -175,6 +176,15 @@ def _in_a_line(told: dict[str, Any]) -> str:
         f"state {told['state_digest'][:16]}",
     ]
     return ", ".join(parts)
+
+
+def _clipped(result: dict[str, Any]) -> list[str]:
+    """A sentence for each range beyond which there were values."""
+    at = result["clipped_at"]
+    return [
+        f"clipped: {name} {count(values, 'value')} at {count(at[name], 'client')}"
+        for name, values in result["clipped"].items()
+    ]
 
 
 def _tell_train(result: dict[str, Any]) -> None:
@@ -189,6 +199,8 @@ def _tell_train(result: dict[str, Any]) -> None:
         say(f"{result['refused']} records were refused: they have been erased before")
     if result["private"]:
         say(f"{count(result['private'], 'private record')}: never to be learned from")
+    for line in _clipped(result):
+        say(line)
     for request in result["private_requests"]:
         say(f"request {request} was filed for private records that had been learned from: `frmu drain` honours it")
     metrics = result["metrics"]
@@ -291,7 +303,7 @@ def predict(config: Path, parquet: Path, out: Path, version: str | None, as_json
     result = write(read_config(config), parquet, out, version)
     show(as_json, result, lambda r: say(
         f"Wrote {count(r['rows'], 'prediction')} to {r['out']}, by version {r['version']}, "
-        f"state {r['state_digest'][:16]}", *waiting(r["outbox"])
+        f"state {r['state_digest'][:16]}", *_clipped(r), *waiting(r["outbox"])
     ))  # fmt: skip
 
 

@@ -212,7 +212,7 @@ class Client:
 
     def _integers(self, rows: NDArray[np.intp], outputs: tuple[str, ...]) -> NDArray[np.int8]:
         modalities = {name: X[rows] for name, X in self.shard.modalities.items()}
-        return self._encoded(modalities, self.shard.target[rows], outputs)
+        return self._encoded(modalities, self.shard.learned_target[rows], outputs)
 
     def sums_of_rows(self, rows: NDArray[np.intp], outputs: tuple[str, ...]) -> Sums:
         """The sums of some rows of the shard."""

@@ -129,7 +129,8 @@ class Config(Table):
         """SHA-256 of everything in the config that can change a state.
 
         Paths, the store, sites, the placement, the rules and the address cannot, nor can the column that says which
-        records are private: like the path it says which records there are, not what is made of them. Nor can the
+        records are private: like the path it says which records there are, not what is made of them. The same holds for
+        `data.clip`: it says which values are let in, and a value that is in is clipped alike under any. Nor can the
         settings of policy training, whose only trace is the policy file, which the state digests by itself.
         """
         model = self.model.model_dump(mode="json", exclude={"encoders", "method"})
@@ -139,7 +140,7 @@ class Config(Table):
         # Several modalities are encoded with whether each is there, which states made before that were not.
         model |= {"present": True} if self.optional else {}
         parts = {
-            "data": self.data.model_dump(mode="json", exclude={"path", "private"}),
+            "data": self.data.model_dump(mode="json", exclude={"path", "private", "clip"}),
             "slices": {"by": self.slice_by, "buckets": self.slices.buckets},
             "split": self.split.model_dump(mode="json", exclude={"until"} if self.split.until is None else None),
             "model": model,

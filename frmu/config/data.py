@@ -35,6 +35,11 @@ class Data(Table):
     """`[data]`: where the records lie and what their columns mean.
 
     `private` is a column of booleans: records where it is true must go, and are never learned from.
+
+    `clip` is the share of a client's values of a column that may lie beyond the declared range. They are clipped to it
+    where they are learned from; more are refused on import, and 0 refuses any. Otherwise one value is always let in:
+    a share of a few records allows none, and one reading of one client would stop a whole federation, or come to stop
+    it when an erasure makes the client smaller.
     """
 
     path: str
@@ -49,6 +54,7 @@ class Data(Table):
     modalities: dict[str, list[str]] = Field(min_length=1)
     lags: dict[str, Lag] = Field(default_factory=dict)
     ranges: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = Field(default_factory=dict)
+    clip: float = Field(default=0.01, ge=0, lt=1)
 
     @property
     def features(self) -> tuple[str, ...]:

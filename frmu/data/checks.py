@@ -1,4 +1,4 @@
-"""Checks of a user's columns: whole, of their type, within their range; else told by file, column and row."""
+"""Checks of a user's columns: whole, of their type, finite, of a declared range; else told by file, column and row."""
 
 from __future__ import annotations
 
@@ -84,32 +84,31 @@ class Where:
             raise DataError(f'{self.file}: column "{name}" is null at {self.place(bad)}; frmu fills nothing in')
         return column
 
-    def within(
+    def finite(
         self, column: pa.ChunkedArray, name: str, config: Config, missing: NDArray[np.bool_] | None = None
     ) -> pa.Array:
+        """Numbers that have a declared range; how many may lie beyond it is for `frmu.data.clipping` to say."""
         self.given(column, name, missing)
         values = column.fill_null(inside(config, name)).to_numpy(zero_copy_only=False)
         bad = ~np.isfinite(values)
         if bad.any():
             raise DataError(f'{self.file}: column "{name}" must be finite, got {values[bad][0]} at {self.place(bad)}')
-        low, high = self.range_of(name, values, config)
-        bad = (values < low) | (values > high)
-        if bad.any():
-            raise DataError(
-                f'{self.file}: column "{name}" must be within its declared range [{low:g}, {high:g}], got '
-                f"{values[bad][0]:g} at {self.place(bad)}; widen data.ranges.{name} or mend the record"
-            )
+        self.declared(name, values, config)
         return pa.array(values, mask=missing)
 
-    def range_of(self, name: str, values: NDArray[Any], config: Config) -> tuple[float, float]:
-        """The declared range of a column; raises `DataError` with the line to declare where there is none."""
-        lagged = [lag for lag, of in config.data.lags.items() if of.column == name]
-        if not {name, *lagged} & set(config.data.ranges):
+    def declared(self, name: str, values: NDArray[Any], config: Config) -> None:
+        """Raise `DataError` with the line to declare where a column has no range.
+
+        That of a column that only lags look at may be declared by each of them.
+        """
+        data = config.data
+        lagged = {lag for lag, of in data.lags.items() if of.column == name}
+        alone = lagged and name not in data.features and name != data.target
+        if name not in data.ranges and not (alone and lagged <= set(data.ranges)):
             raise DataError(
                 f'{self.file}: column "{name}" has no declared range, and all sums are made on a grid of it. Add this '
                 f"under [data.ranges]: {key_of(name)} = {proposed_range(values)}"
             )
-        return config.data.range_of(name, *lagged)
 
 
 def proposed_range(values: NDArray[Any]) -> str:

@@ -27,7 +27,10 @@ from frmu.data.checks import Where, client_names, inside, moments, no_duplicates
 from frmu.data.columns import CLIENT, FILE, PRIVATE, RECORD, ROW, SLICE, SUBJECT, TARGET, TIME
 from frmu.errors import DataError, near_miss
 
-__all__ = ["FILE", "ROW", "Source", "columns_of", "files_of", "gather", "inputs", "names_in", "read_parquet", "survey"]
+__all__ = [
+    "FILE", "ROW", "Source", "columns_of", "files_of", "gather", "inputs", "names_in", "place_of", "read_parquet",
+    "survey", "without_flags",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ def survey(config: Config) -> Source:
 def gather(config: Config, clients: Iterable[str]) -> dict[str, pa.Table]:
     """The checked records of some clients, one table a client, in the columns of a shard.
 
+    Values beyond their declared range are left as they are: see `frmu.data.clipping`.
     Where the config declares a private column there is one more, `PRIVATE`, of booleans; it belongs in no shard.
     Raises `DataError` naming file, client, column and row for whatever does not fit the config.
     """
@@ -88,6 +92,23 @@ def names_in(file: str | Path, config: Config) -> tuple[np.ndarray, np.ndarray]:
     table = read_parquet(file, list(dict.fromkeys([client, record])))
     clients, records = (text_of(table[name], str(file), name) for name in (client, record))
     return clients.to_numpy(zero_copy_only=False), records.to_numpy(zero_copy_only=False)
+
+
+def place_of(config: Config, client: str, record: str) -> tuple[str, int]:
+    """The file and the row in it where a record of a client stands; for an error, since it reads the files again."""
+    for file in files_of(config):
+        clients, records = names_in(file, config)
+        if len(at := np.flatnonzero((clients == client) & (records == record))):
+            return file, int(at[0])
+    raise DataError(f'{config.source}: holds no record "{record}" of client "{client}" any more')
+
+
+def without_flags(table: pa.Table) -> tuple[pa.Table, NDArray[np.bool_]]:
+    """A table of `gather` in the columns of a shard, and which rows are private, (n,)."""
+    if PRIVATE not in table.column_names:
+        return table, np.zeros(table.num_rows, dtype=bool)
+    private = table[PRIVATE].to_numpy(zero_copy_only=False).astype(bool)
+    return table.drop_columns([PRIVATE]), private
 
 
 def read_parquet(file: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -149,13 +170,13 @@ def _canonical(config: Config, file: str, index: int, wanted: pa.Array) -> pa.Ta
     if _slice_column(config):
         out[SLICE] = where.whole(text_of(table[config.slice_by], file, config.slice_by), config.slice_by, "slice")
     if data.task == "regression":
-        out[TARGET] = where.within(numbers(table[data.target], file, data.target), data.target, config)
+        out[TARGET] = where.finite(numbers(table[data.target], file, data.target), data.target, config)
     else:
         labels = where.whole(text_of(table[data.target], file, data.target), data.target, "target")
         out[TARGET] = where.known(labels, data.target, data.classes)
     missing = _missing(config, table, where)
     for name in _numeric(config):
-        out[name] = where.within(numbers(table[name], file, name), name, config, missing.get(name))
+        out[name] = where.finite(numbers(table[name], file, name), name, config, missing.get(name))
     for name in config.texts:
         out[name] = where.given(text_of(table[name], file, name), name, missing.get(name))
     return pa.table(out)
@@ -181,7 +202,7 @@ def inputs(config: Config, file: str) -> pa.Table:
     for name in _numeric(config):
         column = numbers(table[name], file, name)
         seen = column if name in data.features else column.fill_null(inside(config, name))
-        where.within(seen, name, config, missing.get(name))
+        where.finite(seen, name, config, missing.get(name))
         out[name] = column.fill_null(np.nan)
     for name in config.texts:
         out[name] = where.given(text_of(table[name], file, name), name, missing.get(name))

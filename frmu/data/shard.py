@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from frmu.config import CALENDAR, Config, parse_duration
+from frmu.data.clipping import clip
 from frmu.data.columns import RECORD, SLICE, SUBJECT, TARGET, TIME
 from frmu.data.parquet import columns_of, read_parquet
 from frmu.data.row_filter import parse_row_filter
@@ -123,6 +124,12 @@ class Shard:
     def target(self) -> NDArray[Any]:
         """Targets, (n,) float64 for a regression and (n,) str otherwise."""
         return self.table[TARGET].to_numpy() if self._config.data.task == "regression" else _texts(self.table, TARGET)
+
+    @cached_property
+    def learned_target(self) -> NDArray[Any]:
+        """Targets as they are learned: those of a regression are clipped to their declared range, (n,)."""
+        data = self._config.data
+        return clip(self.target, data.range_of(data.target)) if data.task == "regression" else self.target
 
     @cached_property
     def split(self) -> NDArray[np.int8]:
@@ -256,15 +263,18 @@ def _words(table: pa.Table, columns: list[str]) -> NDArray[Any]:
 
 
 def _scale(values: Float, declared: tuple[float, float]) -> Float:
-    """To [-1, 1] by the declared range."""
+    """To [-1, 1] by the declared range; what is beyond it is clipped."""
     low, high = declared
-    return 2.0 * (values - low) / (high - low) - 1.0
+    return 2.0 * (clip(values, declared) - low) / (high - low) - 1.0
 
 
 def _lag(table: pa.Table, name: str, config: Config) -> list[Float]:
     """The lagged value, 0 where there is none, and whether there is one."""
     lag = config.data.lags[name]
-    values = _scale(table[lag.column].to_numpy(), config.data.range_of(name, lag.column))
+    seen = table[lag.column].to_numpy()
+    if own := config.data.ranges.get(lag.column):  # as its own record shows it, whatever range the lag has
+        seen = clip(seen, (own[0], own[1]))
+    values = _scale(seen, config.data.range_of(name, lag.column))
     times = _times(table)
     if len(times) == 0:
         return [np.zeros(0), np.zeros(0)]

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from frmu.config import Config
-from frmu.data.parquet import gather, survey
+from frmu.data.clipping import let_in
+from frmu.data.parquet import gather, survey, without_flags
 from frmu.data.shard import clients_in
 from frmu.errors import ConfigError, DataError, RequestError, near_miss
 from frmu.services.requests import ledger_of
@@ -111,7 +112,9 @@ def add(config: Config, files: Sequence[Path]) -> dict[str, Any]:
             raise DataError(f'{file}: client "{twice[0]}" is in the federation already; a client has one shard')
         if (folder / file.name).exists():
             raise DataError(f"{folder / file.name}: is there already; rename {file.name}")
-        gather(own, rows)
+        for client, records in gather(own, rows).items():
+            taken, private = without_flags(records)
+            let_in(taken.filter(~private), client, own)
         found |= rows
     for file in files:
         with file.open("rb") as given:

@@ -8,6 +8,7 @@ through this module; no pickle is involved.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from frmu.config import Config
 from frmu.data import parquet
+from frmu.data.clipping import beyond
 from frmu.data.columns import CLIENT
 from frmu.data.shard import features
 from frmu.errors import RequestError, StoreError
@@ -46,16 +48,30 @@ class Model:
 
         A classification gives the class as `prediction` and the score of each class beside it.
         """
+        return self.predict_and_count(file)[0]
+
+    def predict_and_count(self, file: str | Path) -> tuple[pa.Table, dict[str, int], dict[str, int]]:
+        """As `predict`; and how many values were clipped to their declared range, and at how many clients, by range.
+
+        Raises `DataError` where a client has more of them in the file than `data.clip` lets in.
+        """
         table = parquet.inputs(self.config, str(file))
+        values: Counter[str] = Counter()
+        at: Counter[str] = Counter()
         outputs = np.zeros((table.num_rows, len(self.state.outputs)))
         names = table[CLIENT].to_numpy(zero_copy_only=False)
         by = encoders(self.config)
         with one_thread():
             for client in np.unique(names):
                 rows = np.flatnonzero(names == client)
-                phi = encode(features(table.take(rows), self.config), by)
-                outputs[rows] = phi @ self.state.W
-        return self._answer(file, table, outputs)
+                own = table.take(rows)
+                for one in beyond(own, self.config):
+                    if one.refused(self.config):
+                        raise one.error(self.config, str(client), str(file), int(rows[one.row]))
+                    values[one.name] += one.values
+                    at[one.name] += 1
+                outputs[rows] = encode(features(own, self.config), by) @ self.state.W
+        return self._answer(file, table, outputs), dict(sorted(values.items())), dict(sorted(at.items()))
 
     def _answer(self, file: str | Path, table: pa.Table, outputs: Float) -> pa.Table:
         data = self.config.data
@@ -105,11 +121,16 @@ def predict(config: Config, file: Path, out: Path, version: str | None = None) -
                 f'version {number} of "{registry.name}" holds the state {model.state.digest[:16]}, which an erasure '
                 "has overtaken or this federation never made; it is not served. Leave --version out: the champion is"
             )
-    answer = model.predict(file)
+    # What is let in is for the config of today to say: a state is the same under any.
+    data = model.config.data.model_copy(update={"clip": config.data.clip})
+    model = Model(model.state, model.config.model_copy(update={"data": data}))
+    answer, clipped, clipped_at = model.predict_and_count(file)
     write_file(out, lambda file: pq.write_table(answer, file), aside=out.with_name(f".{out.name}.partial"))
     return {
         "rows": answer.num_rows,
         "out": str(out),
+        "clipped": clipped,
+        "clipped_at": clipped_at,
         "version": number,
         "state_digest": model.state.digest,
         "outbox": {"runs": waiting.count(), "folder": str(waiting.folder)},

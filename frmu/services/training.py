@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 from frmu.clients.tasks.importing import CommitShard, StageShard
 from frmu.config import Config
 from frmu.errors import ClientsUnavailableError, ConfigError, FederationError, FrmuError, StoreError
-from frmu.federation import Federation, in_order
+from frmu.federation import Federation, Reply, in_order
 from frmu.ledger.request import EraseRequest
 from frmu.methods.method import Round
 from frmu.report.figures import forgotten, measure
@@ -169,7 +170,8 @@ def _stage(
 ) -> dict[str, Any]:
     """Every client reads its own records; all who are there take them over, or none.
 
-    Gives how many were refused, how many are private, and the requests by which private ones that were held go.
+    Gives how many were refused, how many are private, the requests by which private ones that were held go, and how
+    many values are clipped.
     What an open or a standing request means is refused as well, and has its tombstones from now on.
     """
     pending = session.ledger.pending() + session.ledger.standing()
@@ -201,7 +203,17 @@ def _stage(
     rows, refused, private = (sum(reply.record[key] for reply in replies) for key in ("rows", "refused", "private"))
     if not rows:
         raise StoreError(_nothing_left(session, refused, private, asked))
-    return {"refused": refused, "private": private, "private_requests": asked}
+    return {"refused": refused, "private": private, "private_requests": asked, **_clipped(replies)}
+
+
+def _clipped(replies: Sequence[Reply]) -> dict[str, dict[str, int]]:
+    """The values beyond their range, by its name, and at how many clients: sums, which name nobody."""
+    values: Counter[str] = Counter()
+    at: Counter[str] = Counter()
+    for reply in replies:
+        values.update(reply.record["clipped"])
+        at.update(reply.record["clipped"].keys())
+    return {"clipped": dict(sorted(values.items())), "clipped_at": dict(sorted(at.items()))}
 
 
 def _nothing_left(session: Session, refused: int, private: int, asked: Sequence[str]) -> str:

@@ -45,18 +45,21 @@ def random_table(rng: np.random.Generator) -> pd.DataFrame:
 
 
 def random_config(rng: np.random.Generator, table: pd.DataFrame) -> str:
+    """A config for a table; in a third of them one value in twenty lies beyond its range."""
     pick = lambda *options: options[int(rng.integers(len(options)))]  # noqa: E731
     classify = rng.random() < 0.4
     lags = bool(not classify and rng.random() < 0.5)
     classes = pick("", 'classes = ["hi", "lo", "rare"]\n') if classify else ""
     target, task = ("label", "classification") if classify else ("y", "regression")
+    narrow = len(table) % 3 == 0
     text, encoders = pick(("", ""), ("said = ['note']", 'said = "hash"'))
     lines = [
         '[data]\npath = "data"\nclient = "site"\nrecord = "id"\nsubject = "who"\ntime = "t"',
-        f'target = "{target}"\ntask = "{task}"\n{classes}',
+        f'target = "{target}"\ntask = "{task}"\n{classes}clip = {0.999 if narrow else 0.01}',
         f"[data.modalities]\nfirst = {['a', 'before'] if lags else ['a']}\nsecond = ['b', 'c']\n{text}",
         '[data.lags]\nbefore = { column = "y", back = "1d" }' if lags else "",
-        "[data.ranges]\na = [-10.0, 10.0]\nb = [0, 4]\nc = [0, 1]" + ("" if classify else "\ny = [-30, 30]"),
+        f"[data.ranges]\na = {'[-2, 2]' if narrow else '[-10, 10]'}\nb = [0, 4]\nc = [0, 1]"
+        + ("" if classify else "\ny = [-30, 30]"),
         f'[slices]\nby = "{pick("day", "week", "month", "subject", "group")}"\nbuckets = {pick(1, 3, 16)}',
         f'[model]\nencoder = "{pick("relu", "fourier", "linear")}"\nfeatures = {pick(1, 7, 20)}',
         f"[model.encoders]\n{encoders}",

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from conftest import CONFIG, drain, put, train
 
 from frmu import api
+from frmu.cli import main
 from frmu.config import Config
 from frmu.errors import DataError, RequestError, StoreError
 from frmu.services.prediction import load_model, predict
@@ -194,3 +196,30 @@ def test_mlflow_loads_a_version_without_a_pickle(config: Config, table: pd.DataF
     assert sorted(files) == ["MLmodel", "state.safetensors"]
     loaded = mlflow.pyfunc.load_model(place)
     assert loaded.predict(table.head(20)).prediction.notna().all()
+
+
+def test_inputs_beyond_a_range_are_clipped_counted_and_refused_above_the_share(
+    config: Config, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    train(config)
+    file, out = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    told = []
+    for hot in (45.0, 300.0):
+        changed = table.copy()
+        changed.loc[[3, 4, 500], "temperature"] = hot
+        changed.loc[7, "load"] = 20.0 if hot == 45.0 else 21.0  # what the lag sees
+        changed.to_parquet(file, index=False)
+        told.append((predict(config, file, out), pd.read_parquet(out)))
+    (bound, at_bound), (beyond, clipped) = told
+    assert clipped.equals(at_bound)
+    assert (bound["clipped"], bound["clipped_at"]) == ({}, {})
+    assert beyond["clipped"] == {"load": 1, "temperature": 3}
+    assert beyond["clipped_at"] == {"load": 1, "temperature": 2}
+    run = CliRunner().invoke(main, ["predict", str(config.file), str(file), "-o", str(out)])
+    assert "clipped: temperature 3 values at 2 clients" in run.output
+    strict = config.model_copy(update={"data": config.data.model_copy(update={"clip": 0.0})})
+    with pytest.raises(DataError, match=r'"temperature" must be within .* got 300 at client "home 0", row 3'):
+        predict(strict, file, out)
+    table.assign(temperature=300.0).to_parquet(file, index=False)
+    with pytest.raises(DataError, match="beyond it: 424 of 424 values"):
+        predict(config, file, out)

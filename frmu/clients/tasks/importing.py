@@ -6,15 +6,16 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from frmu.clients.client import Client
 from frmu.clients.tasks.task import EachClient
 from frmu.data import shard as shards
-from frmu.data.columns import PRIVATE, RECORD
-from frmu.data.parquet import gather, read_parquet
+from frmu.data.clipping import let_in
+from frmu.data.columns import RECORD
+from frmu.data.parquet import gather, read_parquet, without_flags
 from frmu.data.shard import SPLITS, Shard
 from frmu.data.tombstones import tombstones
 from frmu.federation import Answer
@@ -46,8 +47,11 @@ class StageShard:
             client.prepared = tables[client.name]
 
     def perform(self, client: Client) -> Answer:
-        """Counts: rows taken, rows refused, rows that are private; tombstones by request, and of what must go."""
-        table, private = _without_flags(client.prepared)
+        """Counts: rows taken, refused, private, values clipped by column; tombstones by request, and of what must go.
+
+        Raises `DataError` where more values are beyond their range than `data.clip` lets in.
+        """
+        table, private = without_flags(client.prepared)
         client.prepared = None
         tombstoned = self.tombstones.get(client.name, frozenset())
         alive = np.ones(table.num_rows, dtype=bool)
@@ -63,11 +67,13 @@ class StageShard:
         flagged = tombstones(self.key, client.name, table.filter(private)[RECORD].to_pylist())
         held = self._held(client) if private.any() else frozenset()
         alive &= ~private
+        taken = table if alive.all() else table.filter(alive)
+        clipped = let_in(taken, client.name, client.config)  # of what remains: what is gone must not decide
         with client.writing():
-            shards.write(table if alive.all() else table.filter(alive), _incoming(client.path))
+            shards.write(taken, _incoming(client.path))
         must_go = [name for name in flagged if name in held]
         digest = shards.digest_of_file(_incoming(client.path))
-        told = {"found": found, "must_go": must_go, "digest": digest}
+        told = {"found": found, "must_go": must_go, "digest": digest, "clipped": clipped}
         return Answer(client.name, {"rows": int(np.sum(alive)), **counts, **told})
 
     def _held(self, client: Client) -> frozenset[str]:
@@ -75,14 +81,6 @@ class StageShard:
         if not client.path.exists():
             return frozenset()
         return frozenset(tombstones(self.key, client.name, read_parquet(client.path, [RECORD])[RECORD].to_pylist()))
-
-
-def _without_flags(table: Any) -> tuple[Any, Any]:
-    """A table in the columns of a shard, and which rows are private, (n,) bool."""
-    if PRIVATE not in table.column_names:
-        return table, np.zeros(table.num_rows, dtype=bool)
-    private = table[PRIVATE].to_numpy(zero_copy_only=False).astype(bool)
-    return table.drop_columns([PRIVATE]), private
 
 
 def _incoming(path: Path) -> Path:

@@ -118,7 +118,7 @@ class Rollout(EachClient):
         groups = client.groups(0)
         for key in hit:
             modalities = {name: X[groups[key]] for name, X in client.shard.modalities.items()}
-            y = client.shard.target[groups[key]]
+            y = client.shard.learned_target[groups[key]]
             chosen[key] = client.statistics(*disturb(kind, modalities, y, rng), self.outputs)
         borders = arrivals(len(keys), self.rounds)
         # What judges and what rewards is as it was recorded: a disturbance is of what is fitted.
