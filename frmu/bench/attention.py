@@ -197,10 +197,10 @@ def _image_sites(name: str, cache: Path, seed: int) -> Sites:
 
 
 def _encoded(images: Images) -> Float:
-    """Pixels without a border of 4, in quarters of white, and random features of them, (n, 601)."""
-    X = 4.0 * images.pixels[:, 4:-4, 4:-4].reshape(len(images.pixels), -1)
+    """Pixels without a border of 4, and random features of four times them, which suits an offset of one, (n, 601)."""
+    X = images.pixels[:, 4:-4, 4:-4].reshape(len(images.pixels), -1)
     rng = np.random.Generator(np.random.PCG64(0))
-    R = rng.standard_normal((X.shape[1], FEATURES)) * np.sqrt(2.0 / X.shape[1])
+    R = rng.standard_normal((X.shape[1], FEATURES)) * 4.0 * np.sqrt(2.0 / X.shape[1])
     return encode({"image": X}, {"image": Encoder("relu", R, rng.uniform(-1.0, 1.0, FEATURES))})
 
 

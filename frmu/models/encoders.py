@@ -31,7 +31,8 @@ from frmu.types import Float
 __all__ = ["Encoder", "Words", "basis", "blocks", "encode", "encoders", "grid", "integers", "layout", "spans", "width"]
 
 _FINE = 4096  # steps of a direction
-_STEPS = 64  # steps of what fires
+_FAR = 8.0  # activations beyond are clipped: 3 to 4 standard deviations of many columns near their ends
+_STEPS = 64  # of a relu, what phi counts in
 _WAVE = np.rint(127.0 * np.cos(2.0 * np.pi * np.arange(1024) / 1024)).astype(np.int8)  # no value is near a half
 
 
@@ -54,13 +55,13 @@ class Encoder:
         return _present(Z, X[:, -1] != 0.0, self.columns.idle) if self.optional else Z
 
     def _features(self, values: Float) -> NDArray[np.int8]:
-        """The random features of whole steps (n, columns): what fires clipped at 255 steps, or a wave of 1,024."""
+        """The random features of whole steps (n, columns): what fires, in 255 steps of its own, or a wave of 1,024."""
         if self.kind == "linear":
             return np.zeros((len(values), 0), dtype=np.int8)
         turn = 1.0 if self.kind == "relu" else 1.0 / (2.0 * np.pi)
         A = values @ np.rint(self.R * turn * _FINE)
         A += np.rint(self.t * turn * (_FINE * ONE))
-        A *= (_STEPS if self.kind == "relu" else len(_WAVE)) / (_FINE * ONE)
+        A *= (255.0 / self.top if self.kind == "relu" else len(_WAVE)) / (_FINE * ONE)
         A += 0.5
         np.floor(A, out=A)  # in place: these passes cost as much as the sums
         if self.kind == "fourier":
@@ -68,6 +69,16 @@ class Encoder:
         np.clip(A, 0.0, 255.0, out=A)
         A -= LEFT
         return A.astype(np.int8)
+
+    @property
+    def top(self) -> Float:
+        """The activation at which each feature of a relu is clipped, (features,): the greatest there is, 8 at most.
+
+        Of few columns no direction reaches far, so its 255 steps can be small. What a step is worth is left out of phi:
+        the ridge is a share of each feature's own diagonal, so the head says the same in any unit.
+        """
+        reach = np.sum(np.abs(np.rint(self.R * _FINE)), axis=0) + np.rint(self.t * _FINE)  # whole: the same anywhere
+        return np.clip(reach / _FINE, 1.0 / _FINE, _FAR)
 
     @property
     def columns(self) -> Columns:

@@ -6,7 +6,7 @@ the order, the split into blocks, the number of threads or hosts. A record's fea
 coefficients (`Basis`), so the `Statistics` of phi follow from M; only there, and in the solve, is anything rounded.
 
 - A scaled column in [-1, 1] has 16 bits, in two limbs of 8: x = (256 hi + lo) / 32512.
-- A feature of a frozen encoder has 8 bits: what fires is clipped at 255 steps of 1/64.
+- A feature of a frozen encoder has 8 bits: what fires is 0 to 255 steps, up to the most that it can be or 8.
 - A target of a regression has 16 bits of its declared range, in two limbs; a class is -1 or +1.
 - An influence and an attention are multiples of 1/64, that of a modality within a slice one of 1/4.
 
