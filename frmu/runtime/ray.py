@@ -60,7 +60,7 @@ class _HostActor:
         """Let go of the host of a room."""
         self._hosts.pop(room, None)
 
-    def answer(self, work: ClientTask, names: Sequence[str], incarnation: str | None, room: str) -> Answered:
+    def answer(self, work: ClientTask, names: Sequence[str], incarnation: str | None, room: str = "") -> Answered:
         """Do the work, unless asked in another life; keep arrays in the object store and return their refs."""
         import ray
 
