@@ -32,7 +32,6 @@ __all__ = ["Encoder", "Words", "basis", "blocks", "encode", "encoders", "grid", 
 
 _FINE = 4096  # steps of a direction
 _FAR = 8.0  # activations beyond are clipped: 3 to 4 standard deviations of many columns near their ends
-_STEPS = 64  # of a relu, what phi counts in
 _WAVE = np.rint(127.0 * np.cos(2.0 * np.pi * np.arange(1024) / 1024)).astype(np.int8)  # no value is near a half
 
 
@@ -74,8 +73,7 @@ class Encoder:
     def top(self) -> Float:
         """The activation at which each feature of a relu is clipped, (features,): the greatest there is, 8 at most.
 
-        Of few columns no direction reaches far, so its 255 steps can be small. What a step is worth is left out of phi:
-        the ridge is a share of each feature's own diagonal, so the head says the same in any unit.
+        Of few columns no direction reaches far, so its 255 steps can be small.
         """
         reach = np.sum(np.abs(np.rint(self.R * _FINE)), axis=0) + np.rint(self.t * _FINE)  # whole: the same anywhere
         return np.clip(reach / _FINE, 1.0 / _FINE, _FAR)
@@ -83,7 +81,8 @@ class Encoder:
     @property
     def columns(self) -> Columns:
         """The columns of a block of phi, as they are made of the integers."""
-        return _columns_of(self.kind, *self.R.shape[::-1], self.optional)
+        columns, features = self.R.shape
+        return _columns_of(self.kind, features, columns, self.optional, self.top if self.kind == "relu" else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +132,11 @@ class Words:
         return (number >> 1) % self.features, 1.0 if number & 1 else -1.0
 
 
-@cache
-def _columns_of(kind: str, features: int, raw: int, optional: bool) -> Columns:
+def _columns_of(kind: str, features: int, raw: int, optional: bool, top: Float | None = None) -> Columns:
     found = Columns.of_limbs(raw)
     if kind == "relu":
-        found = Columns.shifted(features, np.sqrt(2.0 / features) / _STEPS).beside(found)
+        steps = np.ones(features) if top is None else top / 255.0
+        found = Columns.shifted(features, np.sqrt(2.0 / features) * steps).beside(found)
     elif kind == "fourier":
         found = Columns.plain(features, np.sqrt(2.0 / features) / 127.0).beside(found)
     elif kind == "hash":
@@ -182,10 +181,28 @@ def encode(modalities: Mapping[str, NDArray[Any]], by: Mapping[str, Encoder | Wo
 
 
 def layout(config: Config) -> dict[str, Columns]:
-    """Return the columns of each modality's block of phi, as they are made of integers; nothing is drawn for it."""
+    """Return the columns of each modality's block of phi, as they are made of integers."""
+    model, optional = config.model, config.optional
+    return {
+        name: _block(model.seed, name, config.encoder(name), model.features, _columns(config, columns), optional)
+        for name, columns in config.data.modalities.items()
+    }
+
+
+@cache
+def _block(seed: int, modality: str, kind: str, features: int, raw: int, optional: bool) -> Columns:
+    if kind == "hash":
+        return _columns_of(kind, features, 0, optional)
+    return _draw(seed, modality, kind, features, raw, optional).columns
+
+
+def _shapes(config: Config) -> dict[str, Columns]:
+    """As many columns as `layout` has, of as many integers; nothing is drawn for it."""
     features, optional = config.model.features, config.optional
     return {
-        name: _columns_of(config.encoder(name), features, _columns(config, columns), optional)
+        name: _columns_of(
+            kind := config.encoder(name), features, _columns(config, columns) * (kind != "hash"), optional
+        )
         for name, columns in config.data.modalities.items()
     }
 
@@ -197,17 +214,17 @@ def spans(columns: Mapping[str, Columns]) -> dict[str, slice]:
 
 def blocks(config: Config) -> dict[str, slice]:
     """Return the columns of phi by modality, in their order; the last column, the bias, is nobody's."""
-    return _side_by_side({name: len(block.scale) for name, block in layout(config).items()}, 0)
+    return _side_by_side({name: len(block.scale) for name, block in _shapes(config).items()}, 0)
 
 
 def width(config: Config) -> int:
     """d, the length of an encoded record."""
-    return 1 + sum(len(block.scale) for block in layout(config).values())
+    return 1 + sum(len(block.scale) for block in _shapes(config).values())
 
 
 def integers(config: Config) -> int:
     """The integers of a record, without its targets."""
-    return 1 + sum(len(block.idle) for block in layout(config).values())
+    return 1 + sum(len(block.idle) for block in _shapes(config).values())
 
 
 def _side_by_side(sizes: Mapping[str, int], at: int) -> dict[str, slice]:
@@ -227,13 +244,13 @@ def _encoder(config: Config, modality: str, columns: list[str]) -> Encoder | Wor
     kind = config.encoder(modality)
     if kind == "hash":
         return Words(tuple(columns), config.model.features, config.model.seed, config.optional)
-    return _draw(config, modality, kind, _columns(config, columns))
-
-
-def _draw(config: Config, modality: str, kind: str, columns: int) -> Encoder:
     model = config.model
-    seed = int.from_bytes(hashlib.blake2b(modality.encode(), digest_size=8).digest(), "big")
-    rng = np.random.Generator(np.random.PCG64([model.seed, seed]))
-    R = rng.standard_normal((columns, model.features)) * (np.sqrt(2.0 / columns) if kind == "relu" else 1.0)
-    t = rng.uniform(-1.0, 1.0, model.features) if kind == "relu" else rng.uniform(0, 2 * np.pi, model.features)
-    return Encoder(kind, R, t, config.optional)
+    return _draw(model.seed, modality, kind, model.features, _columns(config, columns), config.optional)
+
+
+def _draw(seed: int, modality: str, kind: str, features: int, columns: int, optional: bool) -> Encoder:
+    own = int.from_bytes(hashlib.blake2b(modality.encode(), digest_size=8).digest(), "big")
+    rng = np.random.Generator(np.random.PCG64([seed, own]))
+    R = rng.standard_normal((columns, features)) * (np.sqrt(2.0 / columns) if kind == "relu" else 1.0)
+    t = rng.uniform(-1.0, 1.0, features) if kind == "relu" else rng.uniform(0, 2 * np.pi, features)
+    return Encoder(kind, R, t, optional)

@@ -147,11 +147,13 @@ class Columns:
         return Columns(_three(own), _three(np.ones(columns)), np.full(columns, scale), np.zeros(columns, np.int64))
 
     @staticmethod
-    def shifted(columns: int, scale: float) -> Columns:
-        """An integer a column, of 0 to 255 steps, kept less 128."""
+    def shifted(columns: int, scale: Float) -> Columns:
+        """An integer a column, of 0 to 255 steps of its own scale, kept less 128."""
         own, one = np.arange(columns), np.ones(columns)
         index, terms = _three(own, np.full(columns, -1)), _three(one, LEFT * one)
-        return Columns(index, terms, np.full(columns, scale), np.full(columns, -LEFT, np.int64))
+        return Columns(
+            index, terms, np.broadcast_to(scale, columns).astype(np.float64), np.full(columns, -LEFT, np.int64)
+        )
 
     @staticmethod
     def of_limbs(columns: int, scale: float = 1.0 / ONE, middle: float = 0.0) -> Columns:

@@ -155,11 +155,6 @@ def test_muting_whole_numbers_is_muting(seed: int, n: int, quarters: int, name: 
     assert total([(1, of.muted(sums, spans(columns_of(by))[name], quarters))], of.D).n == QUARTERS * n
 
 
-def phi_of_relu(X: np.ndarray, R: np.ndarray, t: np.ndarray, top: np.ndarray) -> np.ndarray:
-    """What phi is near to: each feature in 255ths of its top, which count as 64ths."""
-    return np.clip(X @ R + t, 0, top) / top * 255 / 64 * np.sqrt(2 / R.shape[1])
-
-
 def test_of_many_columns_what_fires_far_out_is_clipped() -> None:
     rng = np.random.default_rng(0)
     X, R, t = np.full((3, 256), 0.9), np.abs(rng.normal(size=(256, 20))) * 0.1, np.zeros(20)
@@ -174,8 +169,8 @@ def test_features_keep_to_the_grid_of_what_they_were() -> None:
     rng = np.random.default_rng(0)
     X, R, t = rng.uniform(-1, 1, (500, 4)), rng.normal(size=(4, 50)) * np.sqrt(0.5), rng.uniform(-1, 1, 50)
     encoder = Encoder("relu", R, t)
-    phi, fires = encode({"a": X}, {"a": encoder}), phi_of_relu(X, R, t, encoder.top)
-    assert np.abs(phi[:, :50] - fires).max() < 0.8 * np.sqrt(2 / 50) / 64
+    phi, fires = encode({"a": X}, {"a": encoder}), np.clip(X @ R + t, 0, encoder.top) * np.sqrt(2 / 50)
+    assert (np.abs(phi[:, :50] - fires).max(axis=0) < 0.8 * encoder.top / 255 * np.sqrt(2 / 50)).all()
     assert (X @ R + t <= encoder.top + 1e-3).all()  # of so few columns nothing is clipped
     assert np.abs(phi[:, 50:54] - X).max() <= 0.5 / ONE
     waves = encode({"a": X}, {"a": Encoder("fourier", R, t)})
