@@ -81,8 +81,8 @@ def _drain(session: Session, now: bool) -> dict[str, Any]:
     held = bool(session.ledger.holding([request.id for request in pending]))  # as far as was known when it was asked
     if held:
         session.sites.connect()
-    began = time.perf_counter()
     session.tracker.need(UNTOUCHED)
+    began = time.perf_counter()
     session.network()  # a policy that cannot be read is told before anything is purged
     inventory = _present(session)
     resting = session.sites.on_ray and not session.sites.live and not held
