@@ -21,6 +21,11 @@ BIN = Path(sys.executable).parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("*/README.md")), ROOT / "frmu/bench/README.md"]
 
 
+def complaints(errors: str) -> list[str]:
+    """What is no progress: where a machine is slow, a log is told what is still being done."""
+    return [line for line in errors.splitlines() if not re.match(r" *\d+ s  still ", line)]
+
+
 def block(language: str, page: str = "README.md") -> str:
     found = re.search(rf"```{language}\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S)
     assert found
@@ -36,7 +41,7 @@ def test_your_own_data(tmp_path: Path) -> None:
             [BIN / name, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
         )
         assert run.returncode == 0, f"{line}\n{run.stdout}{run.stderr}"
-        assert not run.stderr, f"{line}\n{run.stderr}"
+        assert not complaints(run.stderr), f"{line}\n{run.stderr}"
         if arguments[0] == "verify":
             assert f"VERIFIED: level {'L3' if 'L3' in arguments else 'L5'}" in run.stdout
         if arguments[0] == "drain":
@@ -102,7 +107,7 @@ def test_the_demo_proves_what_it_says(tmp_path: Path) -> None:
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert not run.stderr, run.stderr
+    assert not complaints(run.stderr), run.stderr
     summary = json.loads(run.stdout.strip().splitlines()[-1])
     assert summary["proven"]
     assert summary["state_digest"] == summary["never_had_digest"]

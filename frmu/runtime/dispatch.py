@@ -107,8 +107,7 @@ class Dispatcher:
         if not wanted:
             return
         traffic.sent(work, len(wanted))
-        if doing := getattr(work, "doing", ""):
-            _progress.info("%s, %s clients", doing, f"{len(wanted):,}")
+        _progress.info("%s, %s clients", getattr(work, "doing", "working"), f"{len(wanted):,}")
         asked = [(handle, here) for handle in self.handles if (here := tuple(n for n in handle.names if n in wanted))]
         dispatch = _Dispatch(work, asked, self._transport, self._rules, self._patience)
         for reply in dispatch.replies():

@@ -37,8 +37,9 @@ def test_a_training_says_what_it_does(
     config = put(tmp_path / "homes", table)
     run = CliRunner().invoke(main, ["train", str(config.file), "--address", "local"])
     assert run.exit_code == 0, run.output
-    assert told == ["reading the records, 4 clients", "adding up records, 4 clients", "judging slices, 4 clients",
-                    "measuring, 4 clients"]  # fmt: skip
+    named = [line for line in told if not line.startswith("working")]
+    assert named == ["reading the records, 4 clients", "adding up records, 4 clients", "judging slices, 4 clients",
+                     "measuring, 4 clients"]  # fmt: skip
 
 
 class Never:
