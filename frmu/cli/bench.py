@@ -39,6 +39,28 @@ def _tell_pretrain(result: dict[str, Any]) -> None:
     say(f"policy {result['policy']}, {result['tasks']:,} tasks, {result['seconds']:.0f} s")
 
 
+@command(bench, "rounding")
+@click.option("--set", "sets", multiple=True, help="Only some of our data sets; may be given more than once.")
+@cache_option
+@json_option
+def bench_rounding(sets: tuple[str, ...], cache: Path, as_json: bool) -> None:
+    """Fit real data sets on the grid and in float64, with the same features, and compare the test errors."""
+    from frmu.bench.rounding import SETS
+    from frmu.bench.rounding import bench_rounding as measure
+
+    if unknown := [name for name in sets if name not in SETS]:
+        raise click.BadParameter(f"no set {unknown[0]}; there are: {', '.join(SETS)}")
+    show(as_json, measure(sets or SETS, cache), _tell_rounding)
+
+
+def _tell_rounding(result: dict[str, Any]) -> None:
+    rows = [
+        [row["set"], f"{row['records']:,}", f"{row['float64']:.5g}", f"{row['grid']:.5g}", f"{row['worse']:+.2f}"]
+        for row in result["rows"]
+    ]
+    table("test RMSE", ["set", "records", "float64", "on the grid", "worse by %"], rows)
+
+
 @command(bench, "policy")
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--config", "configs", multiple=True, type=click.Path(dir_okay=False, path_type=Path),
