@@ -74,15 +74,13 @@ def gram(Z: NDArray[np.int8]) -> Sums:
     >>> gram(np.array([[1, 100], [1, -28]], dtype=np.int8)).M.tolist()
     [[2, 72], [72, 10784]]
     """
-    kind = _product()
-    first = Z[:_ROWS].astype(kind)
-    M = first.T @ first
-    if len(Z) <= _ROWS:
-        return Sums.of(M)
-    M = M.astype(np.float64)  # whole numbers below 2^53 add up exactly
-    for at in range(_ROWS, len(Z), _ROWS):
-        block = Z[at : at + _ROWS].astype(kind)
-        M += block.T @ block
+    D, kind = Z.shape[1], _product()
+    block, product, M = np.empty((min(len(Z), _ROWS), D), kind), np.empty((D, D), kind), np.zeros((D, D))
+    for at in range(0, len(Z), _ROWS):
+        rows = block[: len(Z) - at]
+        np.copyto(rows, Z[at : at + _ROWS])
+        np.matmul(rows.T, rows, out=product)
+        M += product  # whole numbers below 2^53 add up exactly
     return Sums.of(M)
 
 
