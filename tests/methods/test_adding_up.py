@@ -52,7 +52,7 @@ def hosted(config: Config, size: int) -> LocalFederation:
     return federation
 
 
-@pytest.fixture(scope="module", params=["size", "counterfactual"])
+@pytest.fixture(scope="module", params=["size", pytest.param("counterfactual", marks=pytest.mark.cluster)])
 def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Config:
     text = CONFIG.replace("[policy]", "[ignored]") + f'\n[attention]\nrule = "{request.param}"\n'
     config = put(tmp_path_factory.mktemp(request.param) / "homes", many(500), text)

@@ -232,6 +232,7 @@ def test_it_runs_again_after_a_purge(tmp_path: Path, config: Config) -> None:
     assert len(after.state.clients[1].influence) == len(before.state.clients[1].influence) - 1
 
 
+@pytest.mark.cluster
 def test_the_same_state_on_ray(tmp_path: Path, config: Config, federation: LocalFederation) -> None:
     from frmu.runtime.ray import RayFederation
 

@@ -226,6 +226,7 @@ def test_another_setting_is_another_training(killed: Config, tmp_path: Path) -> 
     assert not (config.folder / "training.safetensors").exists()
 
 
+@pytest.mark.cluster
 def test_sites_train_alone_and_the_server_averages(tmp_path: Path, table: pd.DataFrame) -> None:
     config = with_policy(tmp_path / "federated", table, federated=True, beta=0.5)
     train(config)
@@ -309,6 +310,7 @@ def test_one_slice_has_nothing_to_choose(tmp_path: Path, table: pd.DataFrame) ->
         learn(config, iterations=1)
 
 
+@pytest.mark.cluster
 def test_of_many_slices_the_newest_train_and_it_is_said(tmp_path: Path, table: pd.DataFrame) -> None:
     from click.testing import CliRunner
 

@@ -111,7 +111,7 @@ def test_a_config_that_changed_is_read_anew_and_a_new_day_is_a_round(config: Con
         next(Follow(config.file, "local", until=dt.date(2025, 5, 10)).run(never))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.cluster)])
 def test_a_signal_ends_it_after_the_round_under_way(config: Config, table: pd.DataFrame, number: int) -> None:
     command = [sys.executable, "-m", "frmu", "train", config.file, "--follow", "--every", "1s"]
     process = subprocess.Popen(

@@ -235,7 +235,7 @@ with api.Experiment(load(sys.argv[1]), "local") as experiment:
 """
 POINTS = [
     ("Registry", "register", 1),
-    ("Tracker", "create", 1),
+    pytest.param(("Tracker", "create", 1), marks=pytest.mark.cluster),
     pytest.param(("MlflowBackend", "apply", 5), marks=pytest.mark.long),
     pytest.param(("Registry", "promote", 1), marks=pytest.mark.long),
 ]

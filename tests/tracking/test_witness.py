@@ -21,6 +21,7 @@ from frmu.tracking.witness import TAG
 from frmu.types import Selection
 
 __all__ = ["gate", "mlflow_server"]  # fixtures
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture
