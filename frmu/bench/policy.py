@@ -32,7 +32,6 @@ from frmu.clients.client import Client
 from frmu.clients.tasks.framu import blocks
 from frmu.clients.tasks.importing import CommitShard, StageShard
 from frmu.clients.tasks.rollout import Rollout
-from frmu.clients.tasks.statistics import PackedSums
 from frmu.config import Config, load
 from frmu.data.parquet import survey
 from frmu.datasets import cached
@@ -150,7 +149,7 @@ def _cases(
             client = members[int(rng.integers(len(members)))]
             alone = number >= len(KINDS)
             total = client.split_sums("fit", outputs) if alone else whole
-            rollout = Rollout({}, outputs, PackedSums.of(total), MOST)
+            rollout = Rollout({}, outputs, total, MOST)
             drawn = rollout.rehearse(client, int(rng.integers(2**31)), kind, whole=True)
             task = drawn[2]
             hit = np.array([key in drawn[1] for key in task.keys], dtype=np.float64)

@@ -20,7 +20,6 @@ from frmu.bench.policy import gain_of
 from frmu.bench.selectors import STEPS, Case, Selector, best_rule, dvrl
 from frmu.clients.tasks.importing import CommitShard, StageShard
 from frmu.clients.tasks.rollout import Rollout
-from frmu.clients.tasks.statistics import PackedSums
 from frmu.config import load
 from frmu.data.parquet import survey
 from frmu.datasets import cached
@@ -82,7 +81,7 @@ def _job(job: tuple[str, int, int, float]) -> list[dict[str, Any]]:
         list(federation.run(CommitShard(True)))
         client = federation.host.clients(federation.clients)[0]
         outputs = (config.data.target,)
-        rollout = Rollout({}, outputs, PackedSums.of(client.split_sums("fit", outputs)), slices)
+        rollout = Rollout({}, outputs, client.split_sums("fit", outputs), slices)
         for number, kind in enumerate(KINDS):
             drawn = rollout.rehearse(client, 1000 * seed + number, kind, whole=True)
             hit = np.array([key in drawn[1] for key in drawn[2].keys], dtype=np.float64)

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from frmu import api
 from frmu.bench.processes import used_by
+from frmu.clients.client import BLOCK
 from frmu.config import Config, load
 from frmu.models.encoders import Encoder
 from frmu.models.grid import gram
@@ -30,7 +31,6 @@ from frmu.types import Float, Selection
 __all__ = ["COLUMNS", "bench_product", "bench_speed", "draw_speed", "federation_of_sensors", "growth"]
 
 COLUMNS = 12
-BLOCK = 4096  # rows encoded at a time, as clients do
 SINCE, UNTIL = np.datetime64("2025-01-01", "us"), np.datetime64("2025-08-01", "us")  # of the records
 Tell = Callable[[str], None]
 

@@ -81,7 +81,7 @@ def gather(config: Config, clients: Iterable[str]) -> dict[str, pa.Table]:
 
 
 def _counts(column: pa.ChunkedArray, wanted: pa.Array) -> list[int]:
-    """How often each wanted value stands in a column."""
+    """Count each wanted value in a column."""
     counts = {found["values"]: found["counts"] for found in pc.value_counts(column).to_pylist()}
     return [counts.get(value, 0) for value in wanted.to_pylist()]
 

@@ -9,12 +9,12 @@ import numpy as np
 
 from frmu.clients.tasks.framu import Blocks, Seen, Trial, Try, perform, views_of
 from frmu.clients.tasks.importing import DescribeShard
-from frmu.clients.tasks.statistics import PackedSums
 from frmu.config import Config
 from frmu.errors import FrmuError
 from frmu.federation import Federation, in_order
 from frmu.methods.analytic import digests_of, outputs_of, total_of
 from frmu.selection.problem import SelectionProblem
+from frmu.types import Sums
 
 __all__ = ["World", "world_of", "world_of_tasks"]
 
@@ -53,7 +53,7 @@ class _Clients:
 
     federation: Federation
     outputs: tuple[str, ...]
-    total: PackedSums
+    total: Sums
 
     def __call__(self, trials: Mapping[str, Trial]) -> dict[str, Seen]:
         work = Try(trials, self.outputs, self.total)
@@ -93,5 +93,5 @@ def world_of(config: Config, federation: Federation) -> World | None:
         keys=tuple(tuple(sorted(reply.record["slices"])) for reply in able),
         n=tuple(float(reply.record["splits"]["fit"]) for reply in able),
         modalities=len(config.data.modalities),
-        ask=_Clients(federation, outputs, PackedSums.of(total)),
+        ask=_Clients(federation, outputs, total),
     )

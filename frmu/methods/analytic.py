@@ -18,7 +18,7 @@ import numpy as np
 
 from frmu.clients.tasks.importing import DescribeShard
 from frmu.clients.tasks.selection import LoadPolicy, SelectInfluences
-from frmu.clients.tasks.statistics import ComputeStatistics, PackedSums
+from frmu.clients.tasks.statistics import ComputeStatistics
 from frmu.config import Config
 from frmu.errors import RoundLostError
 from frmu.federation import Federation, Reply, in_order
@@ -80,7 +80,7 @@ def _attempt(config: Config, fingerprint: str, federation: Federation, network: 
         new = [reply.client for reply in held if reply.record["policy"] != policy]
         list(federation.run(LoadPolicy(used), on=new))
     total, missing = total_of(config, fingerprint, federation, names, outputs, digests_of(held))
-    work = SelectInfluences(outputs, PackedSums.of(total), together=not config.attention.by_client)
+    work = SelectInfluences(outputs, total, together=not config.attention.by_client)
     replies = in_order(federation.run(work, on=names))
     records = {reply.client: reply.record for reply in replies}
     changed = [reply for reply in replies if reply.payload is not None]

@@ -31,7 +31,7 @@ from frmu.types import Float
 __all__ = ["Encoder", "Words", "basis", "blocks", "encode", "encoders", "grid", "integers", "layout", "spans", "width"]
 
 _FINE = 4096  # steps of a direction
-_FAR = 8.0  # activations beyond are clipped: 3 to 4 standard deviations of many columns near their ends
+_FAR = 8.0  # activations beyond are clipped: over five standard deviations, were all columns at their ends
 _WAVE = np.rint(127.0 * np.cos(2.0 * np.pi * np.arange(1024) / 1024)).astype(np.int8)  # no value is near a half
 
 

@@ -28,12 +28,12 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from frmu.clients.tasks.rollout import EnvStep, Rollout
-from frmu.clients.tasks.statistics import PackedSums
 from frmu.errors import ClientsUnavailableError
 from frmu.federation import Federation
 from frmu.selection.network import LIMIT, influence_of
 from frmu.selection.observation import FEATURES
 from frmu.selection.selectors import SEARCH
+from frmu.types import Sums
 
 __all__ = ["EnvContext", "SliceEnv", "spaces"]
 
@@ -66,7 +66,7 @@ class EnvContext:
     federation: Federation
     clients: tuple[str, ...]
     outputs: tuple[str, ...]
-    total: PackedSums
+    total: Sums
     shares: tuple[float, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
 

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frmu.clients.tasks.importing import DescribeShard
-from frmu.clients.tasks.statistics import PackedSums
 from frmu.config import Config, Policy
 from frmu.errors import PolicyError
 from frmu.federation import Federation, in_order
@@ -69,7 +68,7 @@ def context_of(
         federation,
         tuple(reply.client for reply in able),
         outputs,
-        PackedSums.of(total),
+        total,
         tuple((attention or {}).get(reply.client, 1.0) * reply.record["splits"]["fit"] for reply in able),
         {reply.client: over for reply in able if (over := len(reply.record["slices"]) - MOST) > 0},
     )

@@ -103,7 +103,7 @@ def guided(network: Network, account: RefitCounter, first: Observation, steps: i
 
 
 def _valued_most(met: Sequence[Guided]) -> Guided:
-    """What the policy values most; of a stack, for each problem."""
+    """Return what the policy values most; of a stack, for each problem."""
     values = np.stack([np.asarray(one.value) for one in met])
     best = np.argmax(values, axis=0)
     if not best.ndim:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from frmu.clients.tasks.explanation import ExplainSlices
-from frmu.clients.tasks.statistics import PackedSums
 from frmu.errors import RequestError, StoreError, TrackingUnavailableError, near_miss
 from frmu.federation import Federation, in_order
 from frmu.methods.analytic import total_of
@@ -48,7 +47,7 @@ def explain(
         influences = {one.name: one.influence for one in state.clients}
         names = tuple(sorted(influences))
         total, _ = total_of(session.config, state.config, federation, names, state.outputs)
-        work = ExplainSlices(state.outputs, PackedSums.of(total), influences)
+        work = ExplainSlices(state.outputs, total, influences)
         accounts = {reply.client: reply.record for reply in in_order(federation.run(work, on=list(chosen)))}
     history = _history(session, chosen)
     told = {

@@ -62,9 +62,9 @@ def standing_check(session: Session) -> dict[str, Any]:
     """
     lines, state = session.ledger.check(), session.state()
     inventory = session.sites.look()
-    clients = sorted(set(inventory.held) - session.sites.left(inventory.held))
-    federation = session.sites.federation(session.sites.locations_of(clients, inventory))
-    left, scanned, digests = left_behind(federation, session.ledger.tombstones(clients, begun=True), session.key)
+    resting = session.sites.at_rest(inventory)
+    tombstoned = session.ledger.tombstones(resting.clients, begun=True)
+    left, scanned, digests = left_behind(resting, tombstoned, session.key)
     changed, known = changed_shards(session, digests), state.contents in session.ledger.history.clean_contents()
     missing = [client.name for client in state.clients if client.records and client.name not in digests]
     return {

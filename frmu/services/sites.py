@@ -161,8 +161,8 @@ class SiteDirectory:
         return self._federation is not None
 
     def at_rest(self, inventory: Inventory) -> Federation:
-        """The clients that hold a shard, asked where it lies: no host is started, and there is no server."""
-        return _AtRest(self, inventory.held)
+        """The clients that hold a shard and have not left, asked where it lies: no host runs, and no server."""
+        return _AtRest(self, set(inventory.held) - self.left(inventory.held))
 
     def federation(self, locations: Mapping[str, SiteLocation], rows: Mapping[str, int] | None = None) -> Federation:
         """The live federation, which takes in clients that are new; nobody is away of it at first."""
@@ -262,7 +262,7 @@ class SiteDirectory:
 class _AtRest:
     """Clients whose shards are read where they lie, for as long as one task takes."""
 
-    def __init__(self, sites: SiteDirectory, clients: Sequence[str]) -> None:
+    def __init__(self, sites: SiteDirectory, clients: Iterable[str]) -> None:
         self.traffic = Traffic()
         self.away: dict[str, str] = {}
         self.clients = tuple(sorted(clients))

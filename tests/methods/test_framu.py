@@ -135,7 +135,7 @@ def test_clients_and_tasks_answer_alike(config: Config, solved: list[int], tmp_p
     answers = world.ask(trials)
     spent = solved[0]
     tasks = []
-    total, outputs = world.ask.total.open(), world.ask.outputs  # type: ignore[attr-defined]
+    total, outputs = world.ask.total, world.ask.outputs  # type: ignore[attr-defined]
     for one in federation.host.clients(world.names):
         tasks.append(one.task(one.slices("fit", outputs), total, outputs))
     here = world_of_tasks(tasks, blocks(config))

@@ -186,7 +186,7 @@ def test_tasks_of_a_federation_are_judged_like_its_clients(
 ) -> None:
     from frmu.clients.tasks.framu import blocks
 
-    total, outputs = world.ask.total.open(), world.ask.outputs  # type: ignore[attr-defined]
+    total, outputs = world.ask.total, world.ask.outputs  # type: ignore[attr-defined]
     clients = federation.host.clients(world.names)
     tasks = [client.task(client.slices("fit", outputs), total, outputs) for client in clients]
     same = select(tasks, SETTINGS, blocks(config))
@@ -257,7 +257,7 @@ def test_with_nobody_to_judge_everything_is_kept(tmp_path: Path) -> None:
 
 
 def test_one_client_with_one_slice_is_an_agent(config: Config, federation: LocalFederation, world: World) -> None:
-    total, outputs = world.ask.total.open(), world.ask.outputs  # type: ignore[attr-defined]
+    total, outputs = world.ask.total, world.ask.outputs  # type: ignore[attr-defined]
     client = federation.host.clients(world.names)[0]
     key, part = next(iter(client.slices("fit", outputs).items()))
     done = select([client.task({key: part}, total, outputs)], SETTINGS)

@@ -96,3 +96,19 @@ def test_an_empty_answer_is_not_given_over_a_shard_that_was_changed_meanwhile(
         receipt = experiment.drain()["receipts"][0]
     assert (receipt["verified"], receipt["level"]) == (False, "L0")
     assert any("is not as it was written" in name for name in receipt["evidence"]["files_that_are_no_shards"])
+
+
+def test_who_has_left_is_not_asked_at_rest(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(config)
+    with api.Experiment(config, "local") as experiment:
+        sites = experiment.session.sites
+        monkeypatch.setattr(sites, "left", lambda clients: {"home 1"} & set(clients))
+        assert sites.at_rest(sites.look()).clients == ("home 0", "home 2", "home 3")
+
+
+def test_the_standing_check_starts_no_federation(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(config)
+    monkeypatch.setattr(SiteDirectory, "on_ray", property(lambda self: True))
+    monkeypatch.setattr(SiteDirectory, "federation", lambda *_: pytest.fail("a federation was started"))
+    with api.Experiment(config) as experiment:
+        assert experiment.standing_check()["verified"]

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 from frmu.clients.client import Client
 from frmu.clients.tasks.rollout import Rollout
-from frmu.clients.tasks.statistics import PackedSums
 from frmu.clients.tasks.task import EachClient
 from frmu.federation import Answer
 from frmu.models.statistics import loss
 from frmu.selection.network import Network
 from frmu.selection.problem import SelectionProblem, refit
 from frmu.selection.selectors import decide
+from frmu.types import Sums
 
 __all__ = ["CompareSelections"]
 
@@ -32,7 +32,7 @@ class CompareSelections(EachClient):
     policies: Mapping[str, Network]
     seeds: tuple[int, ...]
     outputs: tuple[str, ...]
-    total: PackedSums
+    total: Sums
     max_slices: int
 
     def perform(self, client: Client) -> Answer:

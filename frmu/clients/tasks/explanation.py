@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from frmu.clients.client import Client
-from frmu.clients.tasks.statistics import PackedSums
 from frmu.clients.tasks.task import EachClient
 from frmu.federation import Answer
 from frmu.selection.observation import Fit, change, fit, observe
-from frmu.types import Float
+from frmu.types import Float, Sums
 
 __all__ = ["ExplainSlices"]
 
@@ -27,7 +26,7 @@ class ExplainSlices(EachClient):
     """Ask how a client's slices look under applied influences, by client and slice, within the federation's total."""
 
     outputs: tuple[str, ...]
-    total: PackedSums
+    total: Sums
     influences: Mapping[str, Mapping[str, float]]
 
     def perform(self, client: Client) -> Answer:
@@ -35,7 +34,7 @@ class ExplainSlices(EachClient):
         slices = client.slices("fit", self.outputs)
         if not slices:
             return Answer(client.name, {"validation_records": 0, "loss": None, "slices": {}})
-        task = client.task(slices, self.total.open(), self.outputs)
+        task = client.task(slices, self.total, self.outputs)
         applied = np.array([self.influences[client.name][key] for key in task.keys])
         judged = task.validation.n > 0
         here = fit(task, applied)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from frmu.clients.client import Client
 from frmu.clients.tasks.selection import weighted_sums
-from frmu.clients.tasks.statistics import PackedSums
 from frmu.clients.tasks.task import EachClient
 from frmu.config import Config
 from frmu.federation import Answer
@@ -26,7 +25,7 @@ from frmu.models.ridge import solve
 from frmu.models.statistics import loss
 from frmu.selection.observation import fit, observe
 from frmu.selection.problem import SelectionProblem, validation_loss, weighted
-from frmu.types import Float, Statistics
+from frmu.types import Float, Statistics, Sums
 
 __all__ = ["Blocks", "Seen", "Trial", "Try", "Weigh", "blocks", "perform", "seen_by", "views_of"]
 
@@ -113,11 +112,11 @@ class Try(EachClient):
 
     trials: Mapping[str, Trial]
     outputs: tuple[str, ...]
-    total: PackedSums
+    total: Sums
 
     def perform(self, client: Client) -> Answer:
         """Rows, rewards and loss: aggregates of whole slices."""
-        task = client.task(client.slices("fit", self.outputs), self.total.open(), self.outputs)
+        task = client.task(client.slices("fit", self.outputs), self.total, self.outputs)
         by, trial = blocks(client.config), self.trials[client.name]
         views = views_of(task, by) if trial.observe else []
         found = perform(views, task, trial)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from frmu.clients.client import Client, Rehearsal
-from frmu.clients.tasks.statistics import PackedSums
 from frmu.clients.tasks.task import EachClient
 from frmu.federation import Answer
 from frmu.models.encoders import width
@@ -18,7 +17,7 @@ from frmu.models.statistics import loss
 from frmu.selection.disturbance import disturb, draw
 from frmu.selection.observation import fit, observe
 from frmu.selection.search import Budget, RefitCounter, ascend
-from frmu.types import Statistics
+from frmu.types import Statistics, Sums
 
 __all__ = ["REHEARSALS", "EnvStep", "Rollout", "arrivals"]
 REHEARSALS = 64  # tasks a client keeps in memory while a policy trains
@@ -57,7 +56,7 @@ class Rollout(EachClient):
 
     env_steps: Mapping[str, tuple[EnvStep, ...]]
     outputs: tuple[str, ...]
-    total: PackedSums
+    total: Sums
     max_slices: int
     rounds: int = 1
 
@@ -125,7 +124,7 @@ class Rollout(EachClient):
         blocks = [tuple(slices[key] for key in keys[first:last]) for first, last in pairwise(borders)]
         blocks += [client.parts(self.outputs), (client.split_total("later", self.outputs),)]
         shape = (width(client.config), len(self.outputs))
-        total, found = self.total.open(), []
+        total, found = self.total, []
         for number, border in enumerate(borders):
             task = client.task({key: chosen[key] for key in keys[:border]}, total, self.outputs)
             if border < len(keys):

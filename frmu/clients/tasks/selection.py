@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from frmu.clients.client import Client
-from frmu.clients.tasks.statistics import PackedSums
 from frmu.clients.tasks.task import EachClient
 from frmu.federation import Answer
 from frmu.models.grid import QUARTERS, WEIGHTS, total
@@ -54,12 +53,12 @@ class SelectInfluences:
     doing: ClassVar[str] = "judging slices"
 
     outputs: tuple[str, ...]
-    total: PackedSums
+    total: Sums
     together: bool = False  # one payload a host
 
     def prepare(self, clients: Sequence[Client]) -> None:
         """Judge the clients, as many at once as fit in the memory that is set aside for it."""
-        total, some, size, kept = self.total.open(), [], 0, 0
+        total, some, size, kept = self.total, [], 0, 0
         for client in clients:
             if not client.sums("fit", self.outputs):
                 continue

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from frmu.clients.client import Client
 from frmu.clients.tasks.task import EachClient
@@ -15,9 +14,9 @@ from frmu.data.shard import SPLITS
 from frmu.federation import Answer
 from frmu.models.grid import total
 from frmu.models.statistics import targets
-from frmu.types import Float, Sums
+from frmu.types import Float
 
-__all__ = ["ComputeStatistics", "MeasureErrors", "PackedSums", "errors_of"]
+__all__ = ["ComputeStatistics", "MeasureErrors", "errors_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +50,6 @@ class ComputeStatistics:
             return Answer(client.name, {"rows": rows, "members": []})
         whole, members = prepared
         return Answer(client.name, {"rows": rows, "members": members}, {"fit": whole.packed})
-
-
-@dataclass(frozen=True, slots=True)
-class PackedSums:
-    """The federation's sums at full influence on their way to clients, (D (D + 1) / 2,) of int64."""
-
-    packed: NDArray[np.int64]
-
-    @staticmethod
-    def of(total: Sums) -> PackedSums:
-        """Pack."""
-        return PackedSums(total.packed)
-
-    def open(self) -> Sums:
-        """Unpack."""
-        return Sums(self.packed)
 
 
 @dataclass(frozen=True, slots=True)
