@@ -169,6 +169,7 @@ class State:
     parameters: Mapping[str, Float] = field(repr=False)
     sums: str = ""
     numerics: str = ""  # what solved for the head: its last bits are that library's and that processor's
+    learned: Mapping[str, Any] = field(default_factory=dict)  # of learned features: what was chosen, as JSON types
 
     @property
     def W(self) -> Float:  # noqa: N802 - the symbol of the equations
@@ -194,9 +195,11 @@ class State:
         # A head alone goes without saying, as it did before there could be more.
         named = {} if set(self.parameters) == {HEAD} else {"parameters": sorted(self.parameters)}
         summed = {"sums": self.sums} if self.sums else {}
+        learned = {"learned": dict(self.learned)} if self.learned else {}
         return (
             named
             | summed
+            | learned
             | {
                 "config": self.config,
                 "policy": self.policy,
@@ -235,7 +238,8 @@ class State:
             for entry in header["clients"]
         )
         outputs, sums = tuple(header["outputs"]), header.get("sums", "")
-        return State(header["config"], header["policy"], outputs, clients, parameters, sums, numerics)
+        learned = header.get("learned", {})
+        return State(header["config"], header["policy"], outputs, clients, parameters, sums, numerics, learned)
 
 
 def _hex(values: Mapping[str, float]) -> dict[str, str]:

@@ -220,7 +220,7 @@ def _real_sites(name: str, cache: Path) -> Sites:
         np.concatenate([test[0] for _, _, test in whole]),
         np.concatenate([test[1] for _, _, test in whole]),
         [config.data.target],
-        config.model.ridge,
+        config.model.frozen_ridge,
     )
 
 

@@ -158,7 +158,7 @@ def _site(table: pd.DataFrame, config: Config, kind: str, seed: int) -> Site:
     parts = [statistics_of(phi[at], y[at, None]) if len(at) else nothing for at in rows]
     weeks = [parts[4 * m : 4 * m + 4] for m in range(MONTHS)]
     months = [Statistics.total(four, width(config), 1) for four in weeks]
-    return Site(months, weeks, wrong, since, config.model.ridge)
+    return Site(months, weeks, wrong, since, config.model.frozen_ridge)
 
 
 def _happen(table: pd.DataFrame, target: str, kind: str, rng: np.random.Generator) -> tuple[Float, frozenset[int], int]:

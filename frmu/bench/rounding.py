@@ -71,7 +71,7 @@ def _error(config: Config, shards: Sequence[Shard], phi_of: Callable[[Columns], 
 
     fitted = [some(shard, "fit") for shard in shards]
     H, B = (sum((phi.T @ of for phi, of in pairs), np.zeros(1)) for pairs in ([(p, p) for p, _ in fitted], fitted))
-    W = solve(H, B, config.model.ridge)
+    W = solve(H, B, config.model.frozen_ridge)
     tests = [some(shard, "test") for shard in shards]
     square = sum(float(np.sum((phi @ W - Y) ** 2)) for phi, Y in tests)
     return float(np.sqrt(square / sum(len(Y) for _, Y in tests)))

@@ -199,7 +199,7 @@ def _weighted(scene: Scenario, influence: Mapping[str, Mapping[str, float]], ref
         for key, part in client.slices("fit", outputs).items()
     ]
     total = Statistics.total(parts, *parts[0].b.shape)
-    W = solve(total.G, total.b, scene.config.model.ridge)
+    W = solve(total.G, total.b, scene.config.model.frozen_ridge)
     return Answer(_head(W), hashlib.sha256(W.tobytes()).hexdigest(), refits)
 
 

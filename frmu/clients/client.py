@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from frmu.clients.layers import LayerBook, changed_rows, sums_of_rows
 from frmu.config import Config
 from frmu.data import shard as shards
 from frmu.data.columns import RECORD
@@ -24,6 +25,7 @@ from frmu.data.tombstones import tombstones
 from frmu.errors import StoreError
 from frmu.federation import Answer, ClientTask
 from frmu.models.encoders import Encoder, Words, blocks, encode, encoders, grid, layout, spans
+from frmu.models.features import Features, Head, basis_of_features
 from frmu.models.grid import Basis, gram, total
 from frmu.models.statistics import basis_of, one_thread, target_grid
 from frmu.selection.network import Network
@@ -45,9 +47,11 @@ class Client:
     """One holder of a shard."""
 
     def __init__(
-        self, name: str, config: Config, folder: Path, by: Mapping[str, Encoder | Words], fencing_token: int = 0
-    ) -> None:
+        self, name: str, config: Config, folder: Path, by: Mapping[str, Encoder | Words], fencing_token: int = 0,
+        book: LayerBook | None = None,
+    ) -> None:  # fmt: skip
         self.name = name
+        self.book = book or LayerBook()  # what the clients of a host know of learned features together
         self.config = config
         self.path = shards.path_of(folder, name)
         self._fencing_token = fencing_token
@@ -101,6 +105,10 @@ class Client:
 
     def reload(self) -> None:
         """Forget everything that was derived from the shard: it was replaced."""
+        self.book.drop(self.name)
+        self._forget()
+
+    def _forget(self) -> None:
         self._shard = None
         self._sums.clear()
         self._totals.clear()
@@ -124,11 +132,25 @@ class Client:
                 shards.write(rest, self.path)
             else:
                 self.path.unlink()
-        self.reload()
+        self._forget()
         if rest.num_rows:
             self._shard = Shard(rest, self.config)
+        self._move(shard, rows)
         self._sums |= kept
         self._parts |= parts
+
+    def _move(self, old: Shard, rows: NDArray[np.bool_]) -> None:
+        """Take what went, and rows whose lags looked at it, out of the host's totals; those come in as they are now."""
+        if not self.config.learns:
+            return
+        if rows.all():
+            self.book.move(self.name, (old, rows), None, self.config)
+            return
+        gone, moved = rows.copy(), np.zeros(len(self.shard), dtype=bool)
+        if self.config.data.lags:
+            moved = changed_rows(old, ~rows, self.shard)
+            gone[np.flatnonzero(~rows)[moved]] = True
+        self.book.move(self.name, (old, gone), (self.shard, moved), self.config)
 
     def _without(self, rows: NDArray[np.bool_]) -> dict[tuple[str, ...], dict[tuple[int, str], Sums]]:
         """The sums that are known, less those of some rows; none with lags, which carry values into other slices."""
@@ -218,13 +240,37 @@ class Client:
         """The sums of some rows of the shard."""
         return self._summed_by_slice({"": rows}, outputs).get("", Sums.zero(self.basis(outputs).D))
 
-    def statistics_of_rows(self, rows: NDArray[np.intp], outputs: tuple[str, ...]) -> Statistics:
-        """The statistics of some rows of the shard."""
+    def statistics_of_rows(
+        self, rows: NDArray[np.intp], outputs: tuple[str, ...], features: Features | None = None
+    ) -> Statistics:
+        """The statistics of some rows of the shard, of learned features, or of the frozen ones that judge."""
+        if features is not None:
+            by = self.book.encoders(features, self.config)
+            sums = sums_of_rows([(self.shard, rows)], self.config, by, outputs)
+            return basis_of_features(self.config, features, outputs).statistics(sums)
         return self.basis(outputs).statistics(self.sums_of_rows(rows, outputs))
 
-    def encoded(self, modalities: Mapping[str, NDArray[Any]], rows: slice | NDArray[np.intp]) -> Float:
-        """phi of some rows, (rows, d)."""
-        return encode({name: X[rows] for name, X in modalities.items()}, self._encoders)
+    def encoded(
+        self, modalities: Mapping[str, NDArray[Any]], rows: slice | NDArray[np.intp], features: Features | None = None
+    ) -> Float:
+        """phi of some rows, (rows, d), of learned features, or of the frozen ones that judge."""
+        by = self._encoders if features is None else self.book.encoders(features, self.config)
+        return encode({name: X[rows] for name, X in modalities.items()}, by)
+
+    def predictions(
+        self, heads: Mapping[str, Head], modalities: Mapping[str, NDArray[Any]], rows: NDArray[np.intp]
+    ) -> dict[str, Float]:
+        """What each of some heads says of some rows, (rows, outputs); records are encoded once for heads of a kind."""
+        alike: dict[str, list[str]] = {}
+        for name, head in heads.items():
+            alike.setdefault(head.features.key if head.features else "", []).append(name)
+        found = {name: np.zeros((len(rows), head.W.shape[1])) for name, head in heads.items()}
+        for names in alike.values():
+            for at in range(0, len(rows), BLOCK):
+                phi = self.encoded(modalities, rows[at : at + BLOCK], heads[names[0]].features)
+                for name in names:
+                    found[name][at : at + BLOCK] = phi @ heads[name].W
+        return found
 
     def split_sums(self, split: str, outputs: tuple[str, ...]) -> Sums:
         """The sums of a whole split."""
@@ -256,7 +302,7 @@ class Client:
         sums = [rest, self.split_sums("later", outputs), *self._stretches(outputs)]
         others, later, *parts = self.basis(outputs).each(sums)
         ages = shards.ages(sorted(slices), self.config)
-        return problem_of(slices, ages, others, parts, later, self.config.model.ridge)
+        return problem_of(slices, ages, others, parts, later, self.config.model.frozen_ridge)
 
     def problem(self, total: Sums, outputs: tuple[str, ...], keep: bool = False) -> SelectionProblem:
         """The task of choosing influences for every slice.
@@ -284,9 +330,9 @@ class Host:
     def __init__(
         self, config: Config, names: Sequence[str], folder: Path, fencing_token: int = 0, pipeline: Pipeline = IDENTITY
     ) -> None:
-        by = encoders(config)
+        by, book = encoders(config), LayerBook()
         self._pipeline = pipeline
-        self._clients = {name: Client(name, config, folder, by, fencing_token) for name in names}
+        self._clients = {name: Client(name, config, folder, by, fencing_token, book) for name in names}
 
     def answer(self, work: ClientTask, names: Sequence[str]) -> list[Answer]:
         """Let some of the clients do a work, in the order of their names."""

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from frmu.config.data import CALENDAR, Data, Slices, Split
 from frmu.config.federation import Placement, RayTable, Rules, Site
-from frmu.config.model import Attention, Model
+from frmu.config.model import LEARNED, Attention, Model
 from frmu.config.policy import Policy
 from frmu.config.storage import Erasure, Store
 from frmu.config.table import Table
@@ -122,8 +122,31 @@ class Config(Table):
         return tuple(column for name, columns in modalities if self.encoder(name) == "hash" for column in columns)
 
     def encoder(self, modality: str) -> str:
-        """The kind of encoder that a modality has."""
-        return self.model.encoders.get(modality, self.model.encoder)
+        """The kind of frozen encoder that a modality has: the one that judges, where the model's own is learned."""
+        kind = "relu" if self.model.encoder == "learned" else self.model.encoder
+        return self.model.encoders.get(modality, kind)
+
+    @property
+    def learns(self) -> bool:
+        """Return whether features are learned: then what judges is not what is fitted."""
+        return self.model.encoder == "learned"
+
+    def columns(self, modality: str) -> int:
+        """The scaled columns that a modality of numbers has: a lag is two, its value, and whether there is one."""
+        names = self.data.modalities[modality]
+        return len(names) + sum(name in self.data.lags for name in names)
+
+    def continuous(self, modality: str) -> tuple[int, ...]:
+        """Which of a modality's scaled columns hold a quantity, and not whether there is one."""
+        found, at = [], 0
+        for name in self.data.modalities[modality]:
+            found.append(at)
+            at += 2 if name in self.data.lags else 1
+        return tuple(found)
+
+    def learned(self, modality: str) -> bool:
+        """Return whether the features of a modality are learned."""
+        return self.learns and modality not in self.model.encoders
 
     def fingerprint(self) -> str:
         """SHA-256 of everything in the config that can change a state.
@@ -133,7 +156,10 @@ class Config(Table):
         `data.clip`: it says which values are let in, and a value that is in is clipped alike under any. Nor can the
         settings of policy training, whose only trace is the policy file, which the state digests by itself.
         """
-        model = self.model.model_dump(mode="json", exclude={"encoders", "method"})
+        model = self.model.model_dump(
+            mode="json", exclude={"encoders", "method"} | (set() if self.learns else set(LEARNED))
+        )
+        model |= {} if self.learns else {"features": self.model.frozen_features, "ridge": self.model.frozen_ridge}
         model |= {"method": self.model.method} if self.model.method != "analytic" else {}
         own = {name: kind for name, kind in sorted(self.model.encoders.items()) if kind != self.model.encoder}
         model |= {"encoders": own} if own else {}

@@ -4,26 +4,81 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from frmu.config.table import Table
 
-__all__ = ["Attention", "Model"]
+__all__ = ["LEARNED", "Attention", "Model"]
+
+LEARNED = ("layers", "kind", "metric", "bandwidth", "bins", "lattice", "cohort", "judges")  # of learned features alone
+FROZEN_FEATURES = 64  # of a modality, where nothing else is said
+FROZEN_RIDGE = 1e-3
 
 
 class Model(Table):
-    """`[model]`: a frozen encoder for each modality and a ridge head.
+    """`[model]`: an encoder for each modality and a ridge head.
 
-    `encoders` names the encoder of single modalities; "hash" is for columns of text. `method` is how the
-    federation unlearns: only "analytic" closes a request.
+    `encoder` "learned" learns which inputs matter, from sums; the others are frozen, drawn from the seed. `encoders`
+    names the frozen encoder of single modalities; "hash" is for columns of text. `method` is how the federation
+    unlearns: only "analytic" closes a request.
+
+    Of learned features, "auto" is chosen on validation sums: the number of `features` of a modality, how many `layers`
+    the metric is learned in, the `kind` of feature, a `metric` that is "full" or "diagonal", the `bandwidth` of the
+    directions, and how many `bins` a column has for jumps along it. The metric is rounded to multiples of `lattice`,
+    so that it rests where an erasure moves it little. It is learned from one record of 2^k, by a hash of their ids,
+    with the least k that leaves about `cohort` records. Slices are judged with `judges` frozen features a modality.
     """
 
-    encoder: Literal["relu", "fourier", "linear"] = "relu"
+    encoder: Literal["learned", "relu", "fourier", "linear"] = "relu"
     encoders: dict[str, Literal["relu", "fourier", "linear", "hash"]] = Field(default_factory=dict)
-    features: int = Field(default=64, ge=1, le=8192)
-    ridge: float = Field(default=1e-3, gt=0)
+    features: int | Literal["auto"] = "auto"
+    ridge: float | Literal["auto"] = "auto"
     seed: int = Field(default=0, ge=0)
     method: Literal["analytic", "finetune"] = "analytic"
+    layers: int | Literal["auto"] = "auto"
+    kind: Literal["auto", "relu", "fourier"] = "auto"
+    metric: Literal["auto", "full", "diagonal"] = "auto"
+    bandwidth: float | Literal["auto"] = "auto"
+    bins: int | Literal["auto"] = "auto"
+    lattice: float = Field(default=0.25, gt=0, le=1)
+    cohort: int = Field(default=65_536, ge=256)
+    judges: int = Field(default=FROZEN_FEATURES, ge=1, le=1024)
+
+    @property
+    def frozen_features(self) -> int:
+        """Return the features of a modality's frozen encoder: those that judge, where the model's are learned."""
+        if self.encoder == "learned":
+            return self.judges
+        return FROZEN_FEATURES if self.features == "auto" else self.features
+
+    @property
+    def frozen_ridge(self) -> float:
+        """Return the ridge of a head over frozen features."""
+        return FROZEN_RIDGE if self.ridge == "auto" else self.ridge
+
+    @field_validator("features", "layers", "bins", "ridge", "bandwidth", mode="before")
+    @classmethod
+    def _in_bounds(cls, value: object, info: object) -> object:
+        name = getattr(info, "field_name", "")
+        low, high = _BOUNDS[name]
+        whole = isinstance(high, int)
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if value == "auto" or (number and low <= value <= high):  # type: ignore[operator]
+            return value if whole or value == "auto" else float(value)  # type: ignore[arg-type]
+        raise ValueError(f'{name} must be {"an integer" if whole else "a number"} from {low:g} to {high:g}, or "auto"')
+
+    @model_validator(mode="after")
+    def _of_this_encoder(self) -> Model:
+        if self.encoder != "learned" and (named := [name for name in LEARNED if name in self.model_fields_set]):
+            raise ValueError(f'{named[0]} is for learned features; set encoder = "learned", or leave it out')
+        if self.encoder == "learned" and self.method == "finetune":
+            raise ValueError('method = "finetune" needs a frozen encoder: set encoder = "relu"')
+        return self
+
+
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "features": (1, 8192), "layers": (0, 8), "bins": (0, 64), "ridge": (1e-12, 1e6), "bandwidth": (1e-3, 1e3),
+}  # fmt: skip
 
 
 class Attention(Table):

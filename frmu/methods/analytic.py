@@ -12,21 +12,26 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from frmu.clients.tasks.importing import DescribeShard
+from frmu.clients.tasks.layers import AddChanges, GuardInfluences, Influences
 from frmu.clients.tasks.selection import LoadPolicy, SelectInfluences
 from frmu.clients.tasks.statistics import ComputeStatistics
 from frmu.config import Config
 from frmu.errors import RoundLostError
 from frmu.federation import Federation, Reply, in_order
+from frmu.methods.features import LearnedFeatures, learn_features
 from frmu.methods.method import Method, Round, nothing_kept
 from frmu.models.encoders import width
+from frmu.models.grid import WEIGHTS
 from frmu.models.statistics import basis_of
 from frmu.selection.network import Network
-from frmu.server.server import AggregateByAttention, Aggregated, HeldClients, SumStatistics
+from frmu.server.layers import SolveFeatures
+from frmu.server.server import AggregateByAttention, Aggregated, AttendClients, HeldClients, SumStatistics, states_of
 from frmu.types import HEAD, State, Sums
 
 __all__ = ["analytic", "digests_of", "outputs_of", "total_of"]
@@ -84,9 +89,56 @@ def _attempt(config: Config, fingerprint: str, federation: Federation, network: 
     replies = in_order(federation.run(work, on=names))
     records = {reply.client: reply.record for reply in replies}
     changed = [reply for reply in replies if reply.payload is not None]
-    folded: Aggregated = federation.serve(AggregateByAttention(records, config, policy, outputs), changed)
+    if config.learns:
+        judging = sum(reply.record["splits"]["validation"] for reply in held)
+        learned = learn_features(config, federation, names, outputs, total.n, judging)
+        folded = _fitted(config, federation, policy, outputs, records, changed, learned)
+    else:
+        folded = federation.serve(AggregateByAttention(records, config, policy, outputs), changed)
     refits = sum(record["refits"] for record in records.values())
     return Round(folded.state, folded.keep, folded.scores, records, missing, refits)
+
+
+def _fitted(
+    config: Config, federation: Federation, policy: str, outputs: tuple[str, ...],
+    records: dict[str, Mapping[str, Any]], changed: Sequence[Reply], learned: LearnedFeatures,
+) -> Aggregated:  # fmt: skip
+    """The state over learned features: what was proposed is guarded in them, clients are weighed, and all is solved.
+
+    `records` are brought up to date where a proposal is drawn back.
+    """
+    features, ridge, total = learned.features, learned.ridge, learned.total
+    proposed = {name: _influences(record) for name, record in records.items() if _below(record)}
+    guard = GuardInfluences(features, outputs, total, ridge, proposed)
+    for reply in in_order(federation.run(guard, on=sorted(proposed))) if proposed else ():
+        record = {**records[reply.client], "model_losses": reply.record["losses"]}
+        records[reply.client] = record if reply.record["accepted"] else record | _kept(record)
+    standing = [reply for reply in changed if _below(records[reply.client])]
+    scores, attention = federation.serve(AttendClients(records, config, outputs), standing)
+    steps = {name: round(a * WEIGHTS) for name, a in attention.items()}
+    common = max(steps.values(), default=WEIGHTS)
+    moved = {name: _influences(record) for name, record in records.items() if _below(record) or steps[name] != common}
+    work = AddChanges(features, outputs, moved, {name: steps[name] for name in moved}, common)
+    replies = in_order(federation.run(work, on=sorted(moved))) if moved else []
+    solving = SolveFeatures(
+        config, policy, outputs, states_of(records, attention), features, ridge, total, common, learned.header,
+        learned.metrics, scores,
+    )  # fmt: skip
+    return federation.serve(solving, [reply for reply in replies if reply.payload is not None])
+
+
+def _influences(record: Mapping[str, Any]) -> Influences:
+    return record["influence"], record["modalities"]
+
+
+def _below(record: Mapping[str, Any]) -> bool:
+    """Return whether anything of a client counts less than in full."""
+    return bool(record["modalities"]) or any(value != 1.0 for value in record["influence"].values())
+
+
+def _kept(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a client says whose proposal was drawn back."""
+    return {"influence": dict.fromkeys(record["influence"], 1.0), "modalities": {}, "chosen_by": "keep"}
 
 
 def digests_of(described: Iterable[Reply]) -> dict[str, str]:

@@ -334,7 +334,7 @@ class _Fold:
 
     def perform(self, server: Server, payloads: Mapping[str, Payload]) -> tuple[Float, Float]:
         """Two heads (d, outputs)."""
-        basis, ridge = basis_of(self.config, self.outputs), self.config.model.ridge
+        basis, ridge = basis_of(self.config, self.outputs), self.config.model.frozen_ridge
         weighed = total([(1, Sums(payloads[name]["fit"])) for name in self.names], basis.D)
         whole = total([(1, server.contributions[name].fit) for name in self.names], basis.D)
         heads = (basis.statistics(weighed, denominator(self.config)), basis.statistics(whole))

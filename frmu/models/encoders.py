@@ -10,6 +10,10 @@ rounded to 8 bits, and a column keeps 16 (see `frmu.models.grid`).
 
 Where there are several modalities a record may lack one: its block of phi is zero then. The last column of a block
 is whether the modality is there, so that missing is not the same as zero.
+
+An encoder may look at columns through a metric, which is learned (`frmu.models.features`), and cut columns into bins:
+ramps between knots that lie evenly on the declared range, so that no record moves them (piecewise-linear encodings:
+Gorishniy et al., "On embeddings for numerical features in tabular deep learning", NeurIPS 2022).
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -28,7 +32,10 @@ from frmu.config import Config
 from frmu.models.grid import LEFT, ONE, Basis, Columns, fixed, limbs
 from frmu.types import Float
 
-__all__ = ["Encoder", "Words", "basis", "blocks", "encode", "encoders", "grid", "integers", "layout", "spans", "width"]
+__all__ = [
+    "Encoder", "Words", "basis", "blocks", "blocks_of", "encode", "encoder_of", "encoders", "grid", "integers",
+    "layout", "seed_of", "spans", "width",
+]  # fmt: skip
 
 _FINE = 4096  # steps of a direction
 _FAR = 8.0  # activations beyond are clipped: over five standard deviations, were all columns at their ends
@@ -39,50 +46,102 @@ _WAVE = np.rint(127.0 * np.cos(2.0 * np.pi * np.arange(1024) / 1024)).astype(np.
 class Encoder:
     """One modality's encoder: directions `R` (columns, features), offsets `t` (features,), and its kind.
 
-    Where it is `optional`, the last of the columns it is given is whether the modality is there, 1 or 0.
+    Where it is `optional`, the last of the columns it is given is whether the modality is there, 1 or 0. A `metric`
+    (columns, columns) of whole steps of `lattice` turns the directions; each of the columns `binned` has `bins` ramps.
     """
 
     kind: str
     R: Float
     t: Float
     optional: bool = False
+    metric: Float | None = None
+    lattice: float = 1.0
+    bins: int = 0
+    binned: tuple[int, ...] = ()
+    directions: Float = field(init=False, repr=False)  # in whole steps, (columns, features), of which `steps` are one
+    top: Float = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Work out the directions, exact on every machine, and the activation at which each relu is clipped.
+
+        That is the greatest there is, 8 at most: of few columns no direction reaches far, so its 255 steps are small.
+        """
+        R = np.rint(self.R * self.turn * _FINE)
+        directions = R if self.metric is None else self.metric @ R
+        reach = np.sum(np.abs(directions), axis=0) + np.rint(self.t * self.steps)  # whole: the same anywhere
+        object.__setattr__(self, "directions", directions)
+        object.__setattr__(self, "top", np.clip(reach / self.steps, 1.0 / self.steps, _FAR))
 
     def grid(self, X: Float) -> NDArray[np.int8]:
-        """Scaled columns, (n, columns), as the integers of random features, columns and presence, (n, integers)."""
-        values = fixed(X[:, :-1] if self.optional else X)
-        Z = np.concatenate([self._features(values), limbs(values)], axis=1)
-        return _present(Z, X[:, -1] != 0.0, self.columns.idle) if self.optional else Z
+        """Scaled columns, (n, columns), as the integers of features, ramps, columns and presence, (n, integers)."""
+        return self._whole(X, slopes=False)[0]
 
-    def _features(self, values: Float) -> NDArray[np.int8]:
-        """The random features of whole steps (n, columns): what fires, in 255 steps of its own, or a wave of 1,024."""
+    def grid_and_slopes(self, X: Float) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+        """As `grid`; and by how much each feature rises there, (n, features + 1), in whole steps of `slope`.
+
+        The last column is whether the modality is there.
+        """
+        return self._whole(X, slopes=True)
+
+    def _whole(self, X: Float, slopes: bool) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+        values = fixed(X[:, :-1] if self.optional else X)
+        made, rising = self._features(values, slopes)
+        Z = np.concatenate([made, self._ramps(values), limbs(values)], axis=1)
+        there = X[:, -1] != 0.0 if self.optional else np.ones(len(X), dtype=bool)
+        if slopes:
+            rising = np.concatenate([np.where(there[:, None], rising, 0), there[:, None]], axis=1).astype(np.int8)
+        return (_present(Z, there, self.columns.idle) if self.optional else Z), rising
+
+    @property
+    def slope(self) -> float:
+        """What a step of a slope is worth: a relu rises or does not, a wave by 127 steps at most."""
+        return 1.0 if self.kind == "relu" else 1.0 / 127.0
+
+    @property
+    def steps(self) -> float:
+        """The steps of a direction of one."""
+        return _FINE if self.metric is None else _FINE / self.lattice
+
+    @property
+    def turn(self) -> float:
+        """What a direction is multiplied by first: a wave counts in turns."""
+        return 1.0 / (2.0 * np.pi) if self.kind == "fourier" else 1.0
+
+    def _features(self, values: Float, slopes: bool) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+        """The features of whole steps (n, columns): what fires, in 255 steps of its own, or a wave of 1,024."""
+        none = np.zeros((len(values), 0), dtype=np.int8)
         if self.kind == "linear":
-            return np.zeros((len(values), 0), dtype=np.int8)
-        turn = 1.0 if self.kind == "relu" else 1.0 / (2.0 * np.pi)
-        A = values @ np.rint(self.R * turn * _FINE)
-        A += np.rint(self.t * turn * (_FINE * ONE))
-        A *= (255.0 / self.top if self.kind == "relu" else len(_WAVE)) / (_FINE * ONE)
+            return none, none
+        A = values @ self.directions
+        A += np.rint(self.t * self.turn * (self.steps * ONE))
+        A *= (255.0 / self.top if self.kind == "relu" else len(_WAVE)) / (self.steps * ONE)
         A += 0.5
         np.floor(A, out=A)  # in place: these passes cost as much as the sums
         if self.kind == "fourier":
-            return np.asarray(_WAVE[A.astype(np.int64) % len(_WAVE)], dtype=np.int8)
+            phase = A.astype(np.int64) % len(_WAVE)
+            # the slope of a cosine is minus the sine: the wave a quarter of a turn on
+            return _WAVE[phase], _WAVE[(phase + len(_WAVE) // 4) % len(_WAVE)] if slopes else none
         np.clip(A, 0.0, 255.0, out=A)
         A -= LEFT
-        return A.astype(np.int8)
+        Z = A.astype(np.int8)
+        return Z, (Z > -LEFT).astype(np.int8) if slopes else none
 
-    @property
-    def top(self) -> Float:
-        """The activation at which each feature of a relu is clipped, (features,): the greatest there is, 8 at most.
-
-        Of few columns no direction reaches far, so its 255 steps can be small.
-        """
-        reach = np.sum(np.abs(np.rint(self.R * _FINE)), axis=0) + np.rint(self.t * _FINE)  # whole: the same anywhere
-        return np.clip(reach / _FINE, 1.0 / _FINE, _FAR)
+    def _ramps(self, values: Float) -> NDArray[np.int8]:
+        """The ramps of the columns that are binned, bin by bin, (n, bins * binned), of 0 to 255 steps, less 128."""
+        if not self.bins or not self.binned:
+            return np.zeros((len(values), 0), dtype=np.int8)
+        width = 2.0 * ONE / self.bins
+        own = values[:, list(self.binned)]
+        parts = [np.clip(np.floor((own + ONE - width * j) * (255.0 / width) + 0.5), 0.0, 255.0) - LEFT
+                 for j in range(self.bins)]  # fmt: skip
+        return np.concatenate(parts, axis=1).astype(np.int8)
 
     @property
     def columns(self) -> Columns:
         """The columns of a block of phi, as they are made of the integers."""
         columns, features = self.R.shape
-        return _columns_of(self.kind, features, columns, self.optional, self.top if self.kind == "relu" else None)
+        top = self.top if self.kind == "relu" else None
+        return _columns_of(self.kind, features, columns, self.optional, top, self.bins * len(self.binned))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +191,12 @@ class Words:
         return (number >> 1) % self.features, 1.0 if number & 1 else -1.0
 
 
-def _columns_of(kind: str, features: int, raw: int, optional: bool, top: Float | None = None) -> Columns:
+def _columns_of(
+    kind: str, features: int, raw: int, optional: bool, top: Float | None = None, ramps: int = 0
+) -> Columns:
     found = Columns.of_limbs(raw)
+    if ramps:
+        found = Columns.shifted(ramps, np.full(ramps, 1.0 / 255.0)).beside(found)
     if kind == "relu":
         steps = np.ones(features) if top is None else top / 255.0
         found = Columns.shifted(features, np.sqrt(2.0 / features) * steps).beside(found)
@@ -155,7 +218,7 @@ def _present(Z: NDArray[np.int8], there: NDArray[np.bool_], idle: NDArray[np.int
 
 def encoders(config: Config) -> dict[str, Encoder | Words]:
     """An encoder for each modality of a config."""
-    return {name: _encoder(config, name, columns) for name, columns in config.data.modalities.items()}
+    return {name: encoder_of(config, name, columns) for name, columns in config.data.modalities.items()}
 
 
 def grid(modalities: Mapping[str, NDArray[Any]], by: Mapping[str, Encoder | Words]) -> NDArray[np.int8]:
@@ -184,7 +247,7 @@ def layout(config: Config) -> dict[str, Columns]:
     """Return the columns of each modality's block of phi, as they are made of integers."""
     model, optional = config.model, config.optional
     return {
-        name: _block(model.seed, name, config.encoder(name), model.features, _columns(config, columns), optional)
+        name: _block(model.seed, name, config.encoder(name), model.frozen_features, _columns(config, columns), optional)
         for name, columns in config.data.modalities.items()
     }
 
@@ -198,7 +261,7 @@ def _block(seed: int, modality: str, kind: str, features: int, raw: int, optiona
 
 def _shapes(config: Config) -> dict[str, Columns]:
     """As many columns as `layout` has, of as many integers; nothing is drawn for it."""
-    features, optional = config.model.features, config.optional
+    features, optional = config.model.frozen_features, config.optional
     return {
         name: _columns_of(
             kind := config.encoder(name), features, _columns(config, columns) * (kind != "hash"), optional
@@ -212,9 +275,14 @@ def spans(columns: Mapping[str, Columns]) -> dict[str, slice]:
     return _side_by_side({name: len(block.idle) for name, block in columns.items()}, 1)
 
 
+def blocks_of(columns: Mapping[str, Columns]) -> dict[str, slice]:
+    """Return the columns of phi by modality, of blocks in this order; the last column, the bias, is nobody's."""
+    return _side_by_side({name: len(block.scale) for name, block in columns.items()}, 0)
+
+
 def blocks(config: Config) -> dict[str, slice]:
     """Return the columns of phi by modality, in their order; the last column, the bias, is nobody's."""
-    return _side_by_side({name: len(block.scale) for name, block in _shapes(config).items()}, 0)
+    return blocks_of(_shapes(config))
 
 
 def width(config: Config) -> int:
@@ -240,17 +308,21 @@ def _columns(config: Config, names: list[str]) -> int:
     return len(names) + sum(name in config.data.lags for name in names)
 
 
-def _encoder(config: Config, modality: str, columns: list[str]) -> Encoder | Words:
+def encoder_of(config: Config, modality: str, columns: list[str]) -> Encoder | Words:
     kind = config.encoder(modality)
     if kind == "hash":
-        return Words(tuple(columns), config.model.features, config.model.seed, config.optional)
+        return Words(tuple(columns), config.model.frozen_features, config.model.seed, config.optional)
     model = config.model
-    return _draw(model.seed, modality, kind, model.features, _columns(config, columns), config.optional)
+    return _draw(model.seed, modality, kind, model.frozen_features, _columns(config, columns), config.optional)
+
+
+def seed_of(modality: str) -> int:
+    """A seed for a modality by its name, so that it draws the same whatever others there are."""
+    return int.from_bytes(hashlib.blake2b(modality.encode(), digest_size=8).digest(), "big")
 
 
 def _draw(seed: int, modality: str, kind: str, features: int, columns: int, optional: bool) -> Encoder:
-    own = int.from_bytes(hashlib.blake2b(modality.encode(), digest_size=8).digest(), "big")
-    rng = np.random.Generator(np.random.PCG64([seed, own]))
+    rng = np.random.Generator(np.random.PCG64([seed, seed_of(modality)]))
     R = rng.standard_normal((columns, features)) * (np.sqrt(2.0 / columns) if kind == "relu" else 1.0)
     t = rng.uniform(-1.0, 1.0, features) if kind == "relu" else rng.uniform(0, 2 * np.pi, features)
     return Encoder(kind, R, t, optional)

@@ -10,6 +10,7 @@ import numpy as np
 from frmu.clients.tasks.statistics import MeasureErrors
 from frmu.federation import Federation, in_order
 from frmu.methods.method import Round
+from frmu.models.features import Head, features_of, head_of
 from frmu.selection.observation import FEATURES
 from frmu.types import State
 
@@ -22,7 +23,7 @@ def measure(federation: Federation, done: Round) -> dict[str, float]:
     For a regression `<split>_rmse` and `<split>_mae` in units of the target; for a classification
     `<split>_accuracy`; each again as `keep_<...>`.
     """
-    heads = {"model": done.state.W, "keep": done.keep}
+    heads = {"model": head_of(done.state), "keep": Head(done.keep, features_of(done.state))}
     names = [client.name for client in done.state.clients]
     sums: dict[tuple[str, str], dict[str, float]] = {}
     for reply in in_order(federation.run(MeasureErrors(heads, done.state.outputs), on=names)):

@@ -23,7 +23,7 @@ from frmu.models.statistics import basis_of, denominator, numerics, one_thread
 from frmu.types import HEAD, ClientState, Float, State, Statistics, Sums, digest_of
 from frmu.wire.pipeline import IDENTITY, Pipeline
 
-__all__ = ["AggregateByAttention", "Aggregated", "HeldClients", "Server", "SumStatistics"]
+__all__ = ["AggregateByAttention", "Aggregated", "AttendClients", "HeldClients", "Server", "SumStatistics", "states_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +107,42 @@ class Aggregated:
 
 
 @dataclass(frozen=True, slots=True)
+class AttendClients:
+    """Weigh clients by attention, from the sums that their influences give, in the features that judge."""
+
+    records: Mapping[str, Mapping[str, Any]]
+    config: Config
+    outputs: tuple[str, ...]
+
+    def perform(self, server: Server, payloads: Mapping[str, Payload]) -> tuple[dict[str, float], dict[str, float]]:
+        """Scores and weights, on the grid, by client; a client without a payload keeps everything."""
+        names = sorted(self.records)
+        if not names or not self.config.attention.by_client:
+            return dict.fromkeys(names, 0.0), dict.fromkeys(names, 1.0)
+        parts, basis, steps = server.contributions, basis_of(self.config, self.outputs), denominator(self.config)
+        sums = [(1, Sums(payloads[name]["fit"])) if payloads.get(name) else (steps, parts[name].fit) for name in names]
+        scores, weights = self._attention(names, sums, [parts[name].validation for name in names], basis, steps)
+        return dict(zip(names, scores.tolist(), strict=True)), dict(zip(names, on_grid(weights).tolist(), strict=True))
+
+    def _attention(
+        self, names: Sequence[str], sums: Sequence[tuple[int, Sums]], validations: Sequence[Sums | None], basis: Basis,
+        steps: int,
+    ) -> tuple[Float, Float]:  # fmt: skip
+        """Scores and weights of clients; what is made of sums is made when it is looked at, for it is large."""
+        attention, ridge = self.config.attention, self.config.model.frozen_ridge
+        votes = [one if one is not None else Sums.zero(basis.D) for one in validations]
+        fits = _Lazily(sums, lambda one: basis.statistics(one[1], steps if one[0] == 1 else 1))
+        if attention.rule == "trusted":
+            found = trust(list(fits), basis.each(votes), ridge, 2.0 * attention.cut)
+            return found.scores, found.weights
+        voters = [at for at, one in enumerate(votes) if one.n]
+        voters = [voters[at] for at in electorate([names[at] for at in voters])]
+        whole = basis.statistics(total(sums, basis.D), steps)
+        scores = counterfactual(fits, basis.each([votes[at] for at in voters]), ridge, whole)
+        return scores, attend(scores, attention.cut, attention.temperature)
+
+
+@dataclass(frozen=True, slots=True)
 class AggregateByAttention:
     """Weigh all clients by attention, with the sums that their influences give, and solve."""
 
@@ -117,56 +153,41 @@ class AggregateByAttention:
 
     def perform(self, server: Server, payloads: Mapping[str, Payload]) -> Aggregated:
         """Weigh whole numbers by whole numbers; a client without a payload keeps everything."""
-        names, parts = sorted(self.records), server.contributions
-        basis, steps = basis_of(self.config, self.outputs), denominator(self.config)
+        parts, basis, steps = server.contributions, basis_of(self.config, self.outputs), denominator(self.config)
+        scores, attention = AttendClients(self.records, self.config, self.outputs).perform(server, payloads)
         if self.config.attention.by_client:
-            sums = [
-                (1, Sums(payloads[name]["fit"])) if payloads.get(name) else (steps, parts[name].fit) for name in names
-            ]
-            scores, weights = self._attention(names, sums, [parts[name].validation for name in names], basis, steps)
+            weighed = total(
+                (
+                    (round(a * WEIGHTS), Sums(payloads[name]["fit"]))
+                    if payloads.get(name)
+                    else (round(a * WEIGHTS) * steps, parts[name].fit)
+                    for name, a in attention.items()
+                ),
+                basis.D,
+            )
         else:
-            sums = [(steps, part.fit) for part in parts.values()]
-            sums += [(1, Sums(payload["change"])) for payload in payloads.values()]
-            scores, weights = np.zeros(len(names)), np.ones(len(names))
-        attention = on_grid(weights)
-        each = attention.tolist() if self.config.attention.by_client else [1.0] * len(sums)
-        weighed = total(
-            ((round(a * WEIGHTS) * weight, one) for a, (weight, one) in zip(each, sums, strict=True)), basis.D
-        )
-        fitted, ridge = basis.statistics(weighed, WEIGHTS * steps), self.config.model.ridge
+            sums = [(WEIGHTS * steps, part.fit) for part in parts.values()]
+            weighed = total([*sums, *((WEIGHTS, Sums(payload["change"])) for payload in payloads.values())], basis.D)
+        fitted, ridge = basis.statistics(weighed, WEIGHTS * steps), self.config.model.frozen_ridge
         keep = basis.statistics(total(((1, part.fit) for part in parts.values()), basis.D))
         state = State(
             config=self.config.fingerprint(),
             policy=self.policy,
             outputs=self.outputs,
-            clients=tuple(
-                ClientState(name, record["rows"], a, record["influence"], record["chosen_by"], record["modalities"])
-                for (name, record), a in zip(sorted(self.records.items()), attention.tolist(), strict=True)
-            ),
+            clients=states_of(self.records, attention),
             parameters={HEAD: solve(fitted.G, fitted.b, ridge)},
             sums=digest_of({"steps": WEIGHTS * steps}, weighed.packed.astype(np.int64)),
             numerics=numerics(),
         )
-        return Aggregated(state, solve(keep.G, keep.b, ridge), dict(zip(names, scores.tolist(), strict=True)))
+        return Aggregated(state, solve(keep.G, keep.b, ridge), scores)
 
-    def _attention(
-        self, names: Sequence[str], sums: Sequence[tuple[int, Sums]], validations: Sequence[Sums | None], basis: Basis,
-        steps: int,
-    ) -> tuple[Float, Float]:  # fmt: skip
-        """Scores and weights of clients; what is made of sums is made when it is looked at, for it is large."""
-        attention, ridge = self.config.attention, self.config.model.ridge
-        votes = [one if one is not None else Sums.zero(basis.D) for one in validations]
-        if not names:
-            return np.zeros(len(names)), np.ones(len(names))
-        fits = _Lazily(sums, lambda one: basis.statistics(one[1], steps if one[0] == 1 else 1))
-        if attention.rule == "trusted":
-            found = trust(list(fits), basis.each(votes), ridge, 2.0 * attention.cut)
-            return found.scores, found.weights
-        voters = [at for at, one in enumerate(votes) if one.n]
-        voters = [voters[at] for at in electorate([names[at] for at in voters])]
-        whole = basis.statistics(total(sums, basis.D), steps)
-        scores = counterfactual(fits, basis.each([votes[at] for at in voters]), ridge, whole)
-        return scores, attend(scores, attention.cut, attention.temperature)
+
+def states_of(records: Mapping[str, Mapping[str, Any]], attention: Mapping[str, float]) -> tuple[ClientState, ...]:
+    """The place of each client in a state, from what it said and its attention."""
+    return tuple(
+        ClientState(name, of["rows"], attention[name], of["influence"], of["chosen_by"], of["modalities"])
+        for name, of in sorted(records.items())
+    )
 
 
 class _Lazily(Sequence[Statistics]):

@@ -23,7 +23,8 @@ from frmu.data.clipping import beyond
 from frmu.data.columns import CLIENT
 from frmu.data.shard import features
 from frmu.errors import RequestError, StoreError
-from frmu.models.encoders import encode, encoders
+from frmu.models.encoders import encode
+from frmu.models.features import features_of, model_encoders
 from frmu.models.statistics import one_thread
 from frmu.services.requests import ledger_of
 from frmu.services.witness import tracker_of
@@ -60,7 +61,7 @@ class Model:
         at: Counter[str] = Counter()
         outputs = np.zeros((table.num_rows, len(self.state.outputs)))
         names = table[CLIENT].to_numpy(zero_copy_only=False)
-        by = encoders(self.config)
+        by = model_encoders(self.config, features_of(self.state))
         with one_thread():
             for client in np.unique(names):
                 rows = np.flatnonzero(names == client)

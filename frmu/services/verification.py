@@ -20,6 +20,7 @@ from frmu.data.sites import ClearCopies
 from frmu.errors import RequestError, near_miss
 from frmu.federation import Federation, in_order
 from frmu.methods.analytic import analytic
+from frmu.models.features import Head, features_of, head_of, ridge_of
 from frmu.services.proof import exact_verdict
 from frmu.services.receipts import scoped
 from frmu.services.requests import find_receipt
@@ -136,7 +137,7 @@ def _attack(
             )
             counts = share_out({client.name: client.records for client in state.clients}, CANARIES)
             return [
-                membership(s, SHADOWS, seed, session.config.model.ridge),
+                membership(s, SHADOWS, seed, ridge_of(state, session.config)),
                 canary(stage, CANARIES, seed),
                 backdoor(stage, _trap(session, stage.live), counts, seed),
             ]
@@ -165,14 +166,14 @@ def _suspects(
     try:
         original = session.method.apply(federation, session.method.init(), session.network()).state
         retrained = rebuild(session.config, session.method, session.network(), session.sites.afresh)
-        found = ModelsUnderTest({ORIGINAL: original.W}, original.outputs, federation, tombstoned, session.key)
-        if found.part("forget").n == 0:
+        found = ModelsUnderTest({ORIGINAL: head_of(original)}, original.outputs, federation, tombstoned, session.key)
+        if found.part("forget", ORIGINAL).n == 0:
             raise RequestError(
                 f"none of the records that {receipt['request']} erased was fitted (they were held out for validation, "
                 "later or test), so no model has learned from them; L5 is the proof"
             )
-        tuned = fine_tune(original.W, found.part("retain"))
-        heads = {ORIGINAL: original.W, STATE: state.W, RETRAINED: retrained.W, TUNED: tuned}
+        tuned = Head(fine_tune(original.W, found.part("retain", ORIGINAL)), features_of(original))
+        heads = {ORIGINAL: head_of(original), STATE: head_of(state), RETRAINED: head_of(retrained), TUNED: tuned}
         yield ModelsUnderTest(heads, original.outputs, federation, tombstoned, session.key)
     finally:
         federation.close()
@@ -181,10 +182,10 @@ def _suspects(
 def _retrained(session: Session, suspects: ModelsUnderTest, seed: int, name: str) -> dict[str, dict[str, Errors]]:
     """The errors of a model trained again without the records, with another encoder."""
     config = session.config.model_copy(update={"model": session.config.model.model_copy(update={"seed": seed})})
-    W = rebuild(config, analytic(config), session.network(), session.sites.afresh).W
+    head = head_of(rebuild(config, analytic(config), session.network(), session.sites.afresh))
     other = session.sites.over_copies(f"{name}-back", suspects.federation.clients, config)
     try:
-        return ModelsUnderTest({RETRAINED: W}, suspects.outputs, other, suspects.tombstones, suspects.key).errors()
+        return ModelsUnderTest({RETRAINED: head}, suspects.outputs, other, suspects.tombstones, suspects.key).errors()
     finally:
         other.close()
 

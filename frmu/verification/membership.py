@@ -32,7 +32,8 @@ def membership(suspects: ModelsUnderTest, shadows: int, seed: int, ridge: float)
     """Try all models; `shadows` models are fitted for it, in parallel where clients are."""
     seeds = tuple(range(seed * 1000, seed * 1000 + shadows))
     fitted = shadow_heads(suspects, seeds, ridge)
-    work = Pairs(suspects.heads, fitted, seeds, suspects.outputs, suspects.tombstones, suspects.key)
+    features = suspects.heads[STATE].features
+    work = Pairs(suspects.heads, fitted, seeds, suspects.outputs, suspects.tombstones, suspects.key, features)
     found = auc(in_order(suspects.federation.run(work)))
     errors = suspects.errors()["test"]
     utility = errors[STATE].error - errors[RETRAINED].error
@@ -56,11 +57,11 @@ def useful(worse: float, error: float) -> bool:
 
 def shadow_heads(suspects: ModelsUnderTest, seeds: Sequence[int], ridge: float) -> Float:
     """The heads of shadow models, (seeds, d, outputs), a few a dispatch so that sums of many do not fill the memory."""
-    federation, outputs, d = suspects.federation, suspects.outputs, len(suspects.heads[STATE])
+    federation, outputs, head = suspects.federation, suspects.outputs, suspects.heads[STATE]
     parts = []
     for at in range(0, len(seeds), TOGETHER):
-        work = Shadow(tuple(seeds[at : at + TOGETHER]), outputs, suspects.tombstones, suspects.key)
-        parts.append(federation.serve(SolveMany(d, ridge), in_order(federation.run(work))))
+        work = Shadow(tuple(seeds[at : at + TOGETHER]), outputs, suspects.tombstones, suspects.key, head.features)
+        parts.append(federation.serve(SolveMany(len(head.W), ridge), in_order(federation.run(work))))
     return np.concatenate(parts)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from frmu.clients.tasks.audit import Gauge, Part
 from frmu.federation import Federation, in_order
+from frmu.models.features import Head
 from frmu.models.ridge import descend, stable_rate
 from frmu.server.audit import SumSubsets
 from frmu.types import Float, Statistics
@@ -29,21 +30,21 @@ TUNING = 10  # steps of gradient descent
 class ModelsUnderTest:
     """Heads by name, and where to try them."""
 
-    heads: Mapping[str, Float]
+    heads: Mapping[str, Head]
     outputs: tuple[str, ...]
     federation: Federation = field(repr=False)
     tombstones: Mapping[str, frozenset[str]] = field(repr=False)
     key: bytes = field(repr=False)
 
-    def part(self, part: str) -> Statistics:
-        """The sums of the fitted records that were erased ("forget"), or of the others ("retain")."""
-        work = Part(part, self.outputs, self.tombstones, self.key)  # type: ignore[arg-type]
+    def part(self, part: str, head: str) -> Statistics:
+        """The sums of the fitted records that were erased ("forget"), or the others ("retain"), as a head sees them."""
+        work = Part(part, self.outputs, self.tombstones, self.key, self.heads[head].features)  # type: ignore[arg-type]
         replies = in_order(self.federation.run(work))
-        d = len(next(iter(self.heads.values())))
+        d = len(self.heads[head].W)
         rows = sum(reply.record["rows"] for reply in replies)
         return self.federation.serve(SumSubsets(d, len(self.outputs), rows), replies)
 
-    def errors(self, heads: Mapping[str, Float] | None = None) -> dict[str, dict[str, Errors]]:
+    def errors(self, heads: Mapping[str, Head] | None = None) -> dict[str, dict[str, Errors]]:
         """Return how heads (all by default) do, by set ("forget", "retain", "test") and head."""
         tried = self.heads if heads is None else heads
         reference = RETRAINED if RETRAINED in tried else next(iter(tried))

@@ -18,8 +18,9 @@ from frmu.clients.tasks.erasure import PurgeShard
 from frmu.data.tombstones import tombstones
 from frmu.federation import Federation, in_order
 from frmu.methods.method import Method
+from frmu.models.features import Head, head_of
 from frmu.selection.network import Network
-from frmu.types import Float, State
+from frmu.types import State
 from frmu.verification.membership import BAR, auc
 from frmu.verification.models_under_test import ORIGINAL, RETRAINED, STATE, TUNED, ModelsUnderTest, fine_tune
 from frmu.verification.verdict import Verdict
@@ -102,7 +103,7 @@ def backdoor(stage: RehearsalContext, trap: Trap, counts: Mapping[str, int], see
     )
 
 
-def _plant_and_erase(stage: RehearsalContext, work: Plant) -> tuple[dict[str, Float], dict[str, Sequence[str]]]:
+def _plant_and_erase(stage: RehearsalContext, work: Plant) -> tuple[dict[str, Head], dict[str, Sequence[str]]]:
     """The four models of a rehearsal, and the ids that were planted, by client."""
     ids = {reply.client: reply.record["planted"] for reply in in_order(stage.live.run(work))}
     federation = stage.start(work.copy, sorted(ids))
@@ -115,12 +116,13 @@ def _plant_and_erase(stage: RehearsalContext, work: Plant) -> tuple[dict[str, Fl
     list(federation.run(PurgeShard(tombstoned, stage.key), on=touched))
     erased = method.erase(federation, original, network, touched, kept).state
     federation.close()
-    heads = {ORIGINAL: original.W, STATE: erased.W, RETRAINED: stage.state.W, TUNED: tuned}
+    heads = {ORIGINAL: head_of(original), STATE: head_of(erased), RETRAINED: head_of(stage.state), TUNED: tuned}
     return heads, ids
 
 
 def _tuned(
     stage: RehearsalContext, federation: Federation, state: State, tombstoned: Mapping[str, frozenset[str]]
-) -> Float:
-    suspects = ModelsUnderTest({ORIGINAL: state.W}, state.outputs, federation, tombstoned, stage.key)
-    return fine_tune(state.W, suspects.part("retain"))
+) -> Head:
+    head = head_of(state)
+    suspects = ModelsUnderTest({ORIGINAL: head}, state.outputs, federation, tombstoned, stage.key)
+    return Head(fine_tune(state.W, suspects.part("retain", ORIGINAL)), head.features)

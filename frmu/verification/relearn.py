@@ -22,15 +22,17 @@ RATES = (1.0, 0.1, 0.01, 0.001)  # of the largest stable one
 
 def relearn(suspects: ModelsUnderTest) -> Verdict:
     """Count steps from every model."""
-    forget = suspects.part("forget")
-    losses = {head: loss(W, forget) for head, W in suspects.heads.items()}
+    heads = {name: head.W for name, head in suspects.heads.items()}
+    seen = _seen(suspects)
+    forget = seen[RETRAINED]
+    losses = {head: loss(W, seen[head]) for head, W in heads.items()}
     goal = losses[ORIGINAL] + 0.1 * (losses[RETRAINED] - losses[ORIGINAL])
     fastest = 1.0 / max(float(np.linalg.eigvalsh(forget.G)[-1]), 1e-300)
     for slower in RATES:  # slow enough to count
-        steps = {RETRAINED: steps_to(goal, suspects.heads[RETRAINED], forget, fastest * slower)}
+        steps = {RETRAINED: steps_to(goal, heads[RETRAINED], forget, fastest * slower)}
         if steps[RETRAINED] >= ENOUGH:
             break
-    steps |= {h: steps_to(goal, W, forget, fastest * slower) for h, W in suspects.heads.items() if h != RETRAINED}
+    steps |= {h: steps_to(goal, W, seen[h], fastest * slower) for h, W in heads.items() if h != RETRAINED}
     bar = max(1.0, 0.05 * steps[RETRAINED])
     return Verdict(
         level="L4",
@@ -42,6 +44,18 @@ def relearn(suspects: ModelsUnderTest) -> Verdict:
         | {f"loss on the erased: {head}": value for head, value in losses.items()},
         notes={"records": forget.n},
     )
+
+
+def _seen(suspects: ModelsUnderTest) -> dict[str, Statistics]:
+    """The sums of the erased records, as each head sees them: asked for once for heads on the same features."""
+    found: dict[str, Statistics] = {}
+    seen = {}
+    for name, head in suspects.heads.items():
+        key = head.features.key if head.features else ""
+        if key not in found:
+            found[key] = suspects.part("forget", name)
+        seen[name] = found[key]
+    return seen
 
 
 def steps_to(goal: float, W: Float, s: Statistics, rate: float) -> int:

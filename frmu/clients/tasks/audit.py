@@ -24,6 +24,7 @@ from frmu.data.parquet import gather
 from frmu.data.shard import SPLITS
 from frmu.data.tombstones import tombstones
 from frmu.federation import Answer
+from frmu.models.features import Features, Head
 from frmu.models.statistics import pack, targets
 from frmu.types import Float
 
@@ -85,23 +86,24 @@ class Part(EachClient):
     outputs: tuple[str, ...]
     tombstones: Tombstoned
     key: bytes = field(repr=False)
+    features: Features | None = None
 
     def perform(self, client: Client) -> Answer:
         """Packed sums in the payload."""
         wanted = _forget(client, self.tombstones, self.key) == (self.part == "forget")
         rows = np.flatnonzero(wanted & (client.shard.split == FIT))
-        sums = client.statistics_of_rows(rows, self.outputs)
+        sums = client.statistics_of_rows(rows, self.outputs, self.features)
         return Answer(client.name, {"rows": len(rows)}, {"H": pack(sums.G), "b": sums.b, "c": np.array([sums.c])})
 
 
 @dataclass(frozen=True, slots=True)
 class Gauge(EachClient):
-    """Measure heads (d, outputs) on erased, retained and test records, and their outputs' distance from one of them.
+    """Measure heads on erased, retained and test records, and their outputs' distance from one of them.
 
     Erased and retained are the records that were fitted.
     """
 
-    heads: Mapping[str, Float]
+    heads: Mapping[str, Head]
     reference: str
     outputs: tuple[str, ...]
     tombstones: Tombstoned
@@ -118,11 +120,10 @@ class Gauge(EachClient):
         record: dict[str, Any] = {}
         for name, mask in sets.items():
             rows = np.flatnonzero(mask)
-            phi, y = client.encoded(client.shard.modalities, rows), client.shard.target[rows]
-            about = phi @ self.heads[self.reference]
+            y, said = client.shard.target[rows], client.predictions(self.heads, client.shard.modalities, rows)
+            about = said[self.reference]
             record[name] = {}
-            for head, W in self.heads.items():
-                out = phi @ W
+            for head, out in said.items():
                 gap = {"gap": float(np.sum((out - about) ** 2)), "scale": float(np.sum(about * about))}
                 record[name][head] = errors_of(out, y, self.outputs) | gap
         return Answer(client.name, record)
@@ -154,12 +155,13 @@ class Shadow(EachClient):
     outputs: tuple[str, ...]
     tombstones: Tombstoned
     key: bytes = field(repr=False)
+    features: Features | None = None
 
     def perform(self, client: Client) -> Answer:
         """Packed sums in the payload, one row a seed."""
         fitted = np.flatnonzero(client.shard.split == FIT)
         drawn = _inside(client, _forget(client, self.tombstones, self.key)[fitted], self.seeds)
-        parts = [client.statistics_of_rows(fitted[chosen], self.outputs) for chosen in drawn]
+        parts = [client.statistics_of_rows(fitted[chosen], self.outputs, self.features) for chosen in drawn]
         payload = {"H": np.stack([pack(part.G) for part in parts]), "b": np.stack([part.b for part in parts])}
         return Answer(client.name, {"fitted": len(fitted)}, payload)
 
@@ -173,12 +175,13 @@ class Pairs(EachClient):
     so it does not matter that erased records may be of another kind than those that are left.
     """
 
-    targets: Mapping[str, Float]
+    targets: Mapping[str, Head]
     shadows: Float
     seeds: tuple[int, ...]
     outputs: tuple[str, ...]
     tombstones: Tombstoned
     key: bytes = field(repr=False)
+    features: Features | None = None  # of the shadow heads
 
     def perform(self, client: Client) -> Answer:
         """Pairs of an erased record and a shadow head that never had it, and pairs won, by head."""
@@ -188,14 +191,15 @@ class Pairs(EachClient):
         if not len(rows):
             return Answer(client.name, {"pairs": 0, "won": dict.fromkeys(self.targets, 0.0)})
         inside = _inside(client, erased, self.seeds)[:, erased]
-        phi, y = client.encoded(client.shard.modalities, rows), client.shard.target[rows]
+        phi, y = client.encoded(client.shard.modalities, rows, self.features), client.shard.target[rows]
+        said = client.predictions(self.targets, client.shard.modalities, rows)
         seen = np.stack([_signal(phi @ W, y, self.outputs) for W in self.shadows])  # (seeds, erased)
         with_it = np.where(inside, seen, 0.0).sum(axis=0) / np.maximum(inside.sum(axis=0), 1)
         like = np.sign(with_it - seen[never].mean(axis=0))  # which way a fitted record goes
         won = {
             head: float(np.sum(ahead > 0) + np.sum(ahead == 0) / 2)
-            for head, W in self.targets.items()
-            for ahead in [like * (_signal(phi @ W, y, self.outputs) - seen[never])]
+            for head, out in said.items()
+            for ahead in [like * (_signal(out, y, self.outputs) - seen[never])]
         }
         return Answer(client.name, {"pairs": int(never.sum()) * len(rows), "won": won})
 
@@ -298,7 +302,7 @@ def _put(table: pa.Table, column: str, values: pa.Array) -> pa.Table:
 class Recall(EachClient):
     """Measure how well heads tell planted canaries from those held back: the error on a wrong target betrays them."""
 
-    heads: Mapping[str, Float]
+    heads: Mapping[str, Head]
     held_back: Mapping[str, Sequence[str]]
     planted: Mapping[str, Sequence[str]]
     outputs: tuple[str, ...]
@@ -309,23 +313,21 @@ class Recall(EachClient):
         members, others = (
             np.flatnonzero(np.isin(ids, list(names.get(client.name, ())))) for names in (self.planted, self.held_back)
         )
-        won = {
-            head: _won(self._closeness(client, W, members), self._closeness(client, W, others))
-            for head, W in self.heads.items()
-        }
+        closeness = [self._closeness(client, rows) for rows in (members, others)]
+        won = {head: _won(*(by[head] for by in closeness)) for head in self.heads}
         return Answer(client.name, {"pairs": len(members) * len(others), "won": won})
 
-    def _closeness(self, client: Client, W: Float, rows: NDArray[np.intp]) -> Float:
-        y = client.shard.target[rows]
-        signal = _signal(client.encoded(client.shard.modalities, rows) @ W, y, self.outputs)
-        return -np.abs(signal) if y.dtype.kind == "f" else signal
+    def _closeness(self, client: Client, rows: NDArray[np.intp]) -> dict[str, Float]:
+        y, said = client.shard.target[rows], client.predictions(self.heads, client.shard.modalities, rows)
+        signals = {head: _signal(out, y, self.outputs) for head, out in said.items()}
+        return {head: -np.abs(signal) if y.dtype.kind == "f" else signal for head, signal in signals.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Strike(EachClient):
     """Count how often a trigger on test records leads heads to the backdoor's target."""
 
-    heads: Mapping[str, Float]
+    heads: Mapping[str, Head]
     trigger: Mapping[str, float]
     goal: Any
     outputs: tuple[str, ...]
@@ -336,8 +338,8 @@ class Strike(EachClient):
         table = client.shard.table.take(pa.array(rows))
         for column, value in self.trigger.items():
             table = _put(table, column, pa.array(np.full(len(rows), value)))
-        phi = client.encoded(shards.features(table, client.config), slice(None))
-        led = {head: self._led(phi @ W, client.shard.target[rows]) for head, W in self.heads.items()}
+        said = client.predictions(self.heads, shards.features(table, client.config), np.arange(len(rows)))
+        led = {head: self._led(out, client.shard.target[rows]) for head, out in said.items()}
         return Answer(client.name, {"n": len(rows), "led": led})
 
     def _led(self, predicted: Float, y: NDArray[Any]) -> int:

@@ -12,6 +12,7 @@ from frmu.clients.client import Client
 from frmu.clients.tasks.task import EachClient
 from frmu.data.shard import SPLITS
 from frmu.federation import Answer
+from frmu.models.features import Head
 from frmu.models.grid import total
 from frmu.models.statistics import targets
 from frmu.types import Float
@@ -54,11 +55,11 @@ class ComputeStatistics:
 
 @dataclass(frozen=True, slots=True)
 class MeasureErrors(EachClient):
-    """Measure heads (d, outputs) on the client's own validation, later and test records."""
+    """Measure heads on the client's own validation, later and test records."""
 
     doing: ClassVar[str] = "measuring"
 
-    heads: Mapping[str, Float]
+    heads: Mapping[str, Head]
     outputs: tuple[str, ...]
 
     def perform(self, client: Client) -> Answer:
@@ -66,10 +67,9 @@ class MeasureErrors(EachClient):
         record: dict[str, Any] = {name: {} for name in self.heads}
         for code, split in enumerate(SPLITS[1:], start=1):
             rows = np.flatnonzero(client.shard.split == code)
-            phi = client.encoded(client.shard.modalities, rows)
             y = client.shard.target[rows]
-            for name, W in self.heads.items():
-                record[name][split] = errors_of(phi @ W, y, self.outputs)
+            for name, said in client.predictions(self.heads, client.shard.modalities, rows).items():
+                record[name][split] = errors_of(said, y, self.outputs)
         return Answer(client.name, record)
 
 
