@@ -73,6 +73,7 @@ def _tell_drain(result: dict[str, Any]) -> None:
     say(
         f"state           {first['state_digest']}",
         f"never had them  {first['evidence']['digest_never_had']}",
+        *([first["evidence"]["features"]] if "features" in first["evidence"] else []),
         *(f"not covered: {line}" for line in first["not_covered"]),
         *(f"left in MLflow: {line}" for line in survivors[:5]),
         *([f"left in MLflow: {len(survivors) - 5} more; the receipt lists all"] if len(survivors) > 5 else []),

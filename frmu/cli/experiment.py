@@ -192,6 +192,7 @@ def _tell_train(result: dict[str, Any]) -> None:
         f"{count(result['clients'], 'client')}, {count(result['records'], 'record')}, "
         f"{count(result['rounds'], 'round')} in {result['seconds']:.2f} s",
         f"state {result['state_digest'][:16]}",
+        *([f"features: {result['features']}"] if result["features"] else []),
     )
     for name, why in result["away"].items():
         say(f"without {name}: {why}; it is asked again in the next round")

@@ -28,9 +28,8 @@ from frmu.models.statistics import target_columns
 from frmu.types import Float, State, Sums
 
 __all__ = [
-    "METRIC", "Features", "Head", "basis_of_features", "encoders_of", "features_of", "head_of",
-    "metric_of", "model_encoders", "nested",
-    "on_lattice", "ridge_of",
+    "METRIC", "Features", "Head", "basis_of_features", "described", "encoders_of", "features_of", "head_of",
+    "metric_of", "model_encoders", "nested", "on_lattice", "ridge_of", "what_moved",
 ]  # fmt: skip
 
 
@@ -99,6 +98,56 @@ def head_of(state: State) -> Head:
 def ridge_of(state: State, config: Config) -> float:
     """Return the ridge that a state's head was solved with."""
     return float.fromhex(state.learned["ridge"]) if state.learned else config.model.frozen_ridge
+
+
+def what_moved(before: State, after: State) -> str:
+    """Say what an erasure did to the features of a state; nothing where they are frozen.
+
+    Where no metric has moved and nothing else was chosen, what other records are made into is as it was.
+    """
+    if not after.learned:
+        return ""
+    said = [
+        name for name in ("kind", "width", "bandwidth", "bins", "share") if _said(before, name) != _said(after, name)
+    ]
+    layers = range(1, max(after.learned["layer"], before.learned.get("layer", 0)) + 1)
+    there = [{n: S for n, S in one.parameters.items() if n.startswith(f"{METRIC}.")} for one in (before, after)]
+    others = [
+        at
+        for at in layers
+        if not _alike(*({n: S for n, S in of.items() if n.split(".")[1] == str(at)} for of in there))
+    ]
+    if not said and not others:
+        return "features unmoved: only the erased rows were subtracted"
+    chosen = f"; chosen anew: {', '.join(said)}" if said else ""
+    return f"features learned again from what remains: {len(others)} of {len(layers)} layers{chosen}"
+
+
+def _said(state: State, name: str) -> Any:
+    return state.learned.get(name)
+
+
+def _layer(state: State, at: int) -> dict[str, Float]:
+    return {name: S for name, S in state.parameters.items() if name.startswith(f"{METRIC}.{at}.")}
+
+
+def _alike(one: Mapping[str, Float], other: Mapping[str, Float]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def described(state: State) -> str:
+    """Say in a line what the features of a state are; nothing where they are frozen.
+
+    >>> described(State("", "", (), (), {}))
+    ''
+    """
+    said = state.learned
+    if not said:
+        return ""
+    looks = f"a {said['shape']} metric learned in {said['layer']} layers" if said["layer"] else "no metric"
+    ramps = f", {said['bins']} bins a column" if said["bins"] else ""
+    by = "chosen on validation" if said["chosen"] == "validation" else "by default, for want of validation records"
+    return f"{said['width']:,} {said['kind']} features a modality under {looks}{ramps}; {by}"
 
 
 def encoders_of(config: Config, features: Features) -> dict[str, Encoder | Words]:

@@ -19,6 +19,7 @@ from frmu.federation import Federation, in_order
 from frmu.ledger.receipt import Receipt
 from frmu.ledger.request import EraseRequest
 from frmu.methods.method import Round
+from frmu.models.features import what_moved
 from frmu.report.figures import measure
 from frmu.services.integrity import check_shards, note_shards
 from frmu.services.proof import exact_verdict, standing_verdict
@@ -230,6 +231,8 @@ class _Drain:
         moved = self.federation.traffic.up + self.federation.traffic.down - self._moved
         removed = self._purge_runs()
         learned_from = {"run": self.run.id, "clients": session.owners(client.name for client in state.clients)}
+        told = what_moved(self.state, state)
+        learned_from |= {"features": told} if told else {}
         session.ledger.advance(batch.ids, "refitted", {"state": state.digest, "mlflow": removed, **learned_from})
         proving = time.perf_counter()
         verdict = self._proven(state, untouched=done is None)
@@ -255,7 +258,8 @@ class _Drain:
             "bytes": moved,
             "requests_in_batch": len(batch.ids),
             "evidence": verdict.evidence()
-            | {"policies_retired": retired, "policy": state.policy, "witness": session.watch.kind},
+            | {"policies_retired": retired, "policy": state.policy, "witness": session.watch.kind}
+            | ({"features": told} if told else {}),
             "not_covered": (
                 *unsearched(missed.values()),
                 *not_covered(session, self.inventory, sources is not None),

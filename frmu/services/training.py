@@ -16,6 +16,7 @@ from frmu.errors import ClientsUnavailableError, ConfigError, FederationError, F
 from frmu.federation import Federation, Reply, in_order
 from frmu.ledger.request import EraseRequest
 from frmu.methods.method import Round
+from frmu.models.features import described
 from frmu.report.figures import forgotten, measure
 from frmu.selection.network import Network
 from frmu.services import erasure
@@ -93,6 +94,7 @@ def _round(
         "records": sum(client.records for client in done.state.clients),
         **taken,
         "policy": done.state.policy,
+        "features": described(done.state),
         "forgotten": forgotten(done.state),
         "run_id": run.id,
         "tracking": public(session.tracker.uri),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -61,7 +63,7 @@ def random_config(rng: np.random.Generator, table: pd.DataFrame) -> str:
         f"[data.ranges]\na = {'[-2, 2]' if narrow else '[-10, 10]'}\nb = [0, 4]\nc = [0, 1]"
         + ("" if classify else "\ny = [-30, 30]"),
         f'[slices]\nby = "{pick("day", "week", "month", "subject", "group")}"\nbuckets = {pick(1, 3, 16)}',
-        f'[model]\nencoder = "{pick("relu", "fourier", "linear")}"\nfeatures = {pick(1, 7, 20)}',
+        pick(frozen(pick), learned(pick)),
         f"[model.encoders]\n{encoders}",
         f'[policy]\nselector = "{pick("policy", "policy", "rules", "keep")}"\nsteps = {pick(1, 2)}',
         f'[attention]\nrule = "{pick("counterfactual", "size")}"',
@@ -73,6 +75,23 @@ def random_config(rng: np.random.Generator, table: pd.DataFrame) -> str:
             dates = [f"{name} = {moment.isoformat()}" for name, moment in zip(names, times, strict=True)]
             lines.append("[split]\n" + "\n".join(dates))
     return "\n".join(lines)
+
+
+def frozen(pick: Callable[..., Any]) -> str:
+    """A table of frozen features."""
+    return f'[model]\nencoder = "{pick("relu", "fourier", "linear")}"\nfeatures = {pick(1, 7, 20)}'
+
+
+def learned(pick: Callable[..., Any]) -> str:
+    """A table of learned features, some of it chosen on validation."""
+    auto, fourier, full = '"auto"', '"fourier"', '"full"'
+    return "\n".join(
+        [
+            f'[model]\nencoder = "learned"\nfeatures = {pick(1, 20, 40)}\njudges = {pick(3, 20)}',
+            f"layers = {pick(auto, 0, 1, 2)}\nlattice = {pick(0.25, 0.05)}\ncohort = {pick(256, 65_536)}",
+            f"bins = {pick(auto, 0, 3)}\nkind = {pick(auto, fourier)}\nmetric = {pick(auto, full)}",
+        ]
+    )
 
 
 def put(folder: Path, table: pd.DataFrame, text: str, rng: np.random.Generator) -> Config:
