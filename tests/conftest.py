@@ -55,6 +55,7 @@ later_from = 2025-06-01
 test_from = 2025-07-01
 
 [model]
+encoder = "relu"
 features = 8
 """
 

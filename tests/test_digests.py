@@ -26,8 +26,8 @@ FILE = Path(__file__).with_suffix(".json")
 ATTENDED = "\n[attention]\nrule = "
 CASES = {
     "relu": CONFIG,
-    "fourier": CONFIG + 'encoder = "fourier"\n',
-    "linear": CONFIG + 'encoder = "linear"\n',
+    "fourier": CONFIG.replace('"relu"', '"fourier"'),
+    "linear": CONFIG.replace('"relu"', '"linear"'),
     "classes": CONFIG.replace('target = "load"', 'target = "band"').replace("regression", "classification"),
     "rules": CONFIG + '\n[policy]\nselector = "rules"\n',
     "keep": CONFIG + '\n[policy]\nselector = "keep"\n',

@@ -100,8 +100,8 @@ def test_the_trap_springs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("[model]\n", '[model]\nencoder = "trap_of_frmu"\n'),
-        ("[model]\n", '[model]\nencoder = "trap_of_frmu:Encoder"\n'),
+        ('encoder = "relu"', 'encoder = "trap_of_frmu"'),
+        ('encoder = "relu"', 'encoder = "trap_of_frmu:Encoder"'),
         ("[model]\n", '[attention]\nrule = "trap_of_frmu.rule"\n[model]\n'),
         ("[model]\n", '[policy]\nselector = "trap_of_frmu"\n[model]\n'),
         ("[model]\n", '[ray]\naddress = "trap_of_frmu://x"\n[model]\n'),

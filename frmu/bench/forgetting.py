@@ -372,6 +372,7 @@ later = 1e-6
 test = {test}
 
 [model]
+encoder = "relu"
 features = {features}
 ridge = {ridge}
 

@@ -32,7 +32,7 @@ FIT, VALIDATION = SPLITS.index("fit"), SPLITS.index("validation")
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What is summed: features and outputs, over one record of 2^share, with or without their slopes."""
+    """A layer to be summed: features and outputs, over one record of 2^share, with or without their slopes."""
 
     features: Features
     outputs: tuple[str, ...]
@@ -185,7 +185,7 @@ class LayerBook:
 
 
 def changed_rows(old: Shard, kept: NDArray[np.bool_], new: Shard) -> NDArray[np.bool_]:
-    """Which rows of the new shard are not as they were in the old one, of which `kept` (n,) are left, (rows,)."""
+    """Mark the rows of the new shard that are not as they were in the old one, of which `kept` (n,) are left, (rows,)."""
     found = np.zeros(len(new), dtype=bool)
     for name, X in new.modalities.items():
         found |= np.any(old.modalities[name][kept] != X, axis=1)

@@ -137,7 +137,7 @@ class Config(Table):
         return len(names) + sum(name in self.data.lags for name in names)
 
     def continuous(self, modality: str) -> tuple[int, ...]:
-        """Which of a modality's scaled columns hold a quantity, and not whether there is one."""
+        """The places of a modality's scaled columns that hold a quantity, and not whether there is one."""
         found, at = [], 0
         for name in self.data.modalities[modality]:
             found.append(at)

@@ -29,7 +29,7 @@ class Model(Table):
     with the least k that leaves about `cohort` records. Slices are judged with `judges` frozen features a modality.
     """
 
-    encoder: Literal["learned", "relu", "fourier", "linear"] = "relu"
+    encoder: Literal["learned", "relu", "fourier", "linear"] = "learned"
     encoders: dict[str, Literal["relu", "fourier", "linear", "hash"]] = Field(default_factory=dict)
     features: int | Literal["auto"] = "auto"
     ridge: float | Literal["auto"] = "auto"

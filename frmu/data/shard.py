@@ -142,7 +142,7 @@ class Shard:
         return _slices(self.table, self._config)
 
     def cohort(self, share: int) -> NDArray[np.bool_]:
-        """Which records belong to the one in 2^share that a hash of their ids draws, (n,)."""
+        """Mark the records, one in 2^share, that a hash of their ids draws, (n,)."""
         if share == 0:
             return np.ones(len(self), dtype=bool)
         drawn = [_hash(name, "cohort") % 2**share == 0 for name in self.table[RECORD].to_pylist()]

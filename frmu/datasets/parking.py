@@ -1,6 +1,6 @@
 """The config of the parking federation, which the demo and the benchmarks share."""
 
-__all__ = ["CALENDAR", "CALENDAR_RANGES", "CONFIG"]
+__all__ = ["CALENDAR", "CALENDAR_RANGES", "CONFIG", "FROZEN"]
 
 CALENDAR = 'calendar = ["hour_sin", "hour_cos", "day_sin", "day_cos", "weekend"]'
 CALENDAR_RANGES = """hour_sin = [-1.0, 1.0]
@@ -39,5 +39,6 @@ later_from = 2016-11-28
 test_from = 2016-12-05
 
 [model]
-features = 32
+judges = 32
 """
+FROZEN = CONFIG.replace("judges = 32", 'encoder = "relu"\nfeatures = 32')

@@ -75,6 +75,7 @@ later_from = 2011-08-15
 test_from = 2011-10-01
 
 [model]
+encoder = "relu"
 features = 32
 {encoders}"""
 

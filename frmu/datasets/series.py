@@ -14,7 +14,7 @@ import pandas as pd
 
 from frmu.datasets.archives import csv
 from frmu.datasets.dataset import SLOTS, DataSet, calendar
-from frmu.datasets.parking import CALENDAR, CALENDAR_RANGES, CONFIG
+from frmu.datasets.parking import CALENDAR, CALENDAR_RANGES, FROZEN
 
 __all__ = ["SERIES"]
 
@@ -181,6 +181,7 @@ later_from = {borders[1]}
 test_from = {borders[2]}
 
 [model]
+encoder = "relu"
 features = 32
 """
 
@@ -202,7 +203,7 @@ APPLIANCES = {
 LONG = {"slot24": 24, "slot240": 240, "slot2400": 2400}
 
 SERIES = {
-    "parking": DataSet(_parking, CONFIG.replace("parking.parquet", "data.parquet"), SLOTS),
+    "parking": DataSet(_parking, FROZEN.replace("parking.parquet", "data.parquet"), SLOTS),
     "air": DataSet(_air, _relative("pm", AIR, (0.0, 8.0)), SLOTS),
     "bikes": DataSet(_bikes, _relative("trips", BIKES, (0.0, 10.0)), SLOTS),
     "power": DataSet(_power, _relative("load", POWER, (0.0, 4.0)), SLOTS),

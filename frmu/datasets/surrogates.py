@@ -161,6 +161,7 @@ later_from = 2004-01-04
 test_from = 2006-01-04
 
 [model]
+encoder = "relu"
 features = 32
 """
 
@@ -199,6 +200,7 @@ later_from = 2013-09-01
 test_from = 2013-11-01
 
 [model]
+encoder = "relu"
 features = 32
 """
 
@@ -224,6 +226,7 @@ by = "record"
 buckets = 24
 
 [model]
+encoder = "relu"
 features = 16
 """
 

@@ -1,4 +1,4 @@
-"""How a federation learns features: one trip a layer, every choice on validation sums, all of it inside the account.
+"""Features are learned by a federation: one trip a layer, every choice on validation sums, all of it inside the account.
 
     S_0 = I                                                     candidates of kind and bandwidth, one trip
     for t = 1, 2, ...: S_t from the sums of layer t - 1         full and diagonal at first, one trip each layer
@@ -22,7 +22,7 @@ from frmu.clients.layers import Layer
 from frmu.clients.tasks.layers import SumLayers
 from frmu.config import Config
 from frmu.federation import Federation, in_order
-from frmu.models.features import Features
+from frmu.models.features import LEAST, Features, most_features
 from frmu.server.layers import ChooseFeatures, FitLayers, LayerFit, climb
 from frmu.types import Float, Sums
 
@@ -37,7 +37,6 @@ LAYERS = 3  # at most, where config and validation say nothing else
 DEFAULT_LAYER = 1
 METRIC_FEATURES = 512  # a modality, while metrics are learned
 BINS = 16
-LEAST, MOST = 256, 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +152,3 @@ class _Learning:
         enough = ENOUGH if self.judged else 2**62
         work = ChooseFeatures(self.config, layer, options, self.ridges, enough, len(options) - len(bins))
         return self.federation.serve(work, self._sums((layer,)))
-
-
-def most_features(config: Config, fitted: int, outputs: int) -> int:
-    """The most features a modality that a model may have: as declared, or by the records and outputs there are."""
-    if config.model.features != "auto":
-        return config.model.features
-    wide = 256 if fitted < 2_000 else 512 if fitted < 10_000 else 1024
-    if outputs >= 10:
-        wide *= 4
-    each = max(1, len([name for name in config.data.modalities if config.learned(name)]))
-    return int(min(MOST, max(LEAST, 2 ** math.floor(math.log2(wide / each)))))

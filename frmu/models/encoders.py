@@ -94,7 +94,7 @@ class Encoder:
 
     @property
     def slope(self) -> float:
-        """What a step of a slope is worth: a relu rises or does not, a wave by 127 steps at most."""
+        """The worth of a step of a slope: a relu rises or does not, a wave by 127 steps at most."""
         return 1.0 if self.kind == "relu" else 1.0 / 127.0
 
     @property
@@ -104,7 +104,7 @@ class Encoder:
 
     @property
     def turn(self) -> float:
-        """What a direction is multiplied by first: a wave counts in turns."""
+        """The factor of every direction: a wave counts in turns."""
         return 1.0 / (2.0 * np.pi) if self.kind == "fourier" else 1.0
 
     def _features(self, values: Float, slopes: bool) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
@@ -309,6 +309,7 @@ def _columns(config: Config, names: list[str]) -> int:
 
 
 def encoder_of(config: Config, modality: str, columns: list[str]) -> Encoder | Words:
+    """The frozen encoder of one modality of a config."""
     kind = config.encoder(modality)
     if kind == "hash":
         return Words(tuple(columns), config.model.frozen_features, config.model.seed, config.optional)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,8 +29,10 @@ from frmu.models.statistics import target_columns
 from frmu.types import Float, State, Sums
 
 __all__ = [
+    "LEAST",
     "METRIC", "Features", "Head", "basis_of_features", "described", "encoders_of", "features_of", "head_of",
-    "metric_of", "model_encoders", "nested", "on_lattice", "ridge_of", "what_moved",
+    "metric_of", "model_encoders",
+    "most_features", "nested", "on_lattice", "ridge_of", "what_moved",
 ]  # fmt: skip
 
 
@@ -41,12 +44,13 @@ class Head:
     features: Features | None = None
 
 
+LEAST, MOST = 256, 4096  # features of a modality, where a config says nothing else
 METRIC = "metric"  # what parameters of a state are called that hold one, with layer and modality after it
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What a record is made into: the kind and number of features a modality, ramps, and the metric of each modality.
+    """The features that a record is made into: the kind and number of features a modality, ramps, and the metric of each modality.
 
     `metrics` (columns, columns) are whole steps of `lattice`, by modality; a modality without one has S = I.
     """
@@ -242,3 +246,14 @@ def on_lattice(M: Float, lattice: float, diagonal: bool) -> Float | None:
         root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
     found = np.rint(root / lattice) + 0.0
     return found if found.any() else None
+
+
+def most_features(config: Config, fitted: int, outputs: int) -> int:
+    """The most features a modality that a model may have: as declared, or by the records and outputs there are."""
+    if config.model.features != "auto":
+        return config.model.features
+    wide = 256 if fitted < 2_000 else 512 if fitted < 10_000 else 1024
+    if outputs >= 10:
+        wide *= 4
+    each = max(1, len([name for name in config.data.modalities if config.learned(name)]))
+    return int(min(MOST, max(LEAST, 2 ** math.floor(math.log2(wide / each)))))

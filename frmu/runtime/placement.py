@@ -18,10 +18,12 @@ from frmu.config import CALENDAR, Config, Placement
 from frmu.data.sites import SiteLocation
 from frmu.errors import FederationError
 from frmu.models.encoders import integers, width
+from frmu.models.features import most_features
 
 __all__ = ["HostPlan", "Node", "Plan", "hosts_for", "need_of", "plan_for"]
 
 ALONE = 32  # up to so many clients "auto" gives each an actor of its own, where there is room; of more one a processor
+TOTALS = 12  # sums of layers that a host keeps, all together
 SLICES = 64  # slices of a client that are reckoned with where the config does not say how many there are
 RECORDS = 8  # and so many records at least in each slice of a calendar
 LABEL = "site"
@@ -104,6 +106,15 @@ def _judging(config: Config, rows: Iterable[int]) -> int:
     return min(KEPT + 4 * AT_ONCE, sum(2 * (_slices(config, of) + 6) * d * d * 8 for of in rows))
 
 
+def _learning(config: Config, rows: int) -> int:
+    """Bytes that a host takes to learn features: the totals that it keeps, and a few matrices while it adds up."""
+    if not config.learns:
+        return 0
+    learned = sum(config.learned(name) for name in config.data.modalities)
+    D = integers(config) + learned * most_features(config, rows, len(config.data.classes or ()))
+    return TOTALS * D * (D + 1) // 2 * 8 + 4 * D * D * 8
+
+
 def plan_for(
     locations: Mapping[str, SiteLocation],
     rows: Mapping[str, int],
@@ -143,6 +154,7 @@ def _at(
     """
     needs = {name: need_of(place.config, rows.get(name, 0)) for name in names}
     block = process + 2 * BLOCK * width(place.config) * 8 // 4
+    block += _learning(place.config, sum(rows.get(name, 0) for name in names))
     block += _judging(place.config, (rows.get(name, 0) for name in names))
     most = len(names) if len(names) <= ALONE else cpus or ALONE
     number = per_actor if isinstance(per_actor, int) else math.ceil(len(names) / most)

@@ -23,7 +23,7 @@ def write(folder: Path, text: str) -> Path:
         (("client =", "cleint ="), 'data.cleint: unknown key; did you mean "client"'),
         (("[model]", "[modle]"), 'modle: unknown key; did you mean "model"'),
         (("features = 8", 'features = "8"'), "model.features: .*integer.*got '8'"),
-        (("features = 8", "ridge = 0"), "model.ridge: .*greater than 0"),
+        (("features = 8", "ridge = 0"), "model.ridge: .*a number from 1e-12"),
         (('"regression"', '"regresion"'), "data.task: .*'regression' or 'classification'"),
         (('target = "load"', ""), "data.target: missing"),
         (("[0, 100]", "[100, 0]"), r'range of "humidity" must be \[low, high\]'),

@@ -21,7 +21,7 @@ MODALITIES = {"calendar": ["a"], "weather": ["b", "c"], "notes": ["said"]}
 
 def config_of(kinds: dict[str, str], features: int = 5, modalities: dict[str, list[str]] = MODALITIES) -> Config:
     data = {"path": "x.parquet", "client": "k", "record": "r", "target": "y", "task": "regression"}
-    model = {"features": features, "encoders": kinds}
+    model = {"encoder": "relu", "features": features, "encoders": kinds}
     return parse({"data": data | {"modalities": modalities}, "model": model}, Path("x.toml"))
 
 

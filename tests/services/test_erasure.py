@@ -39,7 +39,7 @@ SELECTIONS: dict[str, tuple[Selection, Callable[[pd.DataFrame], pd.Series]]] = {
 }
 CLASSIFICATION = CONFIG.replace('target = "load"', 'target = "band"').replace('"regression"', '"classification"')
 BY_PERSON = CONFIG.replace('by = "month"', 'by = "subject"\nbuckets = 4')
-BY_HASH = CONFIG.split("[split]")[0] + "[model]\nfeatures = 8\n"
+BY_HASH = CONFIG.split("[split]")[0] + '[model]\nencoder = "relu"\nfeatures = 8\n'
 
 
 SAID = (

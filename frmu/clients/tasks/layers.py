@@ -134,7 +134,7 @@ def changed_sums(
     client: Client, features: Features, outputs: tuple[str, ...], influence: Mapping[str, float],
     below: Mapping[str, Mapping[str, float]], attention: int = 1, common: int = 1,
 ) -> list[Sums]:  # fmt: skip
-    """What is to be added to `common` times a client's sums at full influence, in steps of `denominator`.
+    """Return what is to be added to `common` times a client's sums at full influence, in steps of `denominator`.
 
     Slices of one weight are added up together; one in which a modality counts less is added up by itself.
     """
