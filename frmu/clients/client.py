@@ -260,7 +260,7 @@ class Client:
     def predictions(
         self, heads: Mapping[str, Head], modalities: Mapping[str, NDArray[Any]], rows: NDArray[np.intp]
     ) -> dict[str, Float]:
-        """Let each of some heads predict for some rows, (rows, outputs); records are encoded once for heads of a kind."""
+        """Let heads predict for some rows, (rows, outputs) each; records are encoded once for heads on the same features."""
         alike: dict[str, list[str]] = {}
         for name, head in heads.items():
             alike.setdefault(head.features.key if head.features else "", []).append(name)

@@ -185,7 +185,7 @@ class LayerBook:
 
 
 def changed_rows(old: Shard, kept: NDArray[np.bool_], new: Shard) -> NDArray[np.bool_]:
-    """Mark the rows of the new shard that are not as they were in the old one, of which `kept` (n,) are left, (rows,)."""
+    """Mark the rows of the new shard, (rows,), that are not as in the old one, of which `kept` (n,) are left."""
     found = np.zeros(len(new), dtype=bool)
     for name, X in new.modalities.items():
         found |= np.any(old.modalities[name][kept] != X, axis=1)

@@ -1,4 +1,4 @@
-"""Features are learned by a federation: one trip a layer, every choice on validation sums, all of it inside the account.
+"""Features are learned by a federation: one trip a layer, every choice on validation sums, inside the account.
 
     S_0 = I                                                     candidates of kind and bandwidth, one trip
     for t = 1, 2, ...: S_t from the sums of layer t - 1         full and diagonal at first, one trip each layer

@@ -50,7 +50,7 @@ METRIC = "metric"  # what parameters of a state are called that hold one, with l
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """The features that a record is made into: the kind and number of features a modality, ramps, and the metric of each modality.
+    """The features that a record is made into: their kind and number a modality, ramps, and each modality's metric.
 
     `metrics` (columns, columns) are whole steps of `lattice`, by modality; a modality without one has S = I.
     """

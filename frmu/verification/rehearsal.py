@@ -43,6 +43,11 @@ class RehearsalContext:
     key: bytes
     state: State
 
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """The clients of the state: one that was erased whole may still have its process."""
+        return tuple(client.name for client in self.state.clients)
+
 
 @dataclass(frozen=True, slots=True)
 class Trap:
@@ -68,7 +73,7 @@ def canary(stage: RehearsalContext, number: int, seed: int) -> Verdict:
     counts = share_out({client.name: client.records for client in stage.state.clients}, number)
     heads, ids = _plant_and_erase(stage, Plant("canary", counts, seed, f"{stage.name}-canary"))
     every = Plant("canary", counts, seed, f"{stage.name}-lineup", every=True)
-    held_back = {reply.client: reply.record["held_back"] for reply in stage.live.run(every)}
+    held_back = {reply.client: reply.record["held_back"] for reply in stage.live.run(every, on=stage.clients)}
     lineup = stage.start(every.copy, sorted(held_back))
     found = auc(in_order(lineup.run(Recall(heads, held_back, ids, stage.state.outputs))))
     lineup.close()
@@ -88,7 +93,7 @@ def backdoor(stage: RehearsalContext, trap: Trap, counts: Mapping[str, int], see
     """Plant a backdoor at some clients, erase it, and pull its trigger."""
     work = Plant("backdoor", counts, seed, f"{stage.name}-backdoor", trap.trigger, trap.goal)
     heads, ids = _plant_and_erase(stage, work)
-    replies = in_order(stage.live.run(Strike(heads, trap.trigger, trap.goal, stage.state.outputs)))
+    replies = in_order(stage.live.run(Strike(heads, trap.trigger, trap.goal, stage.state.outputs), on=stage.clients))
     tried = max(1, sum(reply.record["n"] for reply in replies))
     found = {head: sum(reply.record["led"][head] for reply in replies) / tried for head in heads}
     return Verdict(
@@ -105,7 +110,7 @@ def backdoor(stage: RehearsalContext, trap: Trap, counts: Mapping[str, int], see
 
 def _plant_and_erase(stage: RehearsalContext, work: Plant) -> tuple[dict[str, Head], dict[str, Sequence[str]]]:
     """The four models of a rehearsal, and the ids that were planted, by client."""
-    ids = {reply.client: reply.record["planted"] for reply in in_order(stage.live.run(work))}
+    ids = {reply.client: reply.record["planted"] for reply in in_order(stage.live.run(work, on=stage.clients))}
     federation = stage.start(work.copy, sorted(ids))
     method, network = stage.method, stage.network
     original = method.apply(federation, method.init(), network).state

@@ -1,4 +1,4 @@
-"""A host's totals of learned features: rows that go are taken out of them, to the last bit, and no other is looked at."""
+"""A host's totals of learned features: rows that go are taken out, to the last bit, and no other is looked at."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ pytestmark = pytest.mark.usefixtures("memory_tracking")
 
 OUTPUTS = ("load",)
 LEARNED = CONFIG.replace('encoder = "relu"\nfeatures = 8', "judges = 3\nfeatures = 6")
-NO_LAGS = LEARNED.replace(', "yesterday"', "").replace('[data.lags]\nyesterday = { column = "load", back = "1d" }\n', "")
+NO_LAGS = LEARNED.replace(', "yesterday"', "").replace(
+    '[data.lags]\nyesterday = { column = "load", back = "1d" }\n', ""
+)
 METRICS = {"calendar": np.array([[5.0, 1.0], [1.0, 3.0]])}
 LAYERS = (
     Layer(Features("relu", 6, metrics=METRICS), OUTPUTS, 0, slopes=True),

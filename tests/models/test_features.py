@@ -1,4 +1,4 @@
-"""Learned features: the metric is the average outer product of gradients, from whole sums; fewer are the first of more."""
+"""Learned features: a metric is the average outer product of gradients; fewer features are the first of more."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from frmu.config import Config, parse
 from frmu.models.encoders import Encoder, basis, encode, encoders
 from frmu.models.features import (
-    Features, described, encoders_of, features_of, head_of, metric_of, most_features, nested, on_lattice, ridge_of,
+    Features,
+    described,
+    encoders_of,
+    features_of,
+    head_of,
+    metric_of,
+    most_features,
+    nested,
+    on_lattice,
+    ridge_of,
     what_moved,
 )  # fmt: skip
 from frmu.models.grid import gram
@@ -24,7 +33,9 @@ MODALITIES = {"first": ["a", "b", "c"]}
 
 def config_of(modalities: dict[str, list[str]] = MODALITIES, **model: object) -> Config:
     data = {"path": "x.parquet", "client": "k", "record": "r", "target": "y", "task": "regression"}
-    return parse({"data": data | {"modalities": modalities, "ranges": {"y": [-4.0, 4.0]}}, "model": model}, Path("x.toml"))
+    return parse(
+        {"data": data | {"modalities": modalities, "ranges": {"y": [-4.0, 4.0]}}, "model": model}, Path("x.toml")
+    )
 
 
 def gradients(one: Encoder, W: np.ndarray, X: np.ndarray, step: float) -> np.ndarray:
@@ -58,7 +69,9 @@ def test_a_metric_is_the_average_outer_product_of_gradients(kind: str, bins: int
 @settings(deadline=None, max_examples=20)
 @given(st.integers(1, 12), st.sampled_from([0, 3]), st.sampled_from(["relu", "fourier"]))
 def test_fewer_features_are_the_first_of_more(width: int, bins: int, kind: str) -> None:
-    config = config_of({"first": ["a", "b", "c"], "said": ["text"], "other": ["d"]}, encoders={"said": "hash"}, judges=5)
+    config = config_of(
+        {"first": ["a", "b", "c"], "said": ["text"], "other": ["d"]}, encoders={"said": "hash"}, judges=5
+    )
     rng = np.random.default_rng(1)
     X = {name: np.concatenate([rng.uniform(-1, 1, (30, n)), rng.integers(0, 2, (30, 1))], axis=1)
          for name, n in (("first", 3), ("other", 1))}  # fmt: skip
@@ -86,7 +99,9 @@ def test_a_metric_of_one_is_the_frozen_view_and_another_is_not() -> None:
     blind = X["first"].copy()
     blind[:, 2] = 0.5
     assert np.array_equal(
-        encode({"first": blind}, encoders_of(config, Features("relu", 16, metrics={"first": np.diag([4.0, 4.0, 0.0])})))[:, :16],
+        encode(
+            {"first": blind}, encoders_of(config, Features("relu", 16, metrics={"first": np.diag([4.0, 4.0, 0.0])}))
+        )[:, :16],
         turned[:, :16],
     )
 
@@ -94,8 +109,8 @@ def test_a_metric_of_one_is_the_frozen_view_and_another_is_not() -> None:
 def test_keys_tell_features_apart() -> None:
     S = np.diag([4.0, 2.0, 1.0])
     keys = [
-        Features("relu", 16).key, Features("relu", 17).key, Features("fourier", 16).key, Features("relu", 16, bins=2).key,
-        Features("relu", 16, bandwidth=2.0).key, Features("relu", 16, lattice=0.5).key,
+        Features("relu", 16).key, Features("relu", 17).key, Features("fourier", 16).key,
+        Features("relu", 16, bins=2).key, Features("relu", 16, bandwidth=2.0).key, Features("relu", 16, lattice=0.5).key,
         Features("relu", 16, metrics={"a": S}).key, Features("relu", 16, metrics={"b": S}).key,
         Features("relu", 16, metrics={"a": S + 1}).key,
     ]  # fmt: skip
@@ -123,7 +138,13 @@ def test_a_metric_without_rank_is_none(M: np.ndarray) -> None:
 
 
 def state(metrics: dict[str, np.ndarray], **said: object) -> State:
-    learned = Features("relu", 16).header | {"layer": 2, "shape": "full", "share": 0, "chosen": "validation", "ridge": (0.5).hex()}
+    learned = Features("relu", 16).header | {
+        "layer": 2,
+        "shape": "full",
+        "share": 0,
+        "chosen": "validation",
+        "ridge": (0.5).hex(),
+    }
     parameters = {HEAD: np.zeros((20, 1)), **{f"metric.{name}": one for name, one in metrics.items()}}
     return State("c", "", ("y",), (), parameters, sums="s", learned=learned | said)
 

@@ -15,6 +15,7 @@ from frmu.clients.tasks.audit import Plant
 from frmu.data.tombstones import tombstones
 from frmu.errors import FrmuError
 from frmu.federation import Reply
+from frmu.models.features import Head
 from frmu.models.statistics import loss, statistics_of
 from frmu.types import Float, Statistics
 from frmu.verification import membership, rehearsal, relearn
@@ -178,7 +179,7 @@ class Attacked:
     seeds: Any = None
 
     def __post_init__(self) -> None:
-        self.heads = dict.fromkeys(self.won)
+        self.heads = dict.fromkeys(self.won, Head(np.zeros((2, 1))))
         self.federation: Any = self
 
     def run(self, work: Any) -> list[Reply]:
@@ -228,7 +229,7 @@ def test_shadows_are_fitted_a_few_at_a_time_and_all_of_them() -> None:
             assert (task.d, task.ridge) == (3, 0.5)
             return np.full((len(asked[-1]), 3, 1), float(asked[-1][0]))
 
-    suspects = SimpleNamespace(federation=Serving(), outputs=("y",), heads={STATE: np.zeros((3, 1))},
+    suspects = SimpleNamespace(federation=Serving(), outputs=("y",), heads={STATE: Head(np.zeros((3, 1)))},
                                tombstones={}, key=b"k")  # fmt: skip
     found = membership.shadow_heads(suspects, range(100, 119), 0.5)  # type: ignore[arg-type]
     assert asked == [tuple(range(100, 108)), tuple(range(108, 116)), tuple(range(116, 119))]
@@ -245,6 +246,10 @@ def test_planted_records_are_shared_out_to_the_last() -> None:
 # -- L3, rehearsed --------------------------------------------------------------------------------------------
 
 
+STAGED = (SimpleNamespace(name="a", records=30), SimpleNamespace(name="b", records=10))
+STAGED_NAMES = ("a", "b")
+
+
 class Stage:
     """A rehearsal whose planting is told, not done: which copies are started, what runs there, and what it says."""
 
@@ -255,10 +260,11 @@ class Stage:
         self.ran: list[Any] = []
         self.closed = 0
         self.name, self.live = "audit-1", self
-        clients = [SimpleNamespace(name="a", records=30), SimpleNamespace(name="b", records=10)]
-        self.state = SimpleNamespace(clients=clients, outputs=("y",))
+        self.state = SimpleNamespace(clients=STAGED, outputs=("y",))
+        self.clients = STAGED_NAMES
 
-    def run(self, work: Any) -> list[Reply]:
+    def run(self, work: Any, on: Sequence[str] | None = None) -> list[Reply]:
+        assert on in (None, STAGED_NAMES)  # one that was erased whole may still have its process
         self.ran.append(work)
         if isinstance(work, Plant):
             return [Reply(name, {"held_back": ids}, None, 0) for name, ids in self.held_back.items()]
@@ -364,7 +370,7 @@ def test_what_was_planted_is_erased_as_a_drain_would_and_the_copy_is_closed(monk
     asked: list[Any] = []
 
     def state(slope: float) -> Any:
-        return SimpleNamespace(W=head(slope), outputs=("y",))
+        return SimpleNamespace(W=head(slope), outputs=("y",), learned={}, clients=STAGED)
 
     def apply(federation: Any, before: Any, network: Any) -> Any:
         asked.append(("apply", before, network))
@@ -379,7 +385,11 @@ def test_what_was_planted_is_erased_as_a_drain_would_and_the_copy_is_closed(monk
         return SimpleNamespace(state=state(0.5))
 
     stage.method = SimpleNamespace(init=lambda: "nothing", apply=apply, prepare=prepare, erase=erase)
-    stage.network, stage.key, stage.state = "policy", b"k", SimpleNamespace(W=head(0.0), outputs=("y",))
+    stage.network, stage.key, stage.state = (
+        "policy",
+        b"k",
+        SimpleNamespace(W=head(0.0), outputs=("y",), learned={}, clients=STAGED),
+    )
     work = Plant("canary", {"a": 0, "b": 1}, 0, "audit-1-canary")
     heads, ids = rehearsal._plant_and_erase(stage, work)
     assert ids == {"a": [], "b": ["x"]}
@@ -391,8 +401,8 @@ def test_what_was_planted_is_erased_as_a_drain_would_and_the_copy_is_closed(monk
     (plant, _), (part, _), (purge, on) = stage.ran
     assert (plant, part.part, on) == (work, "retain", ("b",))
     assert purge.tombstones == {"b": frozenset(tombstones(b"k", "b", ["x"]))}
-    assert [float(heads[name][0, 0]) for name in (ORIGINAL, STATE, RETRAINED)] == [1.0, 0.5, 0.0]
-    assert np.array_equal(heads[TUNED], fine_tune(head(1.0), line(2.0)))
+    assert [float(heads[name].W[0, 0]) for name in (ORIGINAL, STATE, RETRAINED)] == [1.0, 0.5, 0.0]
+    assert np.array_equal(heads[TUNED].W, fine_tune(head(1.0), line(2.0)))
     assert stage.closed == 1
 
 
@@ -423,8 +433,8 @@ def test_steps_are_counted_until_the_goal_is_reached() -> None:
 def relearned(state: Float, size: float = 1.0) -> Verdict:
     forget = line(2.0, size=size)
     asked = []
-    heads = {ORIGINAL: head(2.0), STATE: state, RETRAINED: head(0.0, 0.0), TUNED: head(1.0)}
-    suspects = SimpleNamespace(heads=heads, part=lambda part: asked.append(part) or forget)
+    heads = {ORIGINAL: Head(head(2.0)), STATE: Head(state), RETRAINED: Head(head(0.0, 0.0)), TUNED: Head(head(1.0))}
+    suspects = SimpleNamespace(heads=heads, part=lambda part, seen_by: asked.append(part) or forget)
     verdict = relearn.relearn(suspects)  # type: ignore[arg-type]
     assert asked == ["forget"]
     return verdict
@@ -483,7 +493,8 @@ def test_five_in_a_hundred_steps_more_or_fewer_are_none(
     heads = {ORIGINAL: head(2.0), STATE: head(0.1), RETRAINED: head(0.2), TUNED: head(0.3)}
     steps = {id(heads[ORIGINAL]): original, id(heads[STATE]): state, id(heads[RETRAINED]): retrained}
     monkeypatch.setattr(relearn, "steps_to", lambda goal, W, s, rate: steps.get(id(W), 7))
-    verdict = relearn.relearn(SimpleNamespace(heads=heads, part=lambda part: line(2.0)))  # type: ignore[arg-type]
+    suspects = SimpleNamespace(heads={n: Head(W) for n, W in heads.items()}, part=lambda part, seen_by: line(2.0))
+    verdict = relearn.relearn(suspects)  # type: ignore[arg-type]
     assert (verdict.passed, verdict.telling, verdict.level) == (passed, telling, "L4")
     assert verdict.numbers["steps to relearn: fine-tuned"] == 7
 
@@ -512,11 +523,11 @@ def test_errors_of_all_clients_are_added_up_before_they_are_told() -> None:
             )
 
     one = np.zeros((2, 1))
-    suspects = ModelsUnderTest({"a": one, RETRAINED: one}, ("y",), Telling(), {}, b"k")  # type: ignore[arg-type]
+    suspects = ModelsUnderTest({"a": Head(one), RETRAINED: Head(one)}, ("y",), Telling(), {}, b"k")  # type: ignore[arg-type]
     assert suspects.errors() == {
         "test": {"a": Errors(4, 2.0, float(np.sqrt(0.5)))}, "forget": {"a": Errors(1, 3.0, float(np.sqrt(0.5)))},
     }  # fmt: skip
-    suspects.errors({"b": one})
+    suspects.errors({"b": Head(one)})
     assert asked == [(("a", RETRAINED), RETRAINED), (("b",), "b")]
 
 
