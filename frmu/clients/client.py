@@ -245,8 +245,8 @@ class Client:
     ) -> Statistics:
         """The statistics of some rows of the shard, of learned features, or of the frozen ones that judge."""
         if features is not None:
-            by = self.book.encoders(features, self.config)
-            sums = sums_of_rows([(self.shard, rows)], self.config, by, outputs)
+            wide = self.book.wide(features, self.config)
+            sums = sums_of_rows([(self.shard, rows)], self.config, wide, outputs)
             return basis_of_features(self.config, features, outputs).statistics(sums)
         return self.basis(outputs).statistics(self.sums_of_rows(rows, outputs))
 
@@ -254,13 +254,13 @@ class Client:
         self, modalities: Mapping[str, NDArray[Any]], rows: slice | NDArray[np.intp], features: Features | None = None
     ) -> Float:
         """phi of some rows, (rows, d), of learned features, or of the frozen ones that judge."""
-        by = self._encoders if features is None else self.book.encoders(features, self.config)
-        return encode({name: X[rows] for name, X in modalities.items()}, by)
+        some = {name: X[rows] for name, X in modalities.items()}
+        return encode(some, self._encoders) if features is None else self.book.wide(features, self.config).encode(some)
 
     def predictions(
         self, heads: Mapping[str, Head], modalities: Mapping[str, NDArray[Any]], rows: NDArray[np.intp]
     ) -> dict[str, Float]:
-        """Let heads predict for some rows, (rows, outputs) each; records are encoded once for heads on the same features."""
+        """Let heads predict for some rows, (rows, outputs) each; those on the same features share the encoding."""
         alike: dict[str, list[str]] = {}
         for name, head in heads.items():
             alike.setdefault(head.features.key if head.features else "", []).append(name)

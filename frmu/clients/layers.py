@@ -7,7 +7,7 @@ at them, which come in again as they are now.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,17 +16,15 @@ from numpy.typing import NDArray
 
 from frmu.config import Config
 from frmu.data.shard import SPLITS, Shard
-from frmu.models.encoders import Encoder, Words, grid
-from frmu.models.features import Features, encoders_of
+from frmu.models.features import Features, Wide, without
 from frmu.models.grid import gram
 from frmu.models.statistics import target_columns, target_grid
 from frmu.types import Sums
 
-__all__ = ["Layer", "LayerBook", "LayerSums", "changed_rows", "sums_of_rows"]
+__all__ = ["Layer", "LayerBook", "LayerSums", "changed_rows", "learned_rows", "sums_of_rows"]
 
 BLOCK = 4_096  # rows encoded at a time
 KEPT = 48  # totals that a host keeps
-Encoders = Mapping[str, Encoder | Words]
 FIT, VALIDATION = SPLITS.index("fit"), SPLITS.index("validation")
 
 
@@ -47,25 +45,57 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class LayerSums:
-    """The sums of a layer: of records to fit, of validation records, and of slopes by modality."""
+    """The sums of a layer: of records to fit, of validation records, and of the slopes of what is fitted."""
 
     fit: Sums
     validation: Sums
-    slopes: Mapping[str, Sums]
+    slopes: Sums | None
 
     def plus(self, other: LayerSums, sign: int = 1) -> LayerSums:
         """These and others, or these without others."""
-
-        def add(one: Sums, two: Sums) -> Sums:
-            return one + two if sign > 0 else one - two
-
-        slopes = {name: add(sums, other.slopes[name]) for name, sums in self.slopes.items()}
-        return LayerSums(add(self.fit, other.fit), add(self.validation, other.validation), slopes)
+        slopes = None if self.slopes is None or other.slopes is None else _added(self.slopes, other.slopes, sign)
+        return LayerSums(_added(self.fit, other.fit, sign), _added(self.validation, other.validation, sign), slopes)
 
 
-def _chunks(parts: Iterable[tuple[Shard, NDArray[np.intp]]]) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[Any]]]:
+def _added(one: Sums, other: Sums, sign: int) -> Sums:
+    return one + other if sign > 0 else one - other
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some records as they are learned from: the columns of each modality, and targets."""
+
+    modalities: Mapping[str, NDArray[Any]]
+    learned_target: NDArray[Any]
+
+
+Part = tuple[Shard | Rows, NDArray[np.intp]]
+
+
+def learned_rows(shard: Shard, rows: NDArray[np.intp], config: Config) -> list[Part]:
+    """Return rows to fit, and copies of some in which what may be unknown is hidden: they come and go with the row.
+
+    A lag is known for nearly every record of a series and for none after a gap, so a model would never learn to do
+    without. (Dropping inputs at random: Srivastava et al., "Dropout", JMLR 2014, here drawn once, by the record's id.)
+    """
+    found: list[Part] = [(shard, rows)]
+    one_of, number = config.model.hidden, 0
+    for name in config.data.modalities if one_of else ():
+        for blank in config.unknowable(name) if config.learned(name) else ():
+            some = rows[shard.hidden(rows, number, one_of)]
+            modalities = {each: X[some] for each, X in shard.modalities.items()}
+            modalities[name] = modalities[name].copy()
+            modalities[name][:, list(blank)] = list(blank.values())
+            found.append((Rows(modalities, shard.learned_target[some]), np.arange(len(some))))
+            number += 1
+    return found
+
+
+def _chunks(
+    parts: Iterable[Part],
+) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[Any]]]:
     """Some rows of some shards, by modality, with their targets: many small shards in one chunk."""
-    held: list[tuple[Shard, NDArray[np.intp]]] = []
+    held: list[Part] = []
     size = 0
     for shard, rows in parts:
         for at in range(0, len(rows), BLOCK):
@@ -78,45 +108,36 @@ def _chunks(parts: Iterable[tuple[Shard, NDArray[np.intp]]]) -> Iterator[tuple[d
         yield _together(held)
 
 
-def _together(held: list[tuple[Shard, NDArray[np.intp]]]) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
+def _together(held: list[Part]) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
     names = held[0][0].modalities
     X = {name: np.concatenate([shard.modalities[name][rows] for shard, rows in held]) for name in names}
     return X, np.concatenate([shard.learned_target[rows] for shard, rows in held])
 
 
 def sums_of_rows(
-    parts: Iterable[tuple[Shard, NDArray[np.intp]]], config: Config, by: Encoders, outputs: tuple[str, ...]
-) -> Sums:
-    """The sums of some rows of shards under encoders."""
-    found = _nothing(config, by, outputs)
+    parts: Iterable[Part], config: Config, wide: Wide, outputs: tuple[str, ...],
+    gone: Collection[str] = (),
+) -> Sums:  # fmt: skip
+    """The sums of some rows of shards, as if they lacked the modalities `gone`."""
+    found = _nothing(config, wide, outputs)
     for X, y in _chunks(parts):
-        found = found + gram(np.concatenate([grid(X, by), target_grid(y, config, outputs)], axis=1))
+        Z = wide.grid(without(X, gone) if gone else X)
+        found = found + gram(np.concatenate([Z, target_grid(y, config, outputs)], axis=1))
     return found
 
 
-def _with_slopes(
-    parts: Iterable[tuple[Shard, NDArray[np.intp]]], config: Config, by: Encoders, outputs: tuple[str, ...]
-) -> tuple[Sums, dict[str, Sums]]:
-    """As `sums_of_rows`; and the sums of the slopes of each modality whose features are learned."""
-    learned = {name: one for name, one in by.items() if isinstance(one, Encoder) and config.learned(name)}
-    slopes = {name: Sums.zero(one.R.shape[1] + 1) for name, one in learned.items()}
-    found = _nothing(config, by, outputs)
+def _with_slopes(parts: Iterable[Part], config: Config, wide: Wide, outputs: tuple[str, ...]) -> tuple[Sums, Sums]:
+    """As `sums_of_rows`; and the sums of the slopes of the features."""
+    found, slopes = _nothing(config, wide, outputs), Sums.zero(len(wide.joint.t) + 1)
     for X, y in _chunks(parts):
-        made = [np.ones((len(y), 1), dtype=np.int8)]
-        for name, one in by.items():
-            if name in learned:
-                Z, rising = learned[name].grid_and_slopes(X[name])
-                slopes[name] = slopes[name] + gram(rising)
-            else:
-                Z = one.grid(X[name])
-            made.append(Z)
-        found = found + gram(np.concatenate([*made, target_grid(y, config, outputs)], axis=1))
+        Z, rising = wide.grid_and_slopes(X)
+        found = found + gram(np.concatenate([Z, target_grid(y, config, outputs)], axis=1))
+        slopes = slopes + gram(rising)
     return found, slopes
 
 
-def _nothing(config: Config, by: Encoders, outputs: tuple[str, ...]) -> Sums:
-    own = sum(len(one.columns.idle) for one in by.values())
-    return Sums.zero(1 + own + len(target_columns(config, outputs).idle))
+def _nothing(config: Config, wide: Wide, outputs: tuple[str, ...]) -> Sums:
+    return Sums.zero(wide.basis(target_columns(config, outputs)).D)
 
 
 class LayerBook:
@@ -124,7 +145,7 @@ class LayerBook:
 
     def __init__(self) -> None:
         self._totals: dict[tuple[object, ...], tuple[Layer, frozenset[str], LayerSums]] = {}
-        self._encoders: dict[str, Encoders] = {}
+        self._wide: dict[str, Wide] = {}
 
     def total(self, layer: Layer, shards: Mapping[str, Shard], config: Config) -> LayerSums:
         """The sums of a layer over some clients: as they are known, else added up."""
@@ -137,13 +158,13 @@ class LayerBook:
             self._totals[layer.key] = found = (layer, names, total)
         return found[2]
 
-    def encoders(self, features: Features, config: Config) -> Encoders:
-        """The encoders of some features, drawn once."""
-        if features.key not in self._encoders:
-            if len(self._encoders) >= KEPT:
-                self._encoders.clear()
-            self._encoders[features.key] = encoders_of(config, features)
-        return self._encoders[features.key]
+    def wide(self, features: Features, config: Config) -> Wide:
+        """The encoder of some features, drawn once."""
+        if features.key not in self._wide:
+            if len(self._wide) >= KEPT:
+                self._wide.clear()
+            self._wide[features.key] = Wide(config, features)
+        return self._wide[features.key]
 
     def drop(self, client: str) -> None:
         """Let go of every total that a client is in: its shard is another."""
@@ -171,16 +192,17 @@ class LayerBook:
 
     def _sums(self, layer: Layer, parts: Sequence[tuple[Shard, NDArray[np.bool_] | None]], config: Config) -> LayerSums:
         """The sums of marked rows of some shards, None for all rows."""
-        by, outputs = self.encoders(layer.features, config), layer.outputs
-        fitted, judging = [], []
+        wide, outputs = self.wide(layer.features, config), layer.outputs
+        fitted: list[Part] = []
+        judging = []
         for shard, marked in parts:
             drawn = shard.cohort(layer.share) if marked is None else marked & shard.cohort(layer.share)
-            fitted.append((shard, np.flatnonzero(drawn & (shard.split == FIT))))
+            fitted += learned_rows(shard, np.flatnonzero(drawn & (shard.split == FIT)), config)
             judging.append((shard, np.flatnonzero(drawn & (shard.split == VALIDATION))))
-        validation = sums_of_rows(judging, config, by, outputs)
+        validation = sums_of_rows(judging, config, wide, outputs)
         if not layer.slopes:
-            return LayerSums(sums_of_rows(fitted, config, by, outputs), validation, {})
-        fit, slopes = _with_slopes(fitted, config, by, outputs)
+            return LayerSums(sums_of_rows(fitted, config, wide, outputs), validation, None)
+        fit, slopes = _with_slopes(fitted, config, wide, outputs)
         return LayerSums(fit, validation, slopes)
 
 

@@ -126,10 +126,20 @@ class Config(Table):
         kind = "relu" if self.model.encoder == "learned" else self.model.encoder
         return self.model.encoders.get(modality, kind)
 
+    def unknowable(self, modality: str) -> tuple[dict[int, float], ...]:
+        """The values that a modality's scaled columns have where something is not known, by place: one a lag."""
+        found, at = [], 0
+        for name in self.data.modalities[modality]:
+            if name in self.data.lags:
+                found.append({at: 0.0, at + 1: 0.0})
+                at += 1
+            at += 1
+        return tuple(found)
+
     @property
     def learns(self) -> bool:
         """Return whether features are learned: then what judges is not what is fitted."""
-        return self.model.encoder == "learned"
+        return self.model.encoder == "learned" and any(map(self.learned, self.data.modalities))
 
     def columns(self, modality: str) -> int:
         """The scaled columns that a modality of numbers has: a lag is two, its value, and whether there is one."""
@@ -146,7 +156,7 @@ class Config(Table):
 
     def learned(self, modality: str) -> bool:
         """Return whether the features of a modality are learned."""
-        return self.learns and modality not in self.model.encoders
+        return self.model.encoder == "learned" and modality not in self.model.encoders
 
     def fingerprint(self) -> str:
         """SHA-256 of everything in the config that can change a state.

@@ -10,7 +10,17 @@ from frmu.config.table import Table
 
 __all__ = ["LEARNED", "Attention", "Model"]
 
-LEARNED = ("layers", "kind", "metric", "bandwidth", "bins", "lattice", "cohort", "judges")  # of learned features alone
+LEARNED = (
+    "layers",
+    "kind",
+    "metric",
+    "bandwidth",
+    "bins",
+    "lattice",
+    "cohort",
+    "hidden",
+    "judges",
+)  # of learned features alone
 FROZEN_FEATURES = 64  # of a modality, where nothing else is said
 FROZEN_RIDGE = 1e-3
 
@@ -22,11 +32,13 @@ class Model(Table):
     names the frozen encoder of single modalities; "hash" is for columns of text. `method` is how the federation
     unlearns: only "analytic" closes a request.
 
-    Of learned features, "auto" is chosen on validation sums: the number of `features` of a modality, how many `layers`
-    the metric is learned in, the `kind` of feature, a `metric` that is "full" or "diagonal", the `bandwidth` of the
-    directions, and how many `bins` a column has for jumps along it. The metric is rounded to multiples of `lattice`,
-    so that it rests where an erasure moves it little. It is learned from one record of 2^k, by a hash of their ids,
-    with the least k that leaves about `cohort` records. Slices are judged with `judges` frozen features a modality.
+    Of learned features, "auto" is chosen by the number of records and on validation sums: the number of `features`,
+    how many `layers` the metric is learned in, how many `bins` a column has for jumps along it, and the `ridge`. The
+    default of `kind` is "relu", of `metric` "diagonal", of `bandwidth` 1, by which directions are multiplied. The
+    metric is rounded to multiples of `lattice`, so that it rests where an erasure moves it little. It is learned from
+    one record of 2^k, by a hash of their ids, with the least k that leaves about `cohort` records. One record of
+    `hidden`, by another hash, is learned from a second time with a lag hidden, so that the model can do without where
+    there is none (0: no record is). Slices are judged with `judges` frozen features a modality.
     """
 
     encoder: Literal["learned", "relu", "fourier", "linear"] = "learned"
@@ -36,12 +48,13 @@ class Model(Table):
     seed: int = Field(default=0, ge=0)
     method: Literal["analytic", "finetune"] = "analytic"
     layers: int | Literal["auto"] = "auto"
-    kind: Literal["auto", "relu", "fourier"] = "auto"
-    metric: Literal["auto", "full", "diagonal"] = "auto"
-    bandwidth: float | Literal["auto"] = "auto"
+    kind: Literal["relu", "fourier"] = "relu"
+    metric: Literal["full", "diagonal"] = "diagonal"
+    bandwidth: float = Field(default=1.0, gt=0, le=1000)
     bins: int | Literal["auto"] = "auto"
     lattice: float = Field(default=0.25, gt=0, le=1)
     cohort: int = Field(default=65_536, ge=256)
+    hidden: int = Field(default=8, ge=0)
     judges: int = Field(default=FROZEN_FEATURES, ge=1, le=1024)
 
     @property
@@ -56,7 +69,7 @@ class Model(Table):
         """Return the ridge of a head over frozen features."""
         return FROZEN_RIDGE if self.ridge == "auto" else self.ridge
 
-    @field_validator("features", "layers", "bins", "ridge", "bandwidth", mode="before")
+    @field_validator("features", "layers", "bins", "ridge", mode="before")
     @classmethod
     def _in_bounds(cls, value: object, info: object) -> object:
         name = getattr(info, "field_name", "")
@@ -77,7 +90,7 @@ class Model(Table):
 
 
 _BOUNDS: dict[str, tuple[float, float]] = {
-    "features": (1, 8192), "layers": (0, 8), "bins": (0, 64), "ridge": (1e-12, 1e6), "bandwidth": (1e-3, 1e3),
+    "features": (1, 8192), "layers": (0, 8), "bins": (0, 256), "ridge": (1e-12, 1e6),
 }  # fmt: skip
 
 

@@ -148,6 +148,11 @@ class Shard:
         drawn = [_hash(name, "cohort") % 2**share == 0 for name in self.table[RECORD].to_pylist()]
         return np.array(drawn, dtype=bool)
 
+    def hidden(self, rows: NDArray[np.intp], number: int, one_of: int) -> NDArray[np.bool_]:
+        """Mark, of some rows, (rows,), those in which a hash of the record id hides the unknowable of a number."""
+        names = self.table[RECORD].take(pa.array(rows)).to_pylist()
+        return np.array([_hash(name, f"hidden {number}") % one_of == 0 for name in names], dtype=bool)
+
     def __len__(self) -> int:
         return int(self.table.num_rows)
 

@@ -74,23 +74,9 @@ class Encoder:
 
     def grid(self, X: Float) -> NDArray[np.int8]:
         """Scaled columns, (n, columns), as the integers of features, ramps, columns and presence, (n, integers)."""
-        return self._whole(X, slopes=False)[0]
-
-    def grid_and_slopes(self, X: Float) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
-        """As `grid`; and by how much each feature rises there, (n, features + 1), in whole steps of `slope`.
-
-        The last column is whether the modality is there.
-        """
-        return self._whole(X, slopes=True)
-
-    def _whole(self, X: Float, slopes: bool) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
         values = fixed(X[:, :-1] if self.optional else X)
-        made, rising = self._features(values, slopes)
-        Z = np.concatenate([made, self._ramps(values), limbs(values)], axis=1)
-        there = X[:, -1] != 0.0 if self.optional else np.ones(len(X), dtype=bool)
-        if slopes:
-            rising = np.concatenate([np.where(there[:, None], rising, 0), there[:, None]], axis=1).astype(np.int8)
-        return (_present(Z, there, self.columns.idle) if self.optional else Z), rising
+        Z = np.concatenate([self.features(values)[0], self._ramps(values), limbs(values)], axis=1)
+        return _present(Z, X[:, -1] != 0.0, self.columns.idle) if self.optional else Z
 
     @property
     def slope(self) -> float:
@@ -107,8 +93,11 @@ class Encoder:
         """The factor of every direction: a wave counts in turns."""
         return 1.0 / (2.0 * np.pi) if self.kind == "fourier" else 1.0
 
-    def _features(self, values: Float, slopes: bool) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
-        """The features of whole steps (n, columns): what fires, in 255 steps of its own, or a wave of 1,024."""
+    def features(self, values: Float, slopes: bool = False) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+        """The features of whole steps (n, columns): what fires, in 255 steps of its own, or a wave of 1,024.
+
+        With `slopes` also by how much each rises there, (n, features), in whole steps of `slope`.
+        """
         none = np.zeros((len(values), 0), dtype=np.int8)
         if self.kind == "linear":
             return none, none

@@ -15,25 +15,60 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from frmu.config import Config
-from frmu.models.encoders import Encoder, Words, basis, encoder_of, encoders, seed_of
-from frmu.models.grid import Basis
+from frmu.models.encoders import Encoder, basis, encode, encoder_of, encoders
+from frmu.models.grid import Basis, Columns, fixed
 from frmu.models.statistics import target_columns
 from frmu.types import Float, State, Sums
 
 __all__ = [
-    "LEAST",
-    "METRIC", "Features", "Head", "basis_of_features", "described", "encoders_of", "features_of", "head_of",
-    "metric_of", "model_encoders",
-    "most_features", "nested", "on_lattice", "ridge_of", "what_moved",
+    "LEAST", "METRIC", "Features", "Head", "Wide", "basis_of_features", "described", "encoded", "features_of",
+    "head_of", "metric_of", "most_features", "nested", "on_lattice", "ridge_of", "what_moved", "without",
 ]  # fmt: skip
+
+LEAST, MOST = 256, 4096  # features, where a config says nothing else
+METRIC = "metric"  # what parameters of a state are called that hold one, with the layer after it
+MIXED = 3  # of so many features one sees all columns
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """The features that a record is made into: their kind and number, ramps a column, and the metric.
+
+    `metric` (columns, columns) is in whole steps of `lattice`, over the columns of all modalities whose features are
+    learned, one after the other; without one S = I.
+    """
+
+    kind: str
+    width: int
+    bandwidth: float = 1.0
+    bins: int = 0
+    lattice: float = 0.25
+    metric: Float | None = field(default=None, repr=False)
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """Everything but the metric, as plain JSON types."""
+        return {
+            "kind": self.kind, "width": self.width, "bandwidth": self.bandwidth.hex(), "bins": self.bins,
+            "lattice": self.lattice.hex(),
+        }  # fmt: skip
+
+    @property
+    def key(self) -> str:
+        """A digest that two features share if and only if they make the same of every record."""
+        sha = hashlib.sha256(json.dumps(self.header, sort_keys=True).encode())
+        if self.metric is not None:
+            sha.update(str(self.metric.shape).encode())
+            sha.update(self.metric.astype(np.int64).tobytes())
+        return sha.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,40 +79,106 @@ class Head:
     features: Features | None = None
 
 
-LEAST, MOST = 256, 4096  # features of a modality, where a config says nothing else
-METRIC = "metric"  # what parameters of a state are called that hold one, with layer and modality after it
+class Wide:
+    """The encoder of learned features: wide ones over all columns, then each modality's columns, with ramps.
 
-
-@dataclass(frozen=True, slots=True)
-class Features:
-    """The features that a record is made into: their kind and number a modality, ramps, and each modality's metric.
-
-    `metrics` (columns, columns) are whole steps of `lattice`, by modality; a modality without one has S = I.
+    A modality with a frozen encoder of its own keeps that. Which columns a feature sees is drawn with it: of three
+    features one sees all, and two see one modality each, in turn; where there is one modality, a half and a quarter of
+    its columns.
     """
 
-    kind: str
-    width: int
-    bandwidth: float = 1.0
-    bins: int = 0
-    lattice: float = 0.25
-    metrics: Mapping[str, Float] = field(default_factory=dict, repr=False)
+    def __init__(self, config: Config, features: Features) -> None:
+        self.joint = _joint(config, features)
+        self.learned = [name for name in config.data.modalities if config.learned(name)]
+        self.optional = config.optional
+        self.own = {
+            name: _columns_alone(config, features, name) if config.learned(name) else encoder_of(config, name, columns)
+            for name, columns in config.data.modalities.items()
+        }
 
-    @property
-    def header(self) -> dict[str, Any]:
-        """Everything but the metrics, as plain JSON types."""
-        return {
-            "kind": self.kind, "width": self.width, "bandwidth": self.bandwidth.hex(), "bins": self.bins,
-            "lattice": self.lattice.hex(),
-        }  # fmt: skip
+    def grid(self, modalities: Mapping[str, NDArray[Any]]) -> NDArray[np.int8]:
+        """z without targets: a one, the features, and every modality's integers, (n, integers)."""
+        return self._whole(modalities, self.joint.features(self._values(modalities))[0])
 
-    @property
-    def key(self) -> str:
-        """A digest that two features share if and only if they make the same of every record."""
-        sha = hashlib.sha256(json.dumps(self.header, sort_keys=True).encode())
-        for name in sorted(self.metrics):
-            sha.update(f"{name}\0{self.metrics[name].shape}".encode())
-            sha.update(self.metrics[name].astype(np.int64).tobytes())
-        return sha.hexdigest()
+    def grid_and_slopes(self, modalities: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+        """As `grid`; and by how much each feature rises there, and a one, (n, features + 1)."""
+        made, rising = self.joint.features(self._values(modalities), slopes=True)
+        one = np.ones((len(made), 1), dtype=np.int8)
+        return self._whole(modalities, made), np.concatenate([rising, one], axis=1)
+
+    def encode(self, modalities: Mapping[str, NDArray[Any]]) -> Float:
+        """phi, (n, d)."""
+        return self.basis().phi(self.grid(modalities))
+
+    def basis(self, targets: Columns | None = None) -> Basis:
+        """The way from the integers of a record to phi, and to targets."""
+        joint = self.joint.columns
+        features = len(self.joint.t)
+        own = Columns(joint.index[:features], joint.terms[:features], joint.scale[:features], joint.idle[:features])
+        return basis({"": own, **{name: one.columns for name, one in self.own.items()}}, targets)
+
+    def raw(self) -> NDArray[np.intp]:
+        """The places in phi of the columns that the metric is over."""
+        at = len(self.joint.t)
+        found: list[int] = []
+        for name, one in self.own.items():
+            if name in self.learned and isinstance(one, Encoder):
+                ramps = one.bins * len(one.binned)
+                found += range(at + ramps, at + ramps + len(one.R))
+            at += len(one.columns.scale)
+        return np.array(found, dtype=np.intp)
+
+    def _values(self, modalities: Mapping[str, NDArray[Any]]) -> Float:
+        """The columns of all modalities whose features are learned, in whole steps; 0 where a modality is missing."""
+        parts = (modalities[name] for name in self.learned)
+        return fixed(np.concatenate([X[:, :-1] if self.optional else X for X in parts], axis=1))
+
+    def _whole(self, modalities: Mapping[str, NDArray[Any]], made: NDArray[np.int8]) -> NDArray[np.int8]:
+        one = np.ones((len(made), 1), dtype=np.int8)
+        return np.concatenate([one, made, *(self.own[name].grid(X) for name, X in modalities.items())], axis=1)
+
+
+def _joint(config: Config, features: Features) -> Encoder:
+    """Draw feature by feature, so that fewer features are the first of more."""
+    sizes = [config.columns(name) for name in config.data.modalities if config.learned(name)]
+    columns, seed, relu = sum(sizes), config.model.seed, features.kind == "relu"
+    directions, offsets, sights = (np.random.Generator(np.random.PCG64([seed, stream])) for stream in (1, 2, 3))
+    seen = _sights(features.width, sizes, sights)
+    R = np.where(seen, directions.standard_normal((features.width, columns)), 0.0) * features.bandwidth
+    R *= np.sqrt((2.0 if relu else columns) / seen.sum(axis=1, keepdims=True))
+    t = offsets.uniform(-1.0, 1.0, features.width) if relu else offsets.uniform(0.0, 2.0 * np.pi, features.width)
+    lattice = 1.0 if features.metric is None else features.lattice
+    return Encoder(features.kind, np.ascontiguousarray(R.T), t, False, features.metric, lattice)
+
+
+def _sights(width: int, sizes: Sequence[int], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Draw the columns that each feature sees, (width, columns)."""
+    columns, number = sum(sizes), np.arange(width)
+    whose = np.repeat(np.arange(len(sizes)), sizes)
+    turn = (number // MIXED) * (MIXED - 1) + number % MIXED - 1
+    if len(sizes) > 1:
+        seen = whose == (turn % len(sizes))[:, None]
+    else:
+        few = np.where(turn % 2, max(1, columns // 4), max(1, columns // 2))
+        rank = rng.random((width, columns)).argsort(axis=1).argsort(axis=1)
+        seen = rank < few[:, None]
+    return np.where((number % MIXED == 0)[:, None], True, seen)
+
+
+def _columns_alone(config: Config, features: Features, modality: str) -> Encoder:
+    """A modality's columns and their ramps, without features."""
+    none = np.zeros((config.columns(modality), 0))
+    binned = config.continuous(modality) if features.bins else ()
+    return Encoder("linear", none, np.zeros(0), config.optional, bins=features.bins, binned=binned)
+
+
+def without(modalities: Mapping[str, NDArray[Any]], gone: Collection[str]) -> dict[str, NDArray[Any]]:
+    """The columns of records as if they lacked some modalities."""
+    found = {}
+    for name, X in modalities.items():
+        blank = np.full_like(X, None) if X.dtype == object else np.zeros_like(X)
+        found[name] = blank if name in gone else X
+    return found
 
 
 def features_of(state: State) -> Features | None:
@@ -85,13 +186,17 @@ def features_of(state: State) -> Features | None:
     learned = state.learned
     if not learned:
         return None
-    named = {
-        name.split(".", 2)[2]: name for name in state.parameters if name.startswith(f"{METRIC}.{learned['layer']}.")
-    }
     return Features(
         learned["kind"], learned["width"], float.fromhex(learned["bandwidth"]), learned["bins"],
-        float.fromhex(learned["lattice"]), {modality: state.parameters[name] for modality, name in named.items()},
+        float.fromhex(learned["lattice"]), state.parameters.get(f"{METRIC}.{learned['layer']}"),
     )  # fmt: skip
+
+
+def encoded(config: Config, features: Features | None, modalities: Mapping[str, NDArray[Any]]) -> Float:
+    """phi of records, (n, d): on learned features, or on the frozen ones of a config."""
+    if features is None:
+        return encode(modalities, encoders(config))
+    return Wide(config, features).encode(modalities)
 
 
 def head_of(state: State) -> Head:
@@ -111,32 +216,18 @@ def what_moved(before: State, after: State) -> str:
     """
     if not after.learned:
         return ""
-    said = [
-        name for name in ("kind", "width", "bandwidth", "bins", "share") if _said(before, name) != _said(after, name)
-    ]
+    names = ("kind", "width", "bandwidth", "bins", "share")
+    chosen = [name for name in names if before.learned.get(name) != after.learned.get(name)]
     layers = range(1, max(after.learned["layer"], before.learned.get("layer", 0)) + 1)
-    there = [{n: S for n, S in one.parameters.items() if n.startswith(f"{METRIC}.")} for one in (before, after)]
-    others = [
-        at
-        for at in layers
-        if not _alike(*({n: S for n, S in of.items() if n.split(".")[1] == str(at)} for of in there))
-    ]
-    if not said and not others:
+    moved = sum(not _alike(*(one.parameters.get(f"{METRIC}.{at}") for one in (before, after))) for at in layers)
+    if not chosen and not moved:
         return "features unmoved: only the erased rows were subtracted"
-    chosen = f"; chosen anew: {', '.join(said)}" if said else ""
-    return f"features learned again from what remains: {len(others)} of {len(layers)} layers{chosen}"
+    anew = f"; chosen anew: {', '.join(chosen)}" if chosen else ""
+    return f"features learned again from what remains: {moved} of {len(layers)} layers{anew}"
 
 
-def _said(state: State, name: str) -> Any:
-    return state.learned.get(name)
-
-
-def _layer(state: State, at: int) -> dict[str, Float]:
-    return {name: S for name, S in state.parameters.items() if name.startswith(f"{METRIC}.{at}.")}
-
-
-def _alike(one: Mapping[str, Float], other: Mapping[str, Float]) -> bool:
-    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+def _alike(one: Float | None, other: Float | None) -> bool:
+    return one is not None and other is not None and np.array_equal(one, other)
 
 
 def described(state: State) -> str:
@@ -151,42 +242,12 @@ def described(state: State) -> str:
     looks = f"a {said['shape']} metric learned in {said['layer']} layers" if said["layer"] else "no metric"
     ramps = f", {said['bins']} bins a column" if said["bins"] else ""
     by = "chosen on validation" if said["chosen"] == "validation" else "by default, for want of validation records"
-    return f"{said['width']:,} {said['kind']} features a modality under {looks}{ramps}; {by}"
-
-
-def encoders_of(config: Config, features: Features) -> dict[str, Encoder | Words]:
-    """An encoder for each modality: wide where its features are learned, the frozen one elsewhere."""
-    return {
-        name: _wide(config, features, name) if config.learned(name) else encoder_of(config, name, columns)
-        for name, columns in config.data.modalities.items()
-    }
-
-
-def model_encoders(config: Config, features: Features | None) -> dict[str, Encoder | Words]:
-    """The encoders that a head stands on: of learned features, or the frozen ones of a config."""
-    return encoders(config) if features is None else encoders_of(config, features)
-
-
-def _wide(config: Config, features: Features, modality: str) -> Encoder:
-    """Draw feature by feature, so that fewer features are the first of more."""
-    columns, binned = config.columns(modality), config.continuous(modality)
-    own = [config.model.seed, seed_of(modality)]
-    rng, offsets = (np.random.Generator(np.random.PCG64([*own, stream])) for stream in (1, 2))
-    R = rng.standard_normal((features.width, columns)).T * features.bandwidth
-    relu = features.kind == "relu"
-    R = R * np.sqrt(2.0 / columns) if relu else R
-    t = offsets.uniform(-1.0, 1.0, features.width) if relu else offsets.uniform(0, 2 * np.pi, features.width)
-    metric = features.metrics.get(modality)
-    lattice = 1.0 if metric is None else features.lattice
-    return Encoder(
-        features.kind, R, t, config.optional, metric, lattice, features.bins, binned if features.bins else ()
-    )
+    return f"{said['width']:,} {said['kind']} features under {looks}{ramps}; {by}"
 
 
 def basis_of_features(config: Config, features: Features, outputs: tuple[str, ...]) -> Basis:
     """The way from the integers of a record to learned features and targets."""
-    by = encoders_of(config, features)
-    return basis({name: one.columns for name, one in by.items()}, target_columns(config, outputs))
+    return Wide(config, features).basis(target_columns(config, outputs))
 
 
 def nested(config: Config, wide: Features, narrow: Features, outputs: tuple[str, ...]) -> list[int]:
@@ -194,38 +255,28 @@ def nested(config: Config, wide: Features, narrow: Features, outputs: tuple[str,
 
     The features of the narrow are the first of the wide ones; it may be without the ramps of the wide.
     """
-    place, found = 1, [0]
-    more, less = encoders_of(config, wide), encoders_of(config, narrow)
-    for name in config.data.modalities:
-        size = len(more[name].columns.idle)
-        if config.learned(name):
-            ramps = wide.bins * len(config.continuous(name))
-            kept = [*range(narrow.width), *(range(wide.width, wide.width + ramps) if narrow.bins else ())]
-            kept += range(wide.width + ramps, size)
-        else:
-            kept = list(range(size))
-        assert len(kept) == len(less[name].columns.idle)
-        found += [place + at for at in kept]
+    found, place = [0, *range(1, 1 + narrow.width)], 1 + wide.width
+    for name, one in Wide(config, wide).own.items():
+        size = len(one.columns.idle)
+        ramps = wide.bins * len(config.continuous(name)) if config.learned(name) else 0
+        found += range(place if narrow.bins else place + ramps, place + size)
         place += size
-    targets = len(target_columns(config, outputs).idle)
-    return [*found, *range(place, place + targets)]
+    return [*found, *range(place, place + len(target_columns(config, outputs).idle))]
 
 
-def metric_of(one: Encoder, W: Float, C: Sums) -> Float:
-    """M = sum over records and outputs of grad f grad f^T, (columns, columns), for one modality.
+def metric_of(wide: Wide, W: Float, C: Sums) -> Float:
+    """M = sum over records and outputs of grad f grad f^T, (columns, columns).
 
-    `W` (block, outputs) are the weights of the modality's block of phi; `C` are the sums of slopes, (features + 1).
+    `W` (d, outputs) is a head on the features; `C` are the sums of their slopes, (features + 1).
     """
-    features, raw = one.R.shape[1], one.R.shape[0]
-    ramps = one.bins * len(one.binned)
+    one = wide.joint
+    features = len(one.t)
     S = C.M.astype(np.float64)
     pairs, rising, n = S[:-1, :-1] * one.slope**2, S[:-1, -1] * one.slope, S[-1, -1]
-    height = np.sqrt(2.0 / features)  # of a feature in phi
-    w, w_raw = W[:features] * height, W[features + ramps : features + ramps + raw]
+    w, w_raw = W[:features] * np.sqrt(2.0 / features), W[wide.raw()]
     E = one.directions / (one.steps * one.turn)
-    inner = (w @ w.T) * pairs
     cross = E @ (w * rising[:, None]) @ w_raw.T
-    return np.asarray(E @ inner @ E.T + cross + cross.T + n * (w_raw @ w_raw.T), dtype=np.float64)
+    return np.asarray(E @ ((w @ w.T) * pairs) @ E.T + cross + cross.T + n * (w_raw @ w_raw.T), dtype=np.float64)
 
 
 def on_lattice(M: Float, lattice: float, diagonal: bool) -> Float | None:
@@ -249,11 +300,8 @@ def on_lattice(M: Float, lattice: float, diagonal: bool) -> Float | None:
 
 
 def most_features(config: Config, fitted: int, outputs: int) -> int:
-    """The most features a modality that a model may have: as declared, or by the records and outputs there are."""
+    """The most features that a model may have: as declared, or by the records and outputs there are."""
     if config.model.features != "auto":
         return config.model.features
-    wide = 256 if fitted < 2_000 else 512 if fitted < 10_000 else 1024
-    if outputs >= 10:
-        wide *= 4
-    each = max(1, len([name for name in config.data.modalities if config.learned(name)]))
-    return int(min(MOST, max(LEAST, 2 ** math.floor(math.log2(wide / each)))))
+    wide = LEAST if fitted < 2_000 else 512 if fitted < 8_192 else 1024
+    return min(MOST, wide * (4 if outputs >= 10 else 1))

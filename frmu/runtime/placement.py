@@ -110,8 +110,7 @@ def _learning(config: Config, rows: int) -> int:
     """Bytes that a host takes to learn features: the totals that it keeps, and a few matrices while it adds up."""
     if not config.learns:
         return 0
-    learned = sum(config.learned(name) for name in config.data.modalities)
-    D = integers(config) + learned * most_features(config, rows, len(config.data.classes or ()))
+    D = integers(config) + most_features(config, rows, len(config.data.classes or ()))
     return TOTALS * D * (D + 1) // 2 * 8 + 4 * D * D * 8
 
 

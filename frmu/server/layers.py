@@ -6,7 +6,7 @@ It keeps nothing of them: hosts do (`frmu.clients.layers`), and send their total
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,17 +15,16 @@ from frmu.clients.layers import Layer
 from frmu.config import Config
 from frmu.errors import FrmuError
 from frmu.federation import Payload
-from frmu.models.encoders import Encoder, basis, blocks_of
-from frmu.models.features import METRIC, Features, encoders_of, metric_of, nested, on_lattice
-from frmu.models.grid import WEIGHTS, Basis, total
+from frmu.models.features import METRIC, Features, Wide, basis_of_features, metric_of, nested, on_lattice
+from frmu.models.grid import WEIGHTS, total
 from frmu.models.ridge import solve
 from frmu.models.statistics import denominator, loss, numerics, target_columns
 from frmu.server.server import Aggregated, Server
 from frmu.types import HEAD, ClientState, Float, State, Statistics, Sums, digest_of
 
-__all__ = ["ChooseFeatures", "Chosen", "FitLayers", "LayerFit", "SolveFeatures", "climb"]
+__all__ = ["AddLayer", "ChooseFeatures", "Chosen", "FitLayer", "LayerFit", "SolveFeatures", "climb"]
 
-MARGIN = 0.005  # by which a loss must be lower to leave what stands before it
+MARGIN = 0.005  # of a mean squared error, by which it must be lower to leave what stands before it
 
 
 def climb(losses: Sequence[float], margin: float = MARGIN) -> int:
@@ -43,66 +42,44 @@ def climb(losses: Sequence[float], margin: float = MARGIN) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LayerFit:
-    """A layer, fitted: records fitted and judged by, the loss by ridge, the ridge chosen, and the next metrics.
+    """A layer, fitted: how many records were fitted and how many judge, and the metric that follows.
 
-    `metrics` are by shape ("full", "diagonal") and modality, in steps of the lattice; None where one would be zero.
+    `metric` is in steps of the lattice; None where it would be zero, or nobody asked.
     """
 
     n: int
     judged: int
-    losses: tuple[float, ...]
-    ridge: float
-    metrics: Mapping[str, Mapping[str, Float] | None] = field(repr=False)
-
-    @property
-    def loss(self) -> float:
-        """The loss on validation of what was chosen, or of the first ridge where there is nothing to judge by."""
-        return min(self.losses) if self.losses else float("inf")
+    metric: Float | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
-class FitLayers:
-    """Fit layers from their sums; `ridges` in the order of preference, and the first without `enough` to judge by."""
+class FitLayer:
+    """Fit a layer from its sums; give the metric of the next.
+
+    The ridge is a constant: what a metric is must not hang on what is chosen on validation.
+    """
 
     afresh: ClassVar[bool] = True
     config: Config
-    layers: tuple[Layer, ...]
-    ridges: tuple[float, ...]
-    shapes: tuple[str, ...]
-    enough: int
+    layer: Layer
+    ridge: float
+    diagonal: bool
 
-    def perform(self, server: Server, payloads: Mapping[str, Payload]) -> list[LayerFit]:
-        """One a layer."""
-        return [self._fit(at, layer, payloads) for at, layer in enumerate(self.layers)]
-
-    def _fit(self, at: int, layer: Layer, payloads: Mapping[str, Payload]) -> LayerFit:
-        by = encoders_of(self.config, layer.features)
-        own = {name: one.columns for name, one in by.items()}
-        whole = basis(own, target_columns(self.config, layer.outputs))
-        fitted, judging = (_added(payloads, f"{at}/{part}", whole.D) for part in ("fit", "validation"))
-        s, v = whole.statistics(fitted), whole.statistics(judging)
-        heads, losses = _heads(s, v, self.ridges)
-        chosen = climb(losses) if v.n >= self.enough else 0
-        metrics: dict[str, Mapping[str, Float] | None] = {}
-        if layer.slopes:
-            W, places = heads[chosen], blocks_of(own)
-            M = {
-                name: metric_of(one, W[places[name]], _added(payloads, f"{at}/slopes/{name}", one.R.shape[1] + 1))
-                for name, one in by.items()
-                if isinstance(one, Encoder) and self.config.learned(name)
-            }
-            metrics = {shape: self._rounded(M, shape) for shape in self.shapes}
-        return LayerFit(s.n, v.n, tuple(losses), self.ridges[chosen], metrics)
-
-    def _rounded(self, M: Mapping[str, Float], shape: str) -> Mapping[str, Float] | None:
-        found = {name: on_lattice(one, self.config.model.lattice, shape == "diagonal") for name, one in M.items()}
-        return None if any(one is None for one in found.values()) else {n: o for n, o in found.items() if o is not None}
+    def perform(self, server: Server, payloads: Mapping[str, Payload]) -> LayerFit:
+        """Solve, and round the root of the mean outer product of gradients."""
+        wide = Wide(self.config, self.layer.features)
+        basis = wide.basis(target_columns(self.config, self.layer.outputs))
+        fitted, judging = (_added(payloads, f"0/{part}", basis.D) for part in ("fit", "validation"))
+        s = basis.statistics(fitted)
+        M = metric_of(wide, solve(s.G, s.b, self.ridge), _added(payloads, "0/slopes", len(wide.joint.t) + 1))
+        return LayerFit(s.n, judging.n, on_lattice(M, self.config.model.lattice, self.diagonal))
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Features and ridge that were chosen, the totals over all records under them, and the loss of every option."""
+    """Features and ridge that were chosen, which layer's they are, their totals, and the loss of every option."""
 
+    layer: int
     features: Features
     ridge: float
     total: Sums = field(repr=False)
@@ -112,39 +89,77 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class ChooseFeatures:
-    """Choose among features that are nested in those of a layer, and ridges, on validation sums."""
+    """Choose among layers, with ramps or without, and then among widths and ridges, on validation sums.
+
+    `widths` and `ridges` are in the order of preference but for the last word on ridges: the largest that is as good.
+    With fewer than `enough` records to judge by, the first layer and ridge and the greatest width are taken.
+    """
+
+    afresh: ClassVar[bool] = True
+    config: Config
+    layers: tuple[Layer, ...]
+    bins: tuple[int, ...]
+    widths: tuple[int, ...]
+    ridges: tuple[float, ...]
+    enough: int
+
+    def perform(self, server: Server, payloads: Mapping[str, Payload]) -> Chosen:
+        """Take what is simple unless more is better by a margin."""
+        sums = [self._sums(at, payloads) for at in range(len(self.layers))]
+        judged = sums[0][1].n
+        told: dict[str, float] = {}
+        if judged < self.enough:
+            layer, features, ridge = 0, self._options(0)[0], self.ridges[0]
+        else:
+            tried = [(at, one, *self._judged(sums[at], at, one)) for b in self.bins for at, one in self._with(b)]
+            told = {f"layer {at}, {one.bins} bins": loss for at, one, loss, _ in tried}
+            layer, features, loss, ridge = tried[climb([loss for _, _, loss, _ in tried])]
+            narrow = [replace(features, width=width) for width in self.widths if width < features.width]
+            less = [(one, *self._judged(sums[layer], layer, one)) for one in narrow]
+            told |= {f"{one.width} features": of for one, of, _ in less}
+            options = [(features, loss, ridge), *less]
+            features, _, ridge = options[climb([loss for _, loss, _ in options])]
+        return Chosen(layer, features, ridge, self._of(sums[layer][0], layer, features), judged, told)
+
+    def _options(self, at: int) -> list[Features]:
+        wide = self.layers[at].features
+        return [replace(wide, bins=b) for b in self.bins if b in (0, wide.bins)]
+
+    def _with(self, bins: int) -> list[tuple[int, Features]]:
+        return [(at, one) for at in range(len(self.layers)) for one in self._options(at) if one.bins == bins]
+
+    def _sums(self, at: int, payloads: Mapping[str, Payload]) -> tuple[Sums, Sums]:
+        D = basis_of_features(self.config, self.layers[at].features, self.layers[at].outputs).D
+        return _added(payloads, f"{at}/fit", D), _added(payloads, f"{at}/validation", D)
+
+    def _judged(self, sums: tuple[Sums, Sums], at: int, features: Features) -> tuple[float, float]:
+        """The loss of some features, and the ridge that gives it: the largest that is as good as the best."""
+        basis = basis_of_features(self.config, features, self.layers[at].outputs)
+        s, v = (basis.statistics(self._of(of, at, features)) for of in sums)
+        losses = _losses(s, v, self.ridges)
+        good = [ridge for ridge, loss in zip(self.ridges, losses, strict=True) if loss <= min(losses) * (1.0 + MARGIN)]
+        ridge = max(good, default=self.ridges[0])
+        return losses[self.ridges.index(ridge)], ridge
+
+    def _of(self, sums: Sums, at: int, features: Features) -> Sums:
+        wide = self.layers[at].features
+        if features == wide:
+            return sums
+        places = np.array(nested(self.config, wide, features, self.layers[at].outputs))
+        return Sums.of(sums.M[np.ix_(places, places)])
+
+
+@dataclass(frozen=True, slots=True)
+class AddLayer:
+    """Add a layer's sums up, over the records to fit."""
 
     afresh: ClassVar[bool] = True
     config: Config
     layer: Layer
-    options: tuple[Features, ...]
-    ridges: tuple[float, ...]
-    enough: int
-    default: int
 
-    def perform(self, server: Server, payloads: Mapping[str, Payload]) -> Chosen:
-        """Narrow to wide, as ordered: what is larger must be better by a margin."""
-        outputs, wide = self.layer.outputs, self.layer.features
-        D = _basis(self.config, wide, outputs).D
-        fitted, judging = (_added(payloads, f"0/{part}", D) for part in ("fit", "validation"))
-        judged = judging.n
-        found: list[tuple[float, Features, float]] = []
-        for option in self.options if judged >= self.enough else (self.options[self.default],):
-            narrow = _basis(self.config, option, outputs)
-            s, v = (narrow.statistics(self._of(sums, option)) for sums in (fitted, judging))
-            ridges = self.ridges if judged >= self.enough else self.ridges[:1]
-            _, losses = _heads(s, v, ridges)
-            at = climb(losses)
-            found.append((losses[at], option, ridges[at]))
-        _, features, ridge = found[climb([loss for loss, _, _ in found])]
-        told = {f"{one.width} features, {one.bins} bins": loss for loss, one, _ in found}
-        return Chosen(features, ridge, self._of(fitted, features), judged, told if judged else {})
-
-    def _of(self, sums: Sums, features: Features) -> Sums:
-        if features == self.layer.features:
-            return sums
-        places = np.array(nested(self.config, self.layer.features, features, self.layer.outputs))
-        return Sums.of(sums.M[np.ix_(places, places)])
+    def perform(self, server: Server, payloads: Mapping[str, Payload]) -> Sums:
+        """The total."""
+        return _added(payloads, "0/fit", basis_of_features(self.config, self.layer.features, self.layer.outputs).D)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +176,17 @@ class SolveFeatures:
     total: Sums = field(repr=False)
     common: int
     learned: Mapping[str, Any]
-    metrics: Mapping[str, Float] = field(repr=False)
+    metrics: Sequence[Float] = field(repr=False)
     scores: Mapping[str, float]
 
     def perform(self, server: Server, payloads: Mapping[str, Payload]) -> Aggregated:
         """Whole numbers by whole numbers, and one solve; another where everything counts in full."""
-        steps, whole = denominator(self.config), _basis(self.config, self.features, self.outputs)
+        steps, whole = denominator(self.config), basis_of_features(self.config, self.features, self.outputs)
         changes = [(1, Sums(payload["change"])) for payload in payloads.values()]
         weighed = total([(self.common * steps, self.total), *changes], whole.D)
         fitted, kept = whole.statistics(weighed, WEIGHTS * steps), whole.statistics(self.total)
         parameters = {HEAD: solve(fitted.G, fitted.b, self.ridge)}
-        parameters |= {f"{METRIC}.{name}": one for name, one in self.metrics.items()}
+        parameters |= {f"{METRIC}.{at}": one for at, one in enumerate(self.metrics, start=1)}
         state = State(
             config=self.config.fingerprint(),
             policy=self.policy,
@@ -185,27 +200,18 @@ class SolveFeatures:
         return Aggregated(state, solve(kept.G, kept.b, self.ridge), self.scores)
 
 
-def _basis(config: Config, features: Features, outputs: tuple[str, ...]) -> Basis:
-    by = encoders_of(config, features)
-    return basis({name: one.columns for name, one in by.items()}, target_columns(config, outputs))
-
-
 def _added(payloads: Mapping[str, Payload], name: str, D: int) -> Sums:
     return total([(1, Sums(payload[name])) for payload in payloads.values()], D)
 
 
-def _heads(s: Statistics, v: Statistics, ridges: Sequence[float]) -> tuple[list[Float], list[float]]:
-    """A head and its loss for each ridge; where the sums are not positive definite the loss is infinite."""
-    heads, losses = [], []
+def _losses(s: Statistics, v: Statistics, ridges: Sequence[float]) -> list[float]:
+    """The loss of a head for each ridge; infinite where the sums are not positive definite, but for the largest."""
+    losses = []
     for ridge in ridges:
         try:
-            W = solve(s.G, s.b, ridge)
+            losses.append(loss(solve(s.G, s.b, ridge), v))
         except FrmuError:
             if ridge == max(ridges):
                 raise
-            W, lost = np.zeros_like(s.b), float("inf")
-        else:
-            lost = loss(W, v)
-        heads.append(W)
-        losses.append(lost)
-    return heads, losses
+            losses.append(float("inf"))
+    return losses

@@ -23,8 +23,7 @@ from frmu.data.clipping import beyond
 from frmu.data.columns import CLIENT
 from frmu.data.shard import features
 from frmu.errors import RequestError, StoreError
-from frmu.models.encoders import encode
-from frmu.models.features import features_of, model_encoders
+from frmu.models.features import encoded, features_of
 from frmu.models.statistics import one_thread
 from frmu.services.requests import ledger_of
 from frmu.services.witness import tracker_of
@@ -61,7 +60,7 @@ class Model:
         at: Counter[str] = Counter()
         outputs = np.zeros((table.num_rows, len(self.state.outputs)))
         names = table[CLIENT].to_numpy(zero_copy_only=False)
-        by = model_encoders(self.config, features_of(self.state))
+        learned = features_of(self.state)
         with one_thread():
             for client in np.unique(names):
                 rows = np.flatnonzero(names == client)
@@ -71,7 +70,7 @@ class Model:
                         raise one.error(self.config, str(client), str(file), int(rows[one.row]))
                     values[one.name] += one.values
                     at[one.name] += 1
-                outputs[rows] = encode(features(own, self.config), by) @ self.state.W
+                outputs[rows] = encoded(self.config, learned, features(own, self.config)) @ self.state.W
         return self._answer(file, table, outputs), dict(sorted(values.items())), dict(sorted(at.items()))
 
     def _answer(self, file: str | Path, table: pa.Table, outputs: Float) -> pa.Table:

@@ -190,6 +190,7 @@ def test_attacks_try_the_learned_model(tmp_path: Path, level: str) -> None:
         ("lattice = 0.0", "model.lattice"),
         ("cohort = 10", "model.cohort"),
         ('kind = "cosine"', "model.kind"),
+        ("hidden = -1", "model.hidden"),
     ],
 )
 def test_a_model_that_cannot_be_is_refused(tmp_path: Path, model: str, message: str) -> None:

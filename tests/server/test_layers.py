@@ -12,7 +12,7 @@ from frmu.clients.layers import Layer, LayerBook
 from frmu.config import Config, parse
 from frmu.errors import FrmuError
 from frmu.models.features import Features
-from frmu.server.layers import ChooseFeatures, FitLayers, climb
+from frmu.server.layers import ChooseFeatures, Chosen, FitLayer, LayerFit, climb
 
 OUTPUTS = ("y",)
 
@@ -32,14 +32,14 @@ def payload(config: Config, layer: Layer, n: int, judged: int, target: str = "a"
         cohort=lambda share: np.ones(len(X), bool),
     )  # fmt: skip
     sums = LayerBook().total(layer, {"one": shard}, config)  # type: ignore[dict-item]
-    slopes = {f"0/slopes/{name}": one.packed for name, one in sums.slopes.items()}
+    slopes = {} if sums.slopes is None else {"0/slopes": sums.slopes.packed}
     return {"0/fit": sums.fit.packed, "0/validation": sums.validation.packed, **slopes}
 
 
-def fitted(config: Config, n: int = 400, judged: int = 200, enough: int = 40, target: str = "a"):
+def fitted(config: Config, diagonal: bool = True, target: str = "a") -> LayerFit:
     layer = Layer(Features("relu", 30), OUTPUTS, 0, slopes=True)
-    work = FitLayers(config, (layer,), (1e-3, 10.0), ("full", "diagonal"), enough)
-    return work.perform(None, {"host": payload(config, layer, n, judged, target)})[0]  # type: ignore[arg-type]
+    sent = {"host": payload(config, layer, 400, 200, target)}
+    return FitLayer(config, layer, 1e-3, diagonal).perform(None, sent)  # type: ignore[arg-type]
 
 
 def test_what_comes_later_must_beat_what_stands_by_a_margin() -> None:
@@ -51,37 +51,51 @@ def test_what_comes_later_must_beat_what_stands_by_a_margin() -> None:
     assert climb([1.0, float("nan")]) == 0
 
 
-def test_a_metric_leans_on_the_input_that_matters() -> None:
-    found = fitted(config_of())
-    assert found.ridge == 1e-3
+@pytest.mark.parametrize("diagonal", [True, False])
+def test_a_metric_leans_on_the_input_that_matters(diagonal: bool) -> None:
+    found = fitted(config_of(), diagonal)
     assert (found.n, found.judged) == (400, 200)
-    for shape in ("full", "diagonal"):
-        S = found.metrics[shape]["all"]
-        assert S[0, 0] > 3 * S[1, 1]
-    assert not found.metrics["diagonal"]["all"][0, 1]
-
-
-def test_without_records_to_judge_by_the_first_ridge_is_taken() -> None:
-    assert fitted(config_of(), judged=0).ridge == 1e-3
-    assert fitted(config_of(), judged=30).ridge == 1e-3
+    assert found.metric is not None
+    assert found.metric[0, 0] > 3 * found.metric[1, 1]
+    assert not diagonal or not found.metric[0, 1]
 
 
 def test_where_nothing_matters_there_is_no_metric() -> None:
-    assert fitted(config_of(), target="nothing").metrics == {"full": None, "diagonal": None}
+    assert fitted(config_of(), target="nothing").metric is None
 
 
-def test_more_features_must_be_worth_it() -> None:
+def chosen(enough: int = 40, ridges: tuple[float, ...] = (1e-3,), widths: tuple[int, ...] = (1, 15, 30)) -> Chosen:
     config = config_of()
-    layer = Layer(Features("relu", 30, bins=4), OUTPUTS, 0, slopes=False)
-    options = tuple(Features("relu", width, bins=bins) for width in (1, 15, 30) for bins in (0, 4))
-    sent = {"host": payload(config, layer, 800, 400)}
-    chosen = ChooseFeatures(config, layer, options, (1e-3,), 40, 4).perform(None, sent)  # type: ignore[arg-type]
-    assert chosen.losses["1 features, 0 bins"] > chosen.losses["15 features, 0 bins"]
-    assert chosen.features in options[1:]
-    assert chosen.total.n == 800
-    assert chosen.judged == 400
-    default = ChooseFeatures(config, layer, options, (1e-3, 1.0), 401, 4).perform(None, sent)  # type: ignore[arg-type]
-    assert (default.features, default.ridge) == (options[4], 1e-3)
+    layers = tuple(
+        Layer(Features("relu", 30, bins=4, metric=S), OUTPUTS, 0, slopes=False) for S in (None, np.diag([9.0, 0.0]))
+    )
+    sent: dict[str, np.ndarray] = {}
+    for at, layer in enumerate(layers):
+        sent |= {name.replace("0/", f"{at}/"): one for name, one in payload(config, layer, 800, 400).items()}
+    work = ChooseFeatures(config, layers, (0, 4), widths, ridges, enough)
+    return work.perform(None, {"host": sent})  # type: ignore[arg-type]
+
+
+def test_what_is_more_must_be_worth_it() -> None:
+    found = chosen()
+    assert found.losses["1 features"] > found.losses["15 features"]
+    assert set(found.losses) == {
+        "layer 0, 0 bins", "layer 1, 0 bins", "layer 0, 4 bins", "layer 1, 4 bins", "1 features", "15 features",
+    }  # fmt: skip
+    assert (found.total.n, found.judged) == (800, 400)
+    assert found.layer == 1  # it looks at what matters alone
+    assert chosen(widths=(30,)).features.width == 30
+
+
+def test_without_records_to_judge_by_the_simplest_is_taken() -> None:
+    found = chosen(enough=401, ridges=(1e-2, 1.0))
+    assert (found.layer, found.features.bins, found.features.width, found.ridge) == (0, 0, 30, 1e-2)
+    assert not found.losses
+
+
+def test_of_ridges_that_are_as_good_the_largest_is_taken() -> None:
+    assert chosen(ridges=(1e-9, 1e-8)).ridge == 1e-8
+    assert chosen(ridges=(1e-3, 1e6)).ridge == 1e-3
 
 
 def test_a_ridge_too_small_for_the_sums_is_passed_over_and_the_last_is_told() -> None:
@@ -89,6 +103,5 @@ def test_a_ridge_too_small_for_the_sums_is_passed_over_and_the_last_is_told() ->
     layer = Layer(Features("relu", 30), OUTPUTS, 0, slopes=True)
     sent = payload(config, layer, 50, 50)
     sent["0/fit"] = np.where(np.arange(len(sent["0/fit"])) == len(sent["0/fit"]) - 200, 2**40, sent["0/fit"])
-    work = FitLayers(config, (layer,), (1e-12,), ("full",), 40)
     with pytest.raises(FrmuError, match=r"not positive definite.*raise model\.ridge"):
-        work.perform(None, {"host": sent})  # type: ignore[arg-type]
+        FitLayer(config, layer, 1e-12, diagonal=True).perform(None, {"host": sent})  # type: ignore[arg-type]

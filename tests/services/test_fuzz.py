@@ -84,12 +84,13 @@ def frozen(pick: Callable[..., Any]) -> str:
 
 def learned(pick: Callable[..., Any]) -> str:
     """A table of learned features, some of it chosen on validation."""
-    auto, fourier, full = '"auto"', '"fourier"', '"full"'
+    auto, relu, fourier, full, diagonal = '"auto"', '"relu"', '"fourier"', '"full"', '"diagonal"'
     return "\n".join(
         [
             f'[model]\nencoder = "learned"\nfeatures = {pick(1, 20, 40)}\njudges = {pick(3, 20)}',
             f"layers = {pick(auto, 0, 1, 2)}\nlattice = {pick(0.25, 0.05)}\ncohort = {pick(256, 65_536)}",
-            f"bins = {pick(auto, 0, 3)}\nkind = {pick(auto, fourier)}\nmetric = {pick(auto, full)}",
+            f"hidden = {pick(0, 2, 8)}",
+            f"bins = {pick(auto, 0, 3)}\nkind = {pick(relu, fourier)}\nmetric = {pick(diagonal, full)}",
         ]
     )
 

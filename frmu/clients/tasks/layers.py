@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from frmu.clients.client import Client
-from frmu.clients.layers import FIT, VALIDATION, Layer, sums_of_rows
+from frmu.clients.layers import FIT, VALIDATION, Layer, learned_rows, sums_of_rows
 from frmu.config import Config
 from frmu.federation import Answer
-from frmu.models.encoders import spans
 from frmu.models.features import Features, basis_of_features
 from frmu.models.grid import QUARTERS, WEIGHTS, Basis, total
 from frmu.models.ridge import solve
@@ -45,7 +44,7 @@ class SumLayers:
         for at, layer in enumerate(self.layers):
             sums = first.book.total(layer, shards, first.config)
             payload |= {f"{at}/fit": sums.fit.packed, f"{at}/validation": sums.validation.packed}
-            payload |= {f"{at}/slopes/{name}": one.packed for name, one in sums.slopes.items()}
+            payload |= {f"{at}/slopes": sums.slopes.packed} if sums.slopes is not None else {}
         first.prepared = payload
 
     def perform(self, client: Client) -> Answer:
@@ -81,9 +80,9 @@ class GuardInfluences:
         """The losses on the client's validation records of keeping everything, and under its influences."""
         (basis, kept), client.prepared = client.prepared, None
         influence, below = self.influences[client.name]
-        by, steps = client.book.encoders(self.features, client.config), denominator(client.config)
+        wide, steps = client.book.wide(self.features, client.config), denominator(client.config)
         rows = np.flatnonzero(client.shard.split == VALIDATION)
-        judged = basis.statistics(sums_of_rows([(client.shard, rows)], client.config, by, self.outputs))
+        judged = basis.statistics(sums_of_rows([(client.shard, rows)], client.config, wide, self.outputs))
         changes = [(1, one) for one in changed_sums(client, self.features, self.outputs, influence, below)]
         proposed = self._head(basis, total([(steps, self.total), *changes], basis.D), steps)
         losses = {"keep": loss(kept, judged), "proposed": loss(proposed, judged)}
@@ -136,25 +135,38 @@ def changed_sums(
 ) -> list[Sums]:  # fmt: skip
     """Return what is to be added to `common` times a client's sums at full influence, in steps of `denominator`.
 
-    Slices of one weight are added up together; one in which a modality counts less is added up by itself.
+    Slices of one weight are added up together. A modality that counts less in a slice counts as if a share of its
+    records lacked it.
     """
     config, steps = client.config, denominator(client.config)
-    by = client.book.encoders(features, config)
-    alike: dict[int, list[Any]] = {}
-    found: list[Sums] = []
+    wide = client.book.wide(features, config)
+    alike: dict[tuple[int, tuple[str, ...]], list[Any]] = {}
     for key, rows in client.groups(FIT).items():
         weight = round(influence.get(key, 1.0) * WEIGHTS) * steps // WEIGHTS
-        if not below.get(key):
-            if change := attention * weight - common * steps:
-                alike.setdefault(change, []).append(rows)
-            continue
-        sums = sums_of_rows([(client.shard, rows)], config, by, outputs)
-        basis, places = basis_of_features(config, features, outputs), spans({n: e.columns for n, e in by.items()})
-        whole = sums
-        for name, q in sorted(below[key].items()):
-            sums, weight = basis.muted(sums, places[name], round(q * QUARTERS)), weight // QUARTERS
-        found.append(total([(attention * weight, sums), (-common * steps, whole)], basis.D))
-    for change, parts in sorted(alike.items()):
-        sums = sums_of_rows([(client.shard, np.concatenate(parts))], config, by, outputs)
+        for gone, part in _muted(below.get(key, {}), attention * weight):
+            change = part - common * steps if not gone else part
+            if change:
+                alike.setdefault((change, gone), []).append(rows)
+    found = []
+    for (change, gone), parts in sorted(alike.items()):
+        learned = learned_rows(client.shard, np.concatenate(parts), config)
+        sums = sums_of_rows(learned, config, wide, outputs, gone)
         found.append(total([(change, sums)], sums.D))
     return found
+
+
+def _muted(below: Mapping[str, float], weight: int) -> list[tuple[tuple[str, ...], int]]:
+    """A weight, shared out over records that have all modalities, and such that lack some of those that are muted.
+
+    >>> _muted({"weather": 0.25}, 64)
+    [((), 16), (('weather',), 48)]
+    """
+    shares: list[tuple[tuple[str, ...], int]] = [((), weight)]
+    for name, q in sorted(below.items()):
+        quarters = round(q * QUARTERS)
+        shares = [
+            (of, part // QUARTERS * times)
+            for gone, part in shares
+            for of, times in ((gone, quarters), ((*gone, name), QUARTERS - quarters))
+        ]
+    return shares
