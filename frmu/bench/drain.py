@@ -53,6 +53,9 @@ validation_from = 2025-05-01
 later_from = 2025-06-01
 test_from = 2025-07-01
 
+[model]
+encoder = "relu"
+
 [placement]
 clients_per_actor = PACK
 """

@@ -58,15 +58,23 @@ by = "month"
 validation_from = 2025-05-01
 later_from = 2025-06-01
 test_from = 2025-07-01
+
+[model]
+MODEL
 """
+FROZEN = 'encoder = "relu"'
 
 
 def bench_speed(
-    sites: Sequence[int], records: Sequence[int], each: int, repeats: int, tell: Tell = lambda line: None
-) -> dict[str, Any]:
-    """Measure federations of so many `sites` with `each` records, and of 100 sites with so many `records` in all."""
-    by_sites = [_measured(number, each, repeats, tell) for number in sites]
-    by_records = [_measured(100, number // 100, repeats, tell) for number in records]
+    sites: Sequence[int], records: Sequence[int], each: int, repeats: int, tell: Tell = lambda line: None,
+    model: str = FROZEN,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure federations of so many `sites` with `each` records, and of 100 sites with so many `records` in all.
+
+    `model` are the lines of the config's [model].
+    """
+    by_sites = [_measured(number, each, repeats, tell, model) for number in sites]
+    by_records = [_measured(100, number // 100, repeats, tell, model) for number in records]
     rows = {"sites": by_sites, "records": by_records}
     exponents = {
         along: {name: growth([row[along] for row in measured], [row[name] for row in measured]) for name in GROWING}
@@ -114,11 +122,11 @@ def _seconds(do: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def _measured(sites: int, each: int, repeats: int, tell: Tell) -> dict[str, Any]:
+def _measured(sites: int, each: int, repeats: int, tell: Tell, model: str) -> dict[str, Any]:
     """One federation: commands from cold, then erasures on a living one beside training again."""
     with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
         tell(f"{sites:,} sites of {each:,} records")
-        config = federation_of_sensors(Path(folder), sites, each)
+        config = federation_of_sensors(Path(folder), sites, each, model)
         file = str(config.file)
         row: dict[str, Any] = {"sites": sites, "each": each, "records": sites * each}
         for name, arguments in (("train", ["train", file]), ("drain", ["drain", file]), ("verify", ["verify", file])):
@@ -171,7 +179,7 @@ def _ask(where: Config | api.Experiment, what: Selection) -> None:
         api.erase(where, what, "bench")
 
 
-def federation_of_sensors(folder: Path, sites: int, each: int) -> Config:
+def federation_of_sensors(folder: Path, sites: int, each: int, model: str = FROZEN) -> Config:
     """Write sites with `each` records from January to July, one row group a site; a person has three records."""
     rng = np.random.default_rng(0)
     names = [f"f{column}" for column in range(COLUMNS)]
@@ -193,7 +201,7 @@ def federation_of_sensors(folder: Path, sites: int, each: int) -> Config:
         schema.close()
     text = CONFIG.replace("COLUMNS", ", ".join(f'"{name}"' for name in names))
     text = text.replace("RANGES", "\n".join(f"{name} = [-1.0, 1.0]" for name in names))
-    (folder / "sensors.toml").write_text(text, encoding="utf-8")
+    (folder / "sensors.toml").write_text(text.replace("MODEL", model), encoding="utf-8")
     return load(folder / "sensors.toml")
 
 

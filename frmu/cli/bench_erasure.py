@@ -103,11 +103,13 @@ def _tell_drain(result: dict[str, Any]) -> None:
               show_default=True, help="Federations of 100 sites with so many records in all.")  # fmt: skip
 @click.option("--rows", type=click.IntRange(1024), default=2**18, show_default=True, help="Rows of the bare product.")
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--encoder", type=click.Choice(["relu", "learned"]), default="relu", show_default=True)
+@click.option("--features", type=click.IntRange(1), help="How many; of learned ones all is chosen without.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="A folder for the JSON and the picture.")
 @json_option
 def bench_speed(
-    sites: tuple[int, ...], each: int, records: tuple[int, ...], rows: int, repeats: int, out: Path | None,
-    as_json: bool,
+    sites: tuple[int, ...], each: int, records: tuple[int, ...], rows: int, repeats: int, encoder: str,
+    features: int | None, out: Path | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Time sums, training, erasing and proving, against float64 and against training again, as federations grow."""
     import json
@@ -115,9 +117,12 @@ def bench_speed(
     from frmu.bench.speed import bench_product, draw_speed
     from frmu.bench.speed import bench_speed as measure
 
+    model = f'encoder = "{encoder}"' + (f"\nfeatures = {features}" if features else "")
+    model += "\nlayers = 2" if features and encoder == "learned" else ""
     with steps(2 + len(sites) + len(records)) as tell:
         tell("the bare product")
-        result = {"product": bench_product(rows, 576, repeats), **measure(sites, records, each, repeats, tell)}
+        product = bench_product(rows, 576, repeats)
+        result = {"model": model, "product": product, **measure(sites, records, each, repeats, tell, model)}
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "speed.json").write_text(json.dumps(result, indent=2), encoding="utf-8")

@@ -137,8 +137,8 @@ class ChooseFeatures:
         basis = basis_of_features(self.config, features, self.layers[at].outputs)
         s, v = (basis.statistics(self._of(of, at, features)) for of in sums)
         losses = _losses(s, v, self.ridges)
-        good = [ridge for ridge, loss in zip(self.ridges, losses, strict=True) if loss <= min(losses) * (1.0 + MARGIN)]
-        ridge = max(good, default=self.ridges[0])
+        enough = min(losses) * (1.0 + MARGIN)
+        ridge = max(ridge for ridge, loss in zip(self.ridges, losses, strict=True) if loss <= enough)
         return losses[self.ridges.index(ridge)], ridge
 
     def _of(self, sums: Sums, at: int, features: Features) -> Sums:
