@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,11 @@ from memory_tracking import MemoryBackend
 from postgres import postgres_database, postgres_url
 
 from frmu import api
+from frmu.clients.client import Host
 from frmu.config import Config, load
+from frmu.data.shard import clients_in
+from frmu.runtime.dispatch import ActorHandle
+from frmu.runtime.local import LocalFederation
 
 __all__ = ["postgres_database", "postgres_url"]  # fixtures of every test
 
@@ -99,6 +103,15 @@ def put(folder: Path, table: pd.DataFrame, text: str = CONFIG) -> Config:
     # One tracking database for all tests: MLflow takes over a second to lay the tables of a new one.
     (folder / "homes.toml").write_text(f'{text}\n[store]\ntracking = "{TRACKING}"\nexperiment = "{folder}"\n')
     return load(folder / "homes.toml")
+
+
+def hosted(config: Config, size: int) -> LocalFederation:
+    """All clients, so many a host."""
+    names, shards = clients_in(config.folder / "shards"), config.folder / "shards"
+    federation = LocalFederation(config, (), config.folder)
+    groups: list[Sequence[str]] = [names[at : at + size] for at in range(0, len(names), size)]
+    federation._dispatcher.handles = [ActorHandle(tuple(some), Host(config, some, shards)) for some in groups]
+    return federation
 
 
 def train(config: Config) -> dict:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CONFIG, put
+from conftest import CONFIG, hosted, put
 
-from frmu.clients.client import Host
 from frmu.clients.tasks.importing import CommitShard, StageShard
 from frmu.clients.tasks.statistics import ComputeStatistics
 from frmu.config import Config
-from frmu.data.shard import clients_in
 from frmu.methods.analytic import analytic
-from frmu.runtime.dispatch import ActorHandle
 from frmu.runtime.local import LocalFederation
 from frmu.selection.network import read_policy, shipped
 
@@ -41,15 +37,6 @@ def many(clients: int) -> pd.DataFrame:
             "temperature": rng.uniform(-10, 30, rows), "humidity": rng.uniform(20, 80, rows), "load": load,
         }
     )  # fmt: skip
-
-
-def hosted(config: Config, size: int) -> LocalFederation:
-    """All clients, so many a host."""
-    names, shards = clients_in(config.folder / "shards"), config.folder / "shards"
-    federation = LocalFederation(config, (), config.folder)
-    groups: list[Sequence[str]] = [names[at : at + size] for at in range(0, len(names), size)]
-    federation._dispatcher.handles = [ActorHandle(tuple(some), Host(config, some, shards)) for some in groups]
-    return federation
 
 
 @pytest.fixture(scope="module", params=["size", pytest.param("counterfactual", marks=pytest.mark.cluster)])

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CONFIG, drain, homes, put, train
-from test_adding_up import hosted
+from conftest import CONFIG, drain, homes, hosted, put, train
 
 from frmu import api
 from frmu.clients.tasks import layers as tasks
