@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from frmu.config.columns import dumped
 from frmu.config.data import CALENDAR, Data, Slices, Split
 from frmu.config.federation import Placement, RayTable, Rules, Site
 from frmu.config.model import LEARNED, Attention, Model
@@ -142,16 +143,16 @@ class Config(Table):
         return self.model.encoder == "learned" and any(map(self.learned, self.data.modalities))
 
     def columns(self, modality: str) -> int:
-        """The scaled columns that a modality of numbers has: a lag is two, its value, and whether there is one."""
-        names = self.data.modalities[modality]
-        return len(names) + sum(name in self.data.lags for name in names)
+        """The scaled columns that a modality of numbers and categories has: see `frmu.config.data.Data.scaled`."""
+        return sum(map(self.data.scaled, self.data.modalities[modality]))
 
     def continuous(self, modality: str) -> tuple[int, ...]:
-        """The places of a modality's scaled columns that hold a quantity, and not whether there is one."""
+        """The places of a modality's scaled columns that hold a quantity, and not whether there is one, or which."""
         found, at = [], 0
         for name in self.data.modalities[modality]:
-            found.append(at)
-            at += 2 if name in self.data.lags else 1
+            if name not in self.data.categories:
+                found.append(at)
+            at += self.data.scaled(name)
         return tuple(found)
 
     def learned(self, modality: str) -> bool:
@@ -176,7 +177,7 @@ class Config(Table):
         # Several modalities are encoded with whether each is there, which states made before that were not.
         model |= {"present": True} if self.optional else {}
         parts = {
-            "data": self.data.model_dump(mode="json", exclude={"path", "private", "clip"}),
+            "data": dumped(self.data.model_dump(mode="json", exclude={"path", "private", "clip"}), self.data.missing),
             "slices": {"by": self.slice_by, "buckets": self.slices.buckets},
             "split": self.split.model_dump(mode="json", exclude={"until"} if self.split.until is None else None),
             "model": model,
@@ -229,6 +230,14 @@ class Config(Table):
         for name in self.texts:
             if name in data.ranges:
                 raise ValueError(f'range of "{name}": its encoder is "hash", so it is text, which has no range')
+            if name in data.categories:
+                raise ValueError(
+                    f'category "{name}" must be in a modality whose encoder is not "hash": that is for text'
+                )
+            if name in data.missing:
+                raise ValueError(f'missing "{name}": its encoder is "hash", and text is missing only with its modality')
+            if name in data.transforms:
+                raise ValueError(f'transform of "{name}": its encoder is "hash", so it is text')
             if name in data.lags:
                 raise ValueError(f'lag "{name}" is a number; its modality must not have the encoder "hash"')
         for name, lag in data.lags.items():

@@ -193,7 +193,8 @@ def _retrained(session: Session, suspects: ModelsUnderTest, seed: int, name: str
 def _trap(session: Session, live: Federation) -> Trap:
     """A trigger of this federation's own: its last few plain features at the top of their range, or at their size."""
     data = session.config.data
-    columns = [name for name in data.features if name not in data.lags and name not in session.config.texts][-9:]
+    names = {*data.lags, *data.categories, *session.config.texts}
+    columns = [name for name in data.features if name not in names][-9:]
     ranges = dict(data.ranges) | ({TARGET: data.ranges[data.target]} if data.target in data.ranges else {})
     wanted = [*columns, TARGET] if data.task == "regression" else columns
     unknown = tuple(name for name in wanted if name not in ranges)
