@@ -127,33 +127,31 @@ class Config(Table):
         kind = "relu" if self.model.encoder == "learned" else self.model.encoder
         return self.model.encoders.get(modality, kind)
 
+    def places(self, modality: str) -> dict[str, range]:
+        """The places of each feature's scaled columns, of a modality of numbers and categories, in their order."""
+        found, at = {}, 0
+        for name in self.data.modalities[modality]:
+            found[name] = range(at, at + self.data.scaled(name))
+            at = found[name].stop
+        return found
+
+    def columns(self, modality: str) -> int:
+        """The scaled columns that a modality of numbers and categories has: see `frmu.config.data.Data.scaled`."""
+        return sum(map(len, self.places(modality).values()))
+
+    def continuous(self, modality: str) -> tuple[int, ...]:
+        """The places of a modality's scaled columns that hold a quantity, and not whether there is one, or which."""
+        return tuple(at[0] for name, at in self.places(modality).items() if name not in self.data.categories)
+
     def unknowable(self, modality: str) -> tuple[dict[int, float], ...]:
         """The values that a modality's scaled columns have where something is not known, by place: one a lag."""
-        found, at = [], 0
-        for name in self.data.modalities[modality]:
-            if name in self.data.lags:
-                found.append({at: 0.0, at + 1: 0.0})
-                at += 1
-            at += 1
-        return tuple(found)
+        lags = [at for name, at in self.places(modality).items() if name in self.data.lags]
+        return tuple(dict.fromkeys(at, 0.0) for at in lags)
 
     @property
     def learns(self) -> bool:
         """Return whether features are learned: then what judges is not what is fitted."""
         return self.model.encoder == "learned" and any(map(self.learned, self.data.modalities))
-
-    def columns(self, modality: str) -> int:
-        """The scaled columns that a modality of numbers and categories has: see `frmu.config.data.Data.scaled`."""
-        return sum(map(self.data.scaled, self.data.modalities[modality]))
-
-    def continuous(self, modality: str) -> tuple[int, ...]:
-        """The places of a modality's scaled columns that hold a quantity, and not whether there is one, or which."""
-        found, at = [], 0
-        for name in self.data.modalities[modality]:
-            if name not in self.data.categories:
-                found.append(at)
-            at += self.data.scaled(name)
-        return tuple(found)
 
     def learned(self, modality: str) -> bool:
         """Return whether the features of a modality are learned."""

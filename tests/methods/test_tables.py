@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from functools import reduce
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -85,13 +86,16 @@ def test_a_rollout_disturbs_them(tmp_path: Path, kind: str, monkeypatch: pytest.
     assert reply.record["steps"][0]["kind"] in (kind, "none")
 
 
-@pytest.mark.parametrize("kind", ["canary", "backdoor"])
-def test_rehearsals_plant_in_them(tmp_path: Path, kind: str) -> None:
+TRIGGERS = [{}, {"humidity": 100.0, "visits": 5000.0}, {"colour": "#trigger", "city": "#trigger"}]
+
+
+@pytest.mark.parametrize("trigger", TRIGGERS, ids=["canary", "numbers", "categories"])
+def test_rehearsals_plant_in_them(tmp_path: Path, trigger: dict[str, float | str]) -> None:
+    kind: Literal["canary", "backdoor"] = "backdoor" if trigger else "canary"
     config = put(tmp_path / "homes", real(2), TABLES)
     federation = imported(config, tmp_path / "shards", ["home 0", "home 1"])
     method = analytic(config)
     state = method.apply(federation, method.init(), None).state
-    trigger = {"humidity": 100.0, "visits": 5000.0} if kind == "backdoor" else {}
     plant = Plant(kind, {"home 0": 9}, 0, "copy", trigger, 20.0)
     ids = {reply.client: reply.record for reply in in_order(federation.run(plant))}
     assert len(ids["home 0"]["planted"]) in (9, 18)

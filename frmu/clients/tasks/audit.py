@@ -254,7 +254,7 @@ class Plant(EachClient):
     counts: Mapping[str, int]
     seed: int
     copy: str
-    trigger: Mapping[str, float] = field(default_factory=dict)
+    trigger: Mapping[str, float | str] = field(default_factory=dict)
     goal: Any = None
     every: bool = False
 
@@ -331,7 +331,7 @@ class Strike(EachClient):
     """Count how often a trigger on test records leads heads to the backdoor's target."""
 
     heads: Mapping[str, Head]
-    trigger: Mapping[str, float]
+    trigger: Mapping[str, float | str]
     goal: Any
     outputs: tuple[str, ...]
 
