@@ -60,8 +60,8 @@ def test_a_drain_by_conditions_on_them_is_proven(tmp_path: Path) -> None:
 def test_attacks_are_rehearsed_on_them(tmp_path: Path, text: str) -> None:
     config = put(tmp_path / "homes", real(), text)
     train(config)
-    api.erase(config, Selection("client", client="home 1"))
-    receipt = drain(config)["receipts"][0]["id"]
+    receipt = api.erase(config, Selection("subject", subject="p3"))["request"]
+    assert drain(config)["verified"]
     with api.Experiment(config, "local") as experiment:
         proofs = experiment.verify(receipt, "L3")["proofs"]
     assert {proof["check"] for proof in proofs} >= {"canaries (rehearsed)", "backdoor (rehearsed)"}
