@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from frmu.config.columns import dumped
 from frmu.config.data import CALENDAR, Data, Slices, Split
 from frmu.config.federation import Placement, RayTable, Rules, Site
 from frmu.config.model import LEARNED, Attention, Model
@@ -126,33 +127,31 @@ class Config(Table):
         kind = "relu" if self.model.encoder == "learned" else self.model.encoder
         return self.model.encoders.get(modality, kind)
 
+    def places(self, modality: str) -> dict[str, range]:
+        """The places of each feature's scaled columns, of a modality of numbers and categories, in their order."""
+        found, at = {}, 0
+        for name in self.data.modalities[modality]:
+            found[name] = range(at, at + self.data.scaled(name))
+            at = found[name].stop
+        return found
+
+    def columns(self, modality: str) -> int:
+        """The scaled columns that a modality of numbers and categories has: see `frmu.config.data.Data.scaled`."""
+        return sum(map(len, self.places(modality).values()))
+
+    def continuous(self, modality: str) -> tuple[int, ...]:
+        """The places of a modality's scaled columns that hold a quantity, and not whether there is one, or which."""
+        return tuple(at[0] for name, at in self.places(modality).items() if name not in self.data.categories)
+
     def unknowable(self, modality: str) -> tuple[dict[int, float], ...]:
         """The values that a modality's scaled columns have where something is not known, by place: one a lag."""
-        found, at = [], 0
-        for name in self.data.modalities[modality]:
-            if name in self.data.lags:
-                found.append({at: 0.0, at + 1: 0.0})
-                at += 1
-            at += 1
-        return tuple(found)
+        lags = [at for name, at in self.places(modality).items() if name in self.data.lags]
+        return tuple(dict.fromkeys(at, 0.0) for at in lags)
 
     @property
     def learns(self) -> bool:
         """Return whether features are learned: then what judges is not what is fitted."""
         return self.model.encoder == "learned" and any(map(self.learned, self.data.modalities))
-
-    def columns(self, modality: str) -> int:
-        """The scaled columns that a modality of numbers has: a lag is two, its value, and whether there is one."""
-        names = self.data.modalities[modality]
-        return len(names) + sum(name in self.data.lags for name in names)
-
-    def continuous(self, modality: str) -> tuple[int, ...]:
-        """The places of a modality's scaled columns that hold a quantity, and not whether there is one."""
-        found, at = [], 0
-        for name in self.data.modalities[modality]:
-            found.append(at)
-            at += 2 if name in self.data.lags else 1
-        return tuple(found)
 
     def learned(self, modality: str) -> bool:
         """Return whether the features of a modality are learned."""
@@ -176,7 +175,7 @@ class Config(Table):
         # Several modalities are encoded with whether each is there, which states made before that were not.
         model |= {"present": True} if self.optional else {}
         parts = {
-            "data": self.data.model_dump(mode="json", exclude={"path", "private", "clip"}),
+            "data": dumped(self.data.model_dump(mode="json", exclude={"path", "private", "clip"}), self.data.missing),
             "slices": {"by": self.slice_by, "buckets": self.slices.buckets},
             "split": self.split.model_dump(mode="json", exclude={"until"} if self.split.until is None else None),
             "model": model,
@@ -229,6 +228,14 @@ class Config(Table):
         for name in self.texts:
             if name in data.ranges:
                 raise ValueError(f'range of "{name}": its encoder is "hash", so it is text, which has no range')
+            if name in data.categories:
+                raise ValueError(
+                    f'category "{name}" must be in a modality whose encoder is not "hash": that is for text'
+                )
+            if name in data.missing:
+                raise ValueError(f'missing "{name}": its encoder is "hash", and text is missing only with its modality')
+            if name in data.transforms:
+                raise ValueError(f'transform of "{name}": its encoder is "hash", so it is text')
             if name in data.lags:
                 raise ValueError(f'lag "{name}" is a number; its modality must not have the encoder "hash"')
         for name, lag in data.lags.items():

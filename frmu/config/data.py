@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from frmu.config.columns import Categories, check_columns, read_categories
 from frmu.config.table import Table, parse_duration
 from frmu.errors import ConfigError, near_miss
 
@@ -40,6 +41,9 @@ class Data(Table):
     where they are learned from; more are refused on import, and 0 refuses any. Otherwise one value is always let in:
     a share of a few records allows none, and one reading of one client would stop a whole federation, or come to stop
     it when an erasure makes the client smaller.
+
+    `missing` are the columns that may be null: one more column says where each is. `categories` are one column a
+    declared value and one for any other, or one a hash bucket. `transforms` are made before anything is scaled.
     """
 
     path: str
@@ -55,11 +59,24 @@ class Data(Table):
     lags: dict[str, Lag] = Field(default_factory=dict)
     ranges: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = Field(default_factory=dict)
     clip: float = Field(default=0.01, ge=0, lt=1)
+    missing: list[str] = Field(default_factory=list)
+    categories: Categories = Field(default_factory=dict)
+    transforms: dict[str, Literal["log1p"]] = Field(default_factory=dict)
 
     @property
     def features(self) -> tuple[str, ...]:
         """Every feature of every modality, in the order of the config."""
         return tuple(name for names in self.modalities.values() for name in names)
+
+    def scaled(self, feature: str) -> int:
+        """Return how many scaled columns a feature has that is no text.
+
+        A number has one, a category one a declared value and one for any other, or one a bucket; a lag has one more,
+        whether there is a value, and what may be missing one more, whether it is.
+        """
+        declared = self.categories.get(feature)
+        values = 1 if declared is None else declared if isinstance(declared, int) else len(declared) + 1
+        return values + (feature in self.lags) + (feature in self.missing)
 
     def range_of(self, *names: str) -> tuple[float, float]:
         """Return the declared range of the first of some names that has one; raises `ConfigError` where none has."""
@@ -71,6 +88,11 @@ class Data(Table):
             f'data.ranges has no "{names[0]}": declare the least and the greatest value that it may have, as `frmu '
             "init` does; everything is computed on a grid of that range"
         )
+
+    @field_validator("categories", mode="before")
+    @classmethod
+    def _as_text(cls, categories: object) -> object:
+        return read_categories(categories)
 
     @field_validator("modalities")
     @classmethod
@@ -116,6 +138,7 @@ class Data(Table):
         for name in self.ranges:
             if name not in known:
                 raise ValueError(f'range of "{name}" names no feature{near_miss(name, known)}')
+        check_columns(self)
         if self.target in features:
             raise ValueError(f'target "{self.target}" must not be a feature as well')
         uses = {"client": self.client, "record": self.record, "subject": self.subject, "time": self.time}

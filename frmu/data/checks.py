@@ -19,15 +19,10 @@ from frmu.data.columns import CLIENT, FILE, RECORD, ROW
 from frmu.errors import DataError
 
 __all__ = [
-    "LONGEST", "Where", "client_names", "inside", "key_of", "moments", "no_duplicates", "numbers", "proposed_range",
-    "text_of",
+    "LONGEST", "Where", "client_names", "is_number", "is_text", "key_of", "moments", "no_duplicates", "no_value",
+    "numbers", "plain", "proposed_range", "text_of",
 ]  # fmt: skip
 LONGEST = 200  # characters of a client's name in a file's name
-
-
-def inside(config: Config, name: str) -> float:
-    """A value that no check minds."""
-    return config.data.ranges.get(name, [0.0])[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,23 +71,31 @@ class Where:
             )
         return labels
 
-    def given(self, column: pa.ChunkedArray, name: str, missing: NDArray[np.bool_] | None = None) -> pa.ChunkedArray:
-        """A value in every row, but for those that lack the modality."""
+    def given(
+        self, column: pa.ChunkedArray, name: str, config: Config, missing: NDArray[np.bool_] | None = None,
+        hint: str = "",
+    ) -> pa.ChunkedArray:  # fmt: skip
+        """A value in every row, but for those that may be without one; of others the error has the line to add."""
         bad = column.is_null().to_numpy(zero_copy_only=False)
         bad = bad if missing is None else bad & ~missing
         if bad.any():
-            raise DataError(f'{self.file}: column "{name}" is null at {self.place(bad)}; frmu fills nothing in')
+            raise DataError(
+                f'{self.file}: column "{name}" is null at {self.place(bad)}; frmu fills nothing in'
+                f"{line_for_missing(name, config)}{hint}"
+            )
         return column
 
     def finite(
         self, column: pa.ChunkedArray, name: str, config: Config, missing: NDArray[np.bool_] | None = None
     ) -> pa.Array:
         """Numbers that have a declared range; how many may lie beyond it is for `frmu.data.clipping` to say."""
-        self.given(column, name, missing)
-        values = column.fill_null(inside(config, name)).to_numpy(zero_copy_only=False)
-        bad = ~np.isfinite(values)
+        self.given(column, name, config, missing)
+        values = column.fill_null(np.nan).to_numpy(zero_copy_only=False)
+        bad = ~np.isfinite(values) if missing is None else ~np.isfinite(values) & ~missing
         if bad.any():
-            raise DataError(f'{self.file}: column "{name}" must be finite, got {values[bad][0]} at {self.place(bad)}')
+            got = values[bad][0]
+            line = line_for_missing(name, config) if np.isnan(got) else ""
+            raise DataError(f'{self.file}: column "{name}" must be finite, got {got} at {self.place(bad)}{line}')
         self.declared(name, values, config)
         return pa.array(values, mask=missing)
 
@@ -107,15 +110,31 @@ class Where:
         if name not in data.ranges and not (alone and lagged <= set(data.ranges)):
             raise DataError(
                 f'{self.file}: column "{name}" has no declared range, and all sums are made on a grid of it. Add this '
-                f"under [data.ranges]: {key_of(name)} = {proposed_range(values)}"
+                f"under [data.ranges]: {key_of(name)} = {proposed_range(values, data.transforms.get(name))}"
             )
 
 
-def proposed_range(values: NDArray[Any]) -> str:
+def line_for_missing(name: str, config: Config) -> str:
+    """The line that lets a column be null, as the end of an error; nothing for one that no line can let."""
+    data = config.data
+    if name in config.texts or name in data.missing or name == data.target:
+        return ""
+    line = json.dumps([*data.missing, name], ensure_ascii=False)
+    return f"; where it may be missing, add this under [data]: missing = {line}"
+
+
+def no_value(column: pa.ChunkedArray, missing: bool) -> NDArray[np.bool_]:
+    """Mark the rows of a column that are null, (rows,); of one that may be missing, NaN is null as well."""
+    return np.asarray(column.is_null(nan_is_null=missing).to_numpy(zero_copy_only=False), dtype=bool)
+
+
+def proposed_range(values: NDArray[Any], transform: str | None = None) -> str:
     """The range that is proposed for values: rounded outwards with a tenth of their distance to spare.
 
-    >>> proposed_range(np.array([0.5, 9.5]))
-    '[-0.4, 10.4]'
+    One that will be transformed by "log1p" begins at 0 at least, or between the least value and -1.
+
+    >>> proposed_range(np.array([0.5, 9.5])), proposed_range(np.array([0.5, 9.5]), "log1p")
+    ('[-0.4, 10.4]', '[0.0, 10.4]')
     """
     there = values[np.isfinite(values)]
     if not len(there):
@@ -123,7 +142,9 @@ def proposed_range(values: NDArray[Any]) -> str:
     low, high = float(there.min()), float(there.max())
     spare = 0.1 * (high - low) or max(1.0, abs(high))
     step = 10.0 ** math.floor(math.log10(spare))
-    ends = (math.floor((low - spare) / step) * step, math.ceil((high + spare) / step) * step)
+    ends = [math.floor((low - spare) / step) * step, math.ceil((high + spare) / step) * step]
+    if transform == "log1p":
+        ends = [max(ends[0], 0.0 if low >= 0.0 else (max(low, -0.98) - 1.0) / 2.0), max(ends[1], 1.0)]
     return "[" + ", ".join(repr(float(f"{end:.12g}")) for end in ends) + "]"
 
 
@@ -193,20 +214,38 @@ def text_of(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
     return text
 
 
-def numbers(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
-    """Return a column as float64; raises `DataError` where it holds no numbers."""
-    kind = column.type
-    if not (
-        pa.types.is_null(kind)  # a column without any value
+def is_number(kind: pa.DataType) -> bool:
+    """Return whether values of an Arrow type are numbers; a column without any value may be of any type."""
+    return bool(
+        pa.types.is_null(kind)
         or pa.types.is_floating(kind)
         or pa.types.is_integer(kind)
         or pa.types.is_boolean(kind)
         or pa.types.is_decimal(kind)
-    ):
+    )
+
+
+def plain(table: pa.Table) -> pa.Table:
+    """A table whose dictionary-encoded columns are values again."""
+    for at, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            table = table.set_column(at, field.name, table.column(at).cast(field.type.value_type))
+    return table
+
+
+def numbers(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
+    """Return a column as float64; raises `DataError` where it holds no numbers."""
+    kind = column.type
+    if not is_number(kind):
         raise DataError(f'{file}: column "{name}" must be a number, got {kind}')
     if pa.types.is_boolean(kind):
         column = column.cast(pa.int8())
     return column.cast(pa.float64(), safe=False)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether an Arrow type is text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def moments(column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:

@@ -1,8 +1,9 @@
 """Propose a config from a file: which column is which, ranges with room to spare, dates of the split.
 
 It looks at the data once, so that training never has to: what it finds is written down, and from then on it is
-declared. A range that came from records which are erased later is a constant of the config like any other; a
-reader who minds declares the ranges by hand.
+declared. What becomes of each column, and why, is told in a line (`frmu.data.proposals`). A range that came from
+records which are erased later is a constant of the config like any other; a reader who minds declares the ranges by
+hand.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from frmu.config import load
-from frmu.data.checks import key_of, proposed_range
+from frmu.data.checks import is_number, is_text, key_of, numbers, plain, proposed_range, text_of
 from frmu.data.parquet import read_parquet
+from frmu.data.proposals import Proposal, propose, skewed, within
 from frmu.errors import ConfigError, DataError, near_miss
 
 __all__ = ["infer_config"]
@@ -55,24 +57,26 @@ def infer_config(parquet: Sequence[str], out: Path, named: Mapping[str, str], fo
     if out.exists() and not force:
         raise ConfigError(f"{out}: is there already; --force overwrites it")
     path = _path(parquet, out)
-    table = pa.concat_tables([read_parquet(file) for file in _files(parquet)], promote_options="permissive")
+    table, notes = _whole(_files(parquet))
     for role, column in named.items():
         if column not in table.column_names:
             raise DataError(f'{parquet[0]}: no column "{column}" for {role}{near_miss(column, table.column_names)}')
-    roles, notes = _roles(table, named)
-    features = _features(table, set(roles.values()))
+    roles, guessed = _roles(table, named)
+    used = set(roles.values())
+    proposals = within([propose(name, table[name]) for name in table.column_names if name not in used])
+    features = [one.name for one in proposals if one.kind != "nothing"]
     if not features:
         raise DataError(
-            f"{parquet[0]}: no numeric column is left to be a feature; it has {', '.join(table.column_names)}"
+            f"{parquet[0]}: no column is left to be a feature: {'; '.join(one.note for one in proposals) or 'none'}"
         )
-    notes += _left_out(table, roles, features)
+    notes += guessed + _told(proposals)
     notes += [
         f'"{name}" has nulls or values that are not finite; `frmu train` will refuse them'
-        for name in [*features, *roles.values()]
+        for name in roles.values()
         if _gaps(table[name])
     ]
     try:
-        text = _render(path, table, roles, features, notes)
+        text = _render(path, table, roles, proposals, notes)
     except (pa.ArrowException, OverflowError) as error:
         raise DataError(f"{parquet[0]}: cannot propose a config: {str(error).splitlines()[0]}") from None
     partial = out.with_name(out.name + ".partial")
@@ -85,8 +89,43 @@ def infer_config(parquet: Sequence[str], out: Path, named: Mapping[str, str], fo
     return {"config": str(out), "text": text, "roles": roles, "features": features, "notes": notes}
 
 
+def _told(proposals: Sequence[Proposal]) -> list[str]:
+    """A line for each column that something is done with, and one for all that are numbers as they are."""
+    silent = [one.name for one in proposals if not one.note]
+    said = [one.note for one in proposals if one.note]
+    return [*([f"numbers as they are: {', '.join(silent)}"] if silent else []), *said]
+
+
 def _gaps(column: pa.ChunkedArray) -> bool:
     return bool(column.null_count or (pa.types.is_floating(column.type) and not pc.all(pc.is_finite(column)).as_py()))
+
+
+def _whole(files: Sequence[Path]) -> tuple[pa.Table, list[str]]:
+    """All files as one table without dictionaries; what is text in one and a number in another is text, and said so."""
+    tables = [plain(read_parquet(file)) for file in files]
+    notes = []
+    for name in dict.fromkeys(name for table in tables for name in table.column_names):
+        kinds = {at: table.schema.field(name).type for at, table in enumerate(tables) if name in table.column_names}
+        texts = [at for at, kind in kinds.items() if is_text(kind)]
+        others = [at for at, kind in kinds.items() if is_number(kind) and not pa.types.is_null(kind)]
+        if texts and others:
+            notes.append(
+                f'"{name}": taken as text, for it is text in {files[texts[0]]} and a number in {files[others[0]]}'
+            )
+            tables = [_as_text(table, name, files[at]) for at, table in enumerate(tables)]
+    try:
+        return pa.concat_tables(tables, promote_options="permissive"), notes
+    except pa.ArrowException as error:
+        raise DataError(f"{files[0]}: does not go with the other files: {str(error).splitlines()[0]}") from None
+
+
+def _as_text(table: pa.Table, name: str, file: Path) -> pa.Table:
+    if name not in table.column_names:
+        return table
+    column = table[name]
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(column.is_null(nan_is_null=True), None, column.cast(pa.float64()))
+    return table.set_column(table.column_names.index(name), name, text_of(column, str(file), name))
 
 
 def _files(parquet: Sequence[str]) -> list[Path]:
@@ -142,36 +181,15 @@ def _is_time(kind: pa.DataType) -> bool:
     return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind))
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
-
-
 def _unique_text(column: pa.ChunkedArray) -> bool:
-    return bool(_is_text(column.type) and pc.count_distinct(column).as_py() == len(column))
+    return bool(is_text(column.type) and pc.count_distinct(column).as_py() == len(column))
 
 
-def _features(table: pa.Table, used: set[str]) -> list[str]:
-    return [name for name in table.column_names if name not in used and _is_number(table[name].type)]
-
-
-def _left_out(table: pa.Table, roles: Mapping[str, str], features: list[str]) -> list[str]:
-    """Return what nothing will be learned from, and no filter can name."""
-    rest = [name for name in table.column_names if name not in {*features, *roles.values()}]
-    told = ", ".join(f"{name} ({table.schema.field(name).type})" for name in rest)
-    hint = "features are numbers, so give a class a column of 0 and 1"
-    if any(_is_text(table[name].type) for name in rest):
-        hint += ', or make text a modality of its own with the encoder "hash" (model.encoders)'
-    return [f"left out: {told}; {hint}"] if rest else []
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _render(path: str, table: pa.Table, roles: Mapping[str, str], features: list[str], notes: list[str]) -> str:
-    target = table[roles["target"]]
-    numeric = _is_number(target.type) and not pa.types.is_boolean(target.type)
-    regression = numeric and (pa.types.is_floating(target.type) or pc.count_distinct(target).as_py() > 20)
+def _render(
+    path: str, table: pa.Table, roles: Mapping[str, str], proposals: Sequence[Proposal], notes: list[str]
+) -> str:
+    regression = _regression(table[roles["target"]])
+    features = [one for one in proposals if one.kind != "nothing"]
     lines = ["[data]", f"path = {_quote(path)}"]
     lines += [
         f"{role} = {_quote(roles[role])}"
@@ -180,25 +198,52 @@ def _render(path: str, table: pa.Table, roles: Mapping[str, str], features: list
     ]
     lines.append(f'task = "{"regression" if regression else "classification"}"')
     if not regression:
-        classes = sorted(str(label) for label in pc.unique(target.drop_null()).cast(pa.string()).to_pylist())
-        lines.append(f"classes = {json.dumps(classes, ensure_ascii=False)}")
-    lines += [
-        "",
-        "[data.modalities]",
-        f"all = {json.dumps(features, ensure_ascii=False)}",
-        "",
-        "[data.ranges]",
-    ]
-    ranged = [*features, *([roles["target"]] if regression else [])]
-    lines += [f"{key_of(name)} = {_range(table[name])}" for name in ranged]
+        lines.append(f"classes = {_list(_classes(table[roles['target']], roles['target']))}")
+    if missing := [one.name for one in features if one.missing]:
+        lines.append(f"missing = {_list(missing)}")
+    lines += ["", "[data.modalities]", f"all = {_list([one.name for one in features])}"]
+    lines += _categories(features)
+    ranges = [f"{key_of(one.name)} = {one.range}" for one in features if one.kind == "number"]
+    ranged, transforms = _target(table, roles["target"], notes) if regression else ([], [])
+    lines += ["", "[data.ranges]", *ranges, *ranged, *transforms]
     lines += ["", "[slices]", *_slices(table, roles, notes)]
     lines += ["", "[split]", *_split(table, roles, notes)]
     return "\n".join(lines) + "\n"
 
 
-def _range(column: pa.ChunkedArray) -> str:
-    numbers = column.cast(pa.int8()) if pa.types.is_boolean(column.type) else column
-    return proposed_range(numbers.drop_null().cast(pa.float64(), safe=False).to_numpy())
+def _regression(target: pa.ChunkedArray) -> bool:
+    """Numbers with fractions, or whole ones of which there are many."""
+    kind = target.type
+    if not is_number(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
+        return False
+    return not pa.types.is_integer(kind) or pc.count_distinct(target).as_py() > 20
+
+
+def _classes(target: pa.ChunkedArray, name: str) -> list[str]:
+    return sorted(pc.unique(text_of(target.drop_null(), "", name)).to_pylist())
+
+
+def _categories(features: Sequence[Proposal]) -> list[str]:
+    found = [one for one in features if one.kind == "category"]
+    lines = [
+        f"{key_of(one.name)} = {one.declared if isinstance(one.declared, int) else _list(one.declared)}"
+        for one in found
+    ]
+    return ["", "[data.categories]", *lines] if found else []
+
+
+def _target(table: pa.Table, name: str, notes: list[str]) -> tuple[list[str], list[str]]:
+    """The lines for the range of a target that is a number, and for its transform."""
+    values = numbers(table[name], "", name).to_numpy(zero_copy_only=False)
+    skew = skewed(values)
+    if skew is None:
+        return [f"{key_of(name)} = {proposed_range(values)}"], []
+    notes.append(
+        f'"{name}": learned as log1p, for it is never negative and skewed to the right (skewness {skew[0]:.1f}, and '
+        f"{skew[1]:.1f} after it)"
+    )
+    lines = ["", "[data.transforms]", f'{key_of(name)} = "log1p"']
+    return [f"{key_of(name)} = {proposed_range(values, 'log1p')}"], lines
 
 
 def _slices(table: pa.Table, roles: Mapping[str, str], notes: list[str]) -> list[str]:
@@ -240,4 +285,9 @@ def _ends(table: pa.Table, roles: Mapping[str, str]) -> tuple[dt.datetime, dt.da
 
 
 def _quote(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    """Text in TOML, which has DEL escaped and JSON has not."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _list(texts: Sequence[str]) -> str:
+    return "[" + ", ".join(map(_quote, texts)) + "]"

@@ -4,7 +4,7 @@ Only the columns that the config names are read, so nothing else of a person ent
 before anything is written, over a whole file at once, and names the file, the client, the column and the row.
 
 A record lacks a modality where all its columns are null, which is allowed where there are other modalities. A
-record with some of them null is refused: frmu fills nothing in.
+record with some of them null is refused, but where `data.missing` names those: frmu fills nothing in.
 """
 
 from __future__ import annotations
@@ -23,7 +23,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from frmu.config import CALENDAR, Config
-from frmu.data.checks import Where, client_names, inside, moments, no_duplicates, numbers, text_of
+from frmu.data.checks import (
+    Where,
+    client_names,
+    is_number,
+    is_text,
+    key_of,
+    moments,
+    no_duplicates,
+    no_value,
+    numbers,
+    plain,
+    text_of,
+)
 from frmu.data.columns import CLIENT, FILE, PRIVATE, RECORD, ROW, SLICE, SUBJECT, TARGET, TIME
 from frmu.errors import DataError, near_miss
 
@@ -153,7 +165,7 @@ def files_of(config: Config) -> list[str]:
 def _canonical(config: Config, file: str, index: int, wanted: pa.Array) -> pa.Table:
     """The rows of some clients in one file, as the columns of a shard; everything is checked."""
     data = config.data
-    table = read_parquet(file, _columns(config))
+    table = plain(read_parquet(file, _columns(config)))
     clients = text_of(table[data.client], file, data.client)
     keep = pc.is_in(clients, wanted)
     rows = np.flatnonzero(keep.to_numpy(zero_copy_only=False))
@@ -176,10 +188,9 @@ def _canonical(config: Config, file: str, index: int, wanted: pa.Array) -> pa.Ta
         out[TARGET] = where.known(labels, data.target, data.classes)
     missing = _missing(config, table, where)
     for name in _numeric(config):
-        out[name] = where.finite(numbers(table[name], file, name), name, config, missing.get(name))
-    for name in config.texts:
-        out[name] = where.given(text_of(table[name], file, name), name, missing.get(name))
-    return pa.table(out)
+        values = _numbers(config, table[name], file, name)
+        out[name] = where.finite(values, name, config, missing.get(name))
+    return pa.table(out | _labels(config, table, where, missing))
 
 
 def inputs(config: Config, file: str) -> pa.Table:
@@ -190,8 +201,8 @@ def inputs(config: Config, file: str) -> pa.Table:
     `DataError` as `gather`.
     """
     data = config.data
-    named = [data.client, *([data.time] if data.lags and data.time else []), *_numeric(config), *config.texts]
-    table = _with_nulls(config, file, list(dict.fromkeys(named)))
+    named = [data.client, *([data.time] if data.lags and data.time else []), *_numeric(config), *_named(config)]
+    table = plain(_with_nulls(config, file, list(dict.fromkeys(named))))
     clients = text_of(table[data.client], file, data.client)
     client_names(clients, file, data.client)
     where = Where(file, clients, np.arange(table.num_rows))
@@ -200,13 +211,44 @@ def inputs(config: Config, file: str) -> pa.Table:
         out[TIME] = where.whole(moments(table[data.time], file, data.time), data.time, "time")
     missing = _missing(config, table, where)
     for name in _numeric(config):
-        column = numbers(table[name], file, name)
-        seen = column if name in data.features else column.fill_null(inside(config, name))
-        where.finite(seen, name, config, missing.get(name))
+        column = _numbers(config, table[name], file, name)
+        spare = missing.get(name) if name in data.features else no_value(column, name in data.missing)
+        where.finite(column, name, config, spare)
         out[name] = column.fill_null(np.nan)
-    for name in config.texts:
-        out[name] = where.given(text_of(table[name], file, name), name, missing.get(name))
-    return pa.table(out)
+    return pa.table(out | _labels(config, table, where, missing))
+
+
+def _numbers(config: Config, column: pa.ChunkedArray, file: str, name: str) -> pa.ChunkedArray:
+    """A feature as float64; raises `DataError` where it holds no numbers, which says so where another file does."""
+    if is_number(column.type):
+        return numbers(column, file, name)
+    others = (other for other in files_of(config) if other != file)
+    other = next((other for other in others if _holds_numbers(other, name)), None)
+    what = "must be a number, got" if other is None else f"is a number in {other}, and here it is"
+    seen = {lag.column for lag in config.data.lags.values()}
+    line = f"; as a category it may be either: add {key_of(name)} = 64 under [data.categories]"
+    hint = line if is_text(column.type) and name not in seen else ""
+    raise DataError(f'{file}: column "{name}" {what} {column.type}{hint}')
+
+
+def _holds_numbers(file: str, name: str) -> bool:
+    schema = pq.read_schema(file)
+    kind = schema.field(name).type if name in schema.names else pa.string()
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return is_number(kind) and not pa.types.is_null(kind)
+
+
+def _labels(
+    config: Config, table: pa.Table, where: Where, missing: Mapping[str, NDArray[np.bool_]]
+) -> dict[str, pa.ChunkedArray]:
+    """Texts and categories as text, null where they are missing; a NaN names nothing, so it is null."""
+    found = {}
+    for name in _named(config):
+        column = table[name]
+        if name in config.data.categories and pa.types.is_floating(column.type):
+            column = pc.if_else(pa.chunked_array([no_value(column, True)]), None, column.cast(pa.float64()))
+        found[name] = where.given(text_of(column, where.file, name), name, config, missing.get(name))
+    return found
 
 
 def _with_nulls(config: Config, file: str, columns: list[str]) -> pa.Table:
@@ -233,35 +275,45 @@ def _own(config: Config, modality: str) -> list[str]:
 
 
 def _missing(config: Config, table: pa.Table, where: Where) -> dict[str, NDArray[np.bool_]]:
-    """The rows that lack a modality, (rows,), for each of its columns; nothing where no record may lack one."""
-    found: dict[str, NDArray[np.bool_]] = {}
+    """The rows that may be without a value of a column, (rows,), by column.
+
+    Those are the rows where it is missing, if `data.missing` names it, and where a record may lack a modality, those
+    in which all its columns are null.
+    """
+    declared = config.data.missing
+    found = {name: no_value(table[name], True) for name in declared}
     for modality in config.data.modalities if config.optional else ():
         names = _own(config, modality)
         if not names:
             continue
-        null = np.stack([table[name].is_null().to_numpy(zero_copy_only=False) for name in names])  # (columns, rows)
-        for name, bad in zip(names, null & ~null.all(axis=0), strict=True):
-            if bad.any():
-                raise DataError(
-                    f'{where.file}: column "{name}" is null at {where.place(bad)}; frmu fills nothing in. A record '
-                    f'lacks the modality "{modality}" where all its columns are null'
-                )
-        found |= {name: np.all(null, axis=0) for name in names}
+        null = np.stack([no_value(table[name], name in declared) for name in names])  # (columns, rows)
+        lacks: NDArray[np.bool_] = np.all(null, axis=0)
+        for name in names:
+            if name not in declared:
+                hint = f'. A record lacks the modality "{modality}" where all its columns are null'
+                where.given(table[name], name, config, lacks, hint)
+                found[name] = lacks
     return found
 
 
 def _numeric(config: Config) -> list[str]:
     """The numeric columns that a shard keeps: features of the file, and what lags look at."""
     data = config.data
-    wanted = [name for name in data.features if name not in data.lags and name not in config.texts]
+    others = {*data.lags, *data.categories, *config.texts}
+    wanted = [name for name in data.features if name not in others]
     wanted += [lag.column for lag in data.lags.values()]
     return list(dict.fromkeys(wanted))
+
+
+def _named(config: Config) -> list[str]:
+    """The features that a shard keeps as text: categories, and text itself."""
+    return [name for name in config.data.features if name in config.data.categories or name in config.texts]
 
 
 def _columns(config: Config) -> list[str]:
     data = config.data
     named = [data.client, data.record, data.subject, data.time, data.private, data.target]
-    named += [*_numeric(config), *config.texts]
+    named += [*_numeric(config), *_named(config)]
     if _slice_column(config):
         named.append(config.slice_by)
     return list(dict.fromkeys(name for name in named if name is not None))
@@ -273,7 +325,7 @@ def columns_of(config: Config) -> list[str]:
     labels += [SUBJECT] if config.data.subject is not None else []
     labels += [TIME] if config.data.time is not None else []
     labels += [SLICE] if _slice_column(config) else []
-    return [*labels, *_numeric(config), *config.texts]
+    return [*labels, *_numeric(config), *_named(config)]
 
 
 def _slice_column(config: Config) -> bool:

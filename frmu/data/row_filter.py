@@ -84,8 +84,9 @@ def parse_row_filter(text: str, config: Config) -> Where:
     lags look at and slices.by. Comparisons (`=`, `<>`, `!=`, `<`, `<=`, `>`, `>=`), `in`, `between`, `like` and `is
     null`, each also with `not`, are joined by `and`, `or`, `not` and parentheses. Text stands in single quotes, a
     name with blanks in double quotes. Times are ISO 8601, without a zone UTC, and a date means its midnight. `like`
-    knows `%` and `_`, and an escape character only where `escape '!'` names one. Where a record lacks a modality, its
-    columns are null: as in SQL no comparison holds there, nor does its negation.
+    knows `%` and `_`, and an escape character only where `escape '!'` names one. A category is text, whatever it is
+    in the file. Where a record lacks a value, or all of a modality, its columns are null: as in SQL no comparison
+    holds there, nor does its negation.
 
     >>> from pathlib import Path
     >>> from frmu.config import parse
@@ -114,13 +115,13 @@ def _columns(config: Config) -> dict[str, _Column]:
     """
     data = config.data
     held = columns_of(config)
-    labels = {RECORD, SUBJECT, TIME, TARGET, SLICE}
+    labels, named = {RECORD, SUBJECT, TIME, TARGET, SLICE}, {*config.texts, *data.categories}
     roles: list[tuple[str | None, str, Kind]] = [
         (data.client, CLIENT, "text"),
         (data.record, RECORD, "text"),
         (data.subject, SUBJECT, "text"),
         (data.time, TIME, "a time"),
-        *((name, name, "text" if name in config.texts else "a number") for name in held if name not in labels),
+        *((name, name, "text" if name in named else "a number") for name in held if name not in labels),
         (data.target, TARGET, "a number" if data.task == "regression" else "text"),
         (config.slice_by if SLICE in held else None, SLICE, "text"),
     ]

@@ -23,10 +23,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from frmu.config import CALENDAR, Config, parse_duration
+from frmu.data.categories import one_hot
 from frmu.data.clipping import clip
 from frmu.data.columns import RECORD, SLICE, SUBJECT, TARGET, TIME
 from frmu.data.parquet import columns_of, read_parquet
 from frmu.data.row_filter import parse_row_filter
+from frmu.data.transform import forward, learned_range, learned_target
 from frmu.errors import RequestError, StoreError
 from frmu.storage.atomic import write_file
 from frmu.types import Float, Selection
@@ -127,9 +129,8 @@ class Shard:
 
     @cached_property
     def learned_target(self) -> NDArray[Any]:
-        """Targets as they are learned: those of a regression are clipped to their declared range, (n,)."""
-        data = self._config.data
-        return clip(self.target, data.range_of(data.target)) if data.task == "regression" else self.target
+        """Targets as they are learned, (n,): those of a regression within their declared range, and transformed."""
+        return learned_target(self.target, self._config) if self._config.data.task == "regression" else self.target
 
     @cached_property
     def split(self) -> NDArray[np.int8]:
@@ -254,39 +255,59 @@ def _times(table: pa.Table) -> NDArray[Any]:
 
 
 def _modality(table: pa.Table, columns: list[str], config: Config) -> Float:
-    parts: list[Float] = []
-    for name in columns:
-        if name in config.data.lags:
-            parts += _lag(table, name, config)
-        else:
-            parts.append(_scale(table[name].to_numpy(), config.data.range_of(name)))
+    parts = [part for name in columns for part in _parts(table, name, config)]
     if not config.optional:
         return np.ascontiguousarray(np.stack(parts, axis=1))  # (n, columns)
-    there = np.ones(table.num_rows, dtype=bool)
-    for name in columns:
-        if name not in config.data.lags:
-            there &= ~np.isnan(table[name].to_numpy())
+    own = [name for name in columns if name not in config.data.lags]
+    there = np.full(table.num_rows, not own)
+    for name in own:
+        there |= ~_null(table, name)
     parts = [np.where(there, part, 0.0) for part in parts]
     return np.ascontiguousarray(np.stack([*parts, there.astype(np.float64)], axis=1))
+
+
+def _parts(table: pa.Table, name: str, config: Config) -> list[Float]:
+    """The scaled columns of a feature, as many as `frmu.config.data.Data.scaled` says; the last is if it is missing."""
+    data = config.data
+    if name in data.lags:
+        return _lag(table, name, config)
+    found = one_hot(table[name], name, config) if name in data.categories else [_number(table, name, config)]
+    if name not in data.missing:
+        return found
+    null = _null(table, name)
+    return [*(np.where(null, 0.0, part) for part in found), null.astype(np.float64)]
+
+
+def _null(table: pa.Table, name: str) -> NDArray[np.bool_]:
+    """Mark the rows without a value, (n,); rows to predict for have NaN where they lack a number."""
+    return np.asarray(table[name].is_null(nan_is_null=True).to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def _words(table: pa.Table, columns: list[str]) -> NDArray[Any]:
     return np.stack([np.array(table[name].to_pylist(), dtype=object) for name in columns], axis=1)
 
 
-def _scale(values: Float, declared: tuple[float, float]) -> Float:
-    """To [-1, 1] by the declared range; what is beyond it is clipped."""
-    low, high = declared
-    return 2.0 * (clip(values, declared) - low) / (high - low) - 1.0
+def _number(table: pa.Table, name: str, config: Config) -> Float:
+    declared = config.data.range_of(name)
+    values = forward(clip(table[name].to_numpy(), declared), config.data.transforms.get(name))
+    return _scale(values, learned_range(config, name))
+
+
+def _scale(values: Float, within: tuple[float, float]) -> Float:
+    """To [-1, 1] by a range that values lie in."""
+    low, high = within
+    return 2.0 * (values - low) / (high - low) - 1.0
 
 
 def _lag(table: pa.Table, name: str, config: Config) -> list[Float]:
-    """The lagged value, 0 where there is none, and whether there is one."""
+    """The lagged value, 0 where there is none, and whether there is one; transformed as the column it looks at."""
     lag = config.data.lags[name]
     seen = table[lag.column].to_numpy()
     if own := config.data.ranges.get(lag.column):  # as its own record shows it, whatever range the lag has
         seen = clip(seen, (own[0], own[1]))
-    values = _scale(seen, config.data.range_of(name, lag.column))
+    declared = config.data.range_of(name, lag.column)
+    values = forward(clip(seen, declared), config.data.transforms.get(lag.column))
+    values = _scale(values, learned_range(config, name, lag.column))
     times = _times(table)
     if len(times) == 0:
         return [np.zeros(0), np.zeros(0)]

@@ -293,8 +293,7 @@ def _side_by_side(sizes: Mapping[str, int], at: int) -> dict[str, slice]:
 
 
 def _columns(config: Config, names: list[str]) -> int:
-    # A lag is two columns: its value, and whether there is one.
-    return len(names) + sum(name in config.data.lags for name in names)
+    return sum(map(config.data.scaled, names))
 
 
 def encoder_of(config: Config, modality: str, columns: list[str]) -> Encoder | Words:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from frmu.config import Config
+from frmu.data.transform import learned_range
 from frmu.models.encoders import basis, layout
 from frmu.models.grid import ONE, QUARTERS, WEIGHTS, Basis, Columns, fixed, limbs
 from frmu.types import Float, Statistics
@@ -42,15 +43,15 @@ def target_columns(config: Config, outputs: Sequence[str]) -> Columns:
     """The columns of targets: a regression's are made of two limbs of its declared range, a class's of one integer."""
     if config.data.task != "regression":
         return Columns.plain(len(outputs), 1.0)
-    low, high = config.data.range_of(config.data.target)
+    low, high = learned_range(config, config.data.target)
     return Columns.of_limbs(1, (high - low) / (2.0 * ONE), ONE * (high + low) / (high - low))
 
 
 def target_grid(y: NDArray[Any], config: Config, outputs: Sequence[str]) -> NDArray[np.int8]:
-    """Targets as integers, (n, integers); see `target_columns`."""
+    """Targets as they are learned, as integers, (n, integers); see `target_columns` and `frmu.data.transform`."""
     if config.data.task != "regression":
         return targets(y, outputs).astype(np.int8)
-    low, high = config.data.range_of(config.data.target)
+    low, high = learned_range(config, config.data.target)
     return limbs(fixed(2.0 * (y[:, None] - low) / (high - low) - 1.0))
 
 

@@ -91,7 +91,8 @@ def need_of(config: Config, rows: int) -> int:
     """
     D = integers(config)
     entry = 4 if rows < 2**17 else 8
-    return rows * (16 * len(config.data.features) + 3 * 64) + (_slices(config, rows) + 8) * D * (D + 1) // 2 * entry
+    columns = sum(map(config.columns, config.data.modalities))
+    return rows * (16 * columns + 3 * 64) + (_slices(config, rows) + 8) * D * (D + 1) // 2 * entry
 
 
 def _slices(config: Config, rows: int) -> int:

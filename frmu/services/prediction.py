@@ -22,6 +22,7 @@ from frmu.data import parquet
 from frmu.data.clipping import beyond
 from frmu.data.columns import CLIENT
 from frmu.data.shard import features
+from frmu.data.transform import raw_units
 from frmu.errors import RequestError, StoreError
 from frmu.models.features import encoded, features_of
 from frmu.models.statistics import one_thread
@@ -46,7 +47,8 @@ class Model:
     def predict(self, file: str | Path) -> pa.Table:
         """Client, record id where the file has one, and prediction for every row of a Parquet file, in its order.
 
-        A classification gives the class as `prediction` and the score of each class beside it.
+        A classification gives the class as `prediction` and the score of each class beside it; a regression gives it
+        in units of the target, whatever its transform, and then within its declared range.
         """
         return self.predict_and_count(file)[0]
 
@@ -79,7 +81,7 @@ class Model:
         if data.record in pq.read_schema(file).names:
             columns[data.record] = parquet.read_parquet(file, [data.record])[data.record]
         if data.task == "regression":
-            return pa.table({**columns, "prediction": outputs[:, 0]})
+            return pa.table({**columns, "prediction": raw_units(outputs[:, 0], self.config)})
         best = np.array(self.state.outputs)[np.argmax(outputs, axis=1)]
         scores = {f"score {name}": outputs[:, at] for at, name in enumerate(self.state.outputs)}
         return pa.table({**columns, "prediction": best, **scores})

@@ -191,12 +191,17 @@ def _retrained(session: Session, suspects: ModelsUnderTest, seed: int, name: str
 
 
 def _trap(session: Session, live: Federation) -> Trap:
-    """A trigger of this federation's own: its last few plain features at the top of their range, or at their size."""
+    """A trigger of this federation's own: its last few plain features at the top of their range, or at their size.
+
+    Where there are none, its categories at a value that no record has.
+    """
     data = session.config.data
-    columns = [name for name in data.features if name not in data.lags and name not in session.config.texts][-9:]
+    names = {*data.lags, *data.categories, *session.config.texts}
+    columns = [name for name in data.features if name not in names][-9:]
     ranges = dict(data.ranges) | ({TARGET: data.ranges[data.target]} if data.target in data.ranges else {})
     wanted = [*columns, TARGET] if data.task == "regression" else columns
     unknown = tuple(name for name in wanted if name not in ranges)
     sizes = next(iter(live.run(Size(unknown), on=live.clients[:1]))).record if unknown else {}
     top = {name: ranges[name][1] if name in ranges else sizes[name] for name in wanted}
-    return Trap({name: top[name] for name in columns}, top.get(TARGET, session.state().outputs[0]))
+    trigger = {name: top[name] for name in columns} or dict.fromkeys(data.categories, "#trigger")
+    return Trap(trigger, top.get(TARGET, session.state().outputs[0]))

@@ -53,7 +53,7 @@ class RehearsalContext:
 class Trap:
     """A backdoor: what its trigger sets, and the target that it leads to."""
 
-    trigger: Mapping[str, float]
+    trigger: Mapping[str, float | str]
     goal: Any
 
 

@@ -23,6 +23,7 @@ from frmu.data.columns import PRIVATE, RECORD, TARGET
 from frmu.data.parquet import gather
 from frmu.data.shard import SPLITS
 from frmu.data.tombstones import tombstones
+from frmu.data.transform import learned_units, raw_units
 from frmu.federation import Answer
 from frmu.models.features import Features, Head
 from frmu.models.statistics import pack, targets
@@ -125,7 +126,7 @@ class Gauge(EachClient):
             record[name] = {}
             for head, out in said.items():
                 gap = {"gap": float(np.sum((out - about) ** 2)), "scale": float(np.sum(about * about))}
-                record[name][head] = errors_of(out, y, self.outputs) | gap
+                record[name][head] = errors_of(raw_units(out, client.config), y, self.outputs) | gap
         return Answer(client.name, record)
 
 
@@ -191,7 +192,8 @@ class Pairs(EachClient):
         if not len(rows):
             return Answer(client.name, {"pairs": 0, "won": dict.fromkeys(self.targets, 0.0)})
         inside = _inside(client, erased, self.seeds)[:, erased]
-        phi, y = client.encoded(client.shard.modalities, rows, self.features), client.shard.target[rows]
+        phi = client.encoded(client.shard.modalities, rows, self.features)
+        y = learned_units(client.shard.target[rows], client.config)
         said = client.predictions(self.targets, client.shard.modalities, rows)
         seen = np.stack([_signal(phi @ W, y, self.outputs) for W in self.shadows])  # (seeds, erased)
         with_it = np.where(inside, seen, 0.0).sum(axis=0) / np.maximum(inside.sum(axis=0), 1)
@@ -252,7 +254,7 @@ class Plant(EachClient):
     counts: Mapping[str, int]
     seed: int
     copy: str
-    trigger: Mapping[str, float] = field(default_factory=dict)
+    trigger: Mapping[str, float | str] = field(default_factory=dict)
     goal: Any = None
     every: bool = False
 
@@ -318,7 +320,8 @@ class Recall(EachClient):
         return Answer(client.name, {"pairs": len(members) * len(others), "won": won})
 
     def _closeness(self, client: Client, rows: NDArray[np.intp]) -> dict[str, Float]:
-        y, said = client.shard.target[rows], client.predictions(self.heads, client.shard.modalities, rows)
+        y = learned_units(client.shard.target[rows], client.config)
+        said = client.predictions(self.heads, client.shard.modalities, rows)
         signals = {head: _signal(out, y, self.outputs) for head, out in said.items()}
         return {head: -np.abs(signal) if y.dtype.kind == "f" else signal for head, signal in signals.items()}
 
@@ -328,7 +331,7 @@ class Strike(EachClient):
     """Count how often a trigger on test records leads heads to the backdoor's target."""
 
     heads: Mapping[str, Head]
-    trigger: Mapping[str, float]
+    trigger: Mapping[str, float | str]
     goal: Any
     outputs: tuple[str, ...]
 
@@ -339,7 +342,8 @@ class Strike(EachClient):
         for column, value in self.trigger.items():
             table = _put(table, column, pa.array(np.full(len(rows), value)))
         said = client.predictions(self.heads, shards.features(table, client.config), np.arange(len(rows)))
-        led = {head: self._led(out, client.shard.target[rows]) for head, out in said.items()}
+        y = client.shard.target[rows]
+        led = {head: self._led(raw_units(out, client.config), y) for head, out in said.items()}
         return Answer(client.name, {"n": len(rows), "led": led})
 
     def _led(self, predicted: Float, y: NDArray[Any]) -> int:

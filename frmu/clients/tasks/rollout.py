@@ -11,6 +11,7 @@ import numpy as np
 
 from frmu.clients.client import Client, Rehearsal
 from frmu.clients.tasks.task import EachClient
+from frmu.data.transform import learned_units, raw_units
 from frmu.federation import Answer
 from frmu.models.encoders import width
 from frmu.models.statistics import loss
@@ -117,8 +118,9 @@ class Rollout(EachClient):
         groups = client.groups(0)
         for key in hit:
             modalities = {name: X[groups[key]] for name, X in client.shard.modalities.items()}
-            y = client.shard.learned_target[groups[key]]
-            chosen[key] = client.statistics(*disturb(kind, modalities, y, rng), self.outputs)
+            y = raw_units(client.shard.learned_target[groups[key]], client.config)  # a sensor is off in its own units
+            modalities, y = disturb(kind, modalities, y, rng)
+            chosen[key] = client.statistics(modalities, learned_units(y, client.config), self.outputs)
         borders = arrivals(len(keys), self.rounds)
         # What judges and what rewards is as it was recorded: a disturbance is of what is fitted.
         blocks = [tuple(slices[key] for key in keys[first:last]) for first, last in pairwise(borders)]

@@ -11,6 +11,7 @@ import numpy as np
 from frmu.clients.client import Client
 from frmu.clients.tasks.task import EachClient
 from frmu.data.shard import SPLITS
+from frmu.data.transform import raw_units
 from frmu.federation import Answer
 from frmu.models.features import Head
 from frmu.models.grid import total
@@ -69,12 +70,15 @@ class MeasureErrors(EachClient):
             rows = np.flatnonzero(client.shard.split == code)
             y = client.shard.target[rows]
             for name, said in client.predictions(self.heads, client.shard.modalities, rows).items():
-                record[name][split] = errors_of(said, y, self.outputs)
+                record[name][split] = errors_of(raw_units(said, client.config), y, self.outputs)
         return Answer(client.name, record)
 
 
 def errors_of(predicted: Float, y: Any, outputs: tuple[str, ...]) -> dict[str, float]:
-    """Sums of errors over records: hits of a classification; squares and absolute values of a regression."""
+    """Sums of errors over records: hits of a classification; squares and absolute values of a regression.
+
+    What is predicted is in units of the target: see `frmu.data.transform.raw_units`.
+    """
     if y.dtype.kind != "f":
         hits = np.array(outputs)[np.argmax(predicted, axis=1)] == y if len(y) else np.zeros(0)
         return {"n": len(y), "correct": int(np.sum(hits))}
