@@ -1,0 +1,112 @@
+"""bench accuracy and moves: test errors beside the models that people have now, and how often features move."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import click
+
+from frmu.cli.bench import bench, cache_option
+from frmu.cli.progress import steps
+from frmu.cli.shell import command, json_option, say, show, table
+
+
+@command(bench, "accuracy")
+@click.option("--set", "sets", multiple=True, help="Only some of our data sets; may be given more than once.")
+@click.option("--method", "methods", multiple=True, help="Only some methods; may be given more than once.")
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Lines as they come: goes on from there.")
+@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="A PNG to write.")
+@cache_option
+@json_option
+def bench_accuracy(
+    sets: tuple[str, ...], methods: tuple[str, ...], seeds: int, out: Path | None, picture: Path | None, cache: Path,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Fit real data sets, each at its own sites, beside boosted trees and networks on all records in one place."""
+    from frmu.bench.accuracy import METHODS, SETS, draw_accuracy
+    from frmu.bench.accuracy import bench_accuracy as measure
+
+    _known("set", sets, SETS)
+    _known("method", methods, METHODS)
+    chosen = (list(sets or SETS), list(methods or METHODS))
+    with steps(len(chosen[0]) * len(chosen[1]) * seeds) as tell:
+        lines = measure(*chosen, seeds, cache, out, tell)
+    rows = summed_up(lines)
+    if picture is not None:
+        draw_accuracy(rows, picture)
+    show(as_json, {"lines": lines, "rows": rows}, _tell_accuracy)
+
+
+def _known(what: str, named: Sequence[str], known: Sequence[str]) -> None:
+    if unknown := [name for name in named if name not in known]:
+        raise click.BadParameter(f"no {what} {unknown[0]}; there are: {', '.join(known)}")
+
+
+def summed_up(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row a set and method: mean and standard error over seeds, and how much above boosted trees, in percent."""
+    rows = []
+    for name, method in dict.fromkeys((line["set"], line["method"]) for line in lines):
+        mine = [line for line in lines if (line["set"], line["method"]) == (name, method)]
+        trees = [line["error"] for line in lines if (line["set"], line["method"]) == (name, "boosted trees")]
+        errors = [line["error"] for line in mine]
+        rows.append(
+            {
+                "set": name, "method": method, "seeds": len(mine), "error": mean(errors),
+                "spread": stdev(errors) / len(errors) ** 0.5 if len(errors) > 1 else None,
+                "against": 100.0 * (mean(errors) / mean(trees) - 1.0) if trees and mean(trees) else None,
+                "fit": mean(line["fit"] for line in mine), "erase": mean(line["erase"] for line in mine),
+                "exact": None if mine[0]["exact"] is None else all(line["exact"] for line in mine),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _tell_accuracy(result: dict[str, Any]) -> None:
+    for name in dict.fromkeys(row["set"] for row in result["rows"]):
+        rows = [
+            [r["method"], f"{r['error']:.4f}" + (f" ± {r['spread']:.4f}" if r["spread"] is not None else ""),
+             "" if r["against"] is None else f"{r['against']:+.1f}", f"{r['fit']:.1f}", f"{r['erase']:.2f}",
+             "" if r["exact"] is None else "yes" if r["exact"] else "NO"]
+            for r in result["rows"] if r["set"] == name
+        ]  # fmt: skip
+        columns = ["", "test error", "against trees, %", "fit, s", "erase, s", "exact"]
+        table(f"{name}: RMSE in standard deviations of what is fitted, or % of wrong classes", columns, rows)
+
+
+@command(bench, "moves")
+@click.option("--set", "sets", multiple=True, help="Only some of our data sets; may be given more than once.")
+@click.option("--times", type=click.IntRange(1), default=67, show_default=True, help="Erasures of each kind, a set.")
+@cache_option
+@json_option
+def bench_moves(sets: tuple[str, ...], times: int, cache: Path, as_json: bool) -> None:
+    """Take records out of real federations, and count how often their learned features are others then."""
+    from frmu.bench.accuracy import SETS
+    from frmu.bench.moves import KINDS
+    from frmu.bench.moves import bench_moves as measure
+
+    regressions = [name for name in SETS if name != "views"]
+    _known("set", sets, regressions)
+    with steps(len(sets or regressions) * len(KINDS)) as tell:
+        rows = measure(sets or regressions, times, cache, tell)
+    show(as_json, {"rows": rows}, _tell_moves)
+
+
+def _tell_moves(result: dict[str, Any]) -> None:
+    rows = [
+        [
+            r["set"],
+            r["kind"],
+            str(r["times"]),
+            str(r["layers"]),
+            str(r["metric"]),
+            str(r["choice"]),
+            f"{r['seconds']:.2f}",
+        ]
+        for r in result["rows"]
+    ]
+    table("Erasures that moved features", ["set", "kind", "erasures", "layers", "metric", "anything", "s each"], rows)
+    say("anything: a metric, or a choice of layer, ramps, width or ridge")
