@@ -142,9 +142,7 @@ def _module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ConfigError(
-            f"{name} cannot be imported ({error}); install the extra: pip install 'frmu[bench]'"
-        ) from None
+        raise ConfigError(f"{name} cannot be imported ({error}); install the extra frmu[bench]") from None
 
 
 def _classes(y: NDArray[Any]) -> bool:
@@ -162,7 +160,7 @@ def _network(X: Float, y: NDArray[Any], V: Float, v: NDArray[Any], seed: int) ->
     """Two layers of 128 over standardised columns, stopped early."""
     made = _module("sklearn.neural_network")
     kind = made.MLPClassifier if _classes(y) else made.MLPRegressor
-    net = kind((128, 128), early_stopping=True, max_iter=200, random_state=seed)
+    net = kind(hidden_layer_sizes=(128, 128), early_stopping=True, max_iter=200, random_state=seed)
     scaler = _module("sklearn.preprocessing").StandardScaler()
     return _module("sklearn.pipeline").make_pipeline(scaler, net).fit(X, y)
 

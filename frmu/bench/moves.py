@@ -61,14 +61,7 @@ def bench_moves(sets: Sequence[str], times: int, cache: Path, tell: Tell) -> lis
             first = _learned(federation, clients)
             rng = np.random.default_rng(0)
             for kind, draw in KINDS.items():
-                row = {
-                    "set": name,
-                    "kind": kind,
-                    "times": times,
-                    "layers": len(first.metrics),
-                    "metric": 0,
-                    "choice": 0,
-                }
+                metric = choice = 0
                 began = time.perf_counter()
                 for _ in range(times):
                     client = clients[str(rng.choice(sorted(clients)))]

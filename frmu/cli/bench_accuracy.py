@@ -100,10 +100,7 @@ def _tell_moves(result: dict[str, Any]) -> None:
         [
             r["set"],
             r["kind"],
-            str(r["times"]),
-            str(r["layers"]),
-            str(r["metric"]),
-            str(r["choice"]),
+            *(str(r[name]) for name in ("times", "layers", "metric", "choice")),
             f"{r['seconds']:.2f}",
         ]
         for r in result["rows"]
