@@ -146,6 +146,13 @@ class Config(Table):
         names = self.data.modalities[modality]
         return len(names) + sum(name in self.data.lags for name in names)
 
+    def column_names(self, modality: str) -> tuple[str, ...]:
+        """The names of a modality's scaled columns, in their order: a lag's second says whether there is one."""
+        found: list[str] = []
+        for name in self.data.modalities[modality]:
+            found += [name, f"{name}: known"] if name in self.data.lags else [name]
+        return tuple(found)
+
     def continuous(self, modality: str) -> tuple[int, ...]:
         """The places of a modality's scaled columns that hold a quantity, and not whether there is one."""
         found, at = [], 0
