@@ -1,4 +1,4 @@
-"""How often an erasure moves learned features: random records, days, windows and sites taken out, one at a time.
+"""The share of erasures that move learned features: random records, days, windows and sites taken out, one at a time.
 
 What is taken out is put back before the next: a total is the same to the last bit, whatever came and went.
 """

@@ -223,15 +223,34 @@ def _tell_train(result: dict[str, Any]) -> None:
 @config_argument
 @click.option("--client", metavar="ID", help="Only one client's slices.")
 @click.option("--slice", "slice_", metavar="KEY", help="Only one slice, in full.")
+@click.option("--features", is_flag=True, help="Instead: which inputs the learned features lean on, by layer.")
 @click.option("--picture", metavar="FILE", type=click.Path(path_type=Path), help="A PNG to write.")
 @json_option
-def explain(config: Path, client: str | None, slice_: str | None, picture: Path | None, as_json: bool) -> None:
-    """Say why each slice counts as it does: features, proposals, what would be without it, history."""
+def explain(
+    config: Path, client: str | None, slice_: str | None, features: bool, picture: Path | None, as_json: bool
+) -> None:
+    """Say why each slice counts as it does: features, proposals, what would be without it, history.
+
+    With --features say which inputs the model leans on, as one reads the importances of a tree. That needs the
+    checkpoint and no federation.
+    """
     from frmu.api import Experiment
 
+    if features:
+        if client is not None or slice_ is not None:
+            raise click.UsageError("--features is of the whole model; leave --client and --slice out")
+        _explain_features(config, picture, as_json)
+        return
     with Experiment(read_trained(config), "local") as experiment:
         result = experiment.explain(client, slice_, picture)
     show(as_json, result, lambda r: _tell_why(r, slice_ is not None))
+
+
+def _explain_features(config: Path, picture: Path | None, as_json: bool) -> None:
+    from frmu.cli.importance import tell_importances
+    from frmu.services.importance import explain_features
+
+    show(as_json, explain_features(read_trained(config), picture), tell_importances)
 
 
 def _tell_why(result: dict[str, Any], in_full: bool) -> None:

@@ -61,7 +61,7 @@ SECTIONS = {
     },
     "Look": {
         "status": "Say where an experiment stands, and what is pending by when.",
-        "explain": "Say why each slice counts as it does.",
+        "explain": "Say why each slice counts as it does, and which inputs matter.",
         "bench": "Make the tables of the benchmarks.",
     },
     "Run on a cluster": {

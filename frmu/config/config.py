@@ -144,14 +144,24 @@ class Config(Table):
         return tuple(at[0] for name, at in self.places(modality).items() if name not in self.data.categories)
 
     def unknowable(self, modality: str) -> tuple[dict[int, float], ...]:
-        """The values that a modality's scaled columns have where something is not known, by place: one a lag."""
-        lags = [at for name, at in self.places(modality).items() if name in self.data.lags]
-        return tuple(dict.fromkeys(at, 0.0) for at in lags)
+        """The values that a modality's scaled columns have where something is not known, by place.
+
+        One a lag, and one a column that may be missing: its last place says that it is.
+        """
+        found = []
+        for name, at in self.places(modality).items():
+            if name in self.data.lags or name in self.data.missing:
+                found.append(dict.fromkeys(at, 0.0) | {at[-1]: float(name in self.data.missing)})
+        return tuple(found)
 
     @property
     def learns(self) -> bool:
         """Return whether features are learned: then what judges is not what is fitted."""
         return self.model.encoder == "learned" and any(map(self.learned, self.data.modalities))
+
+    def column_names(self, modality: str) -> tuple[str, ...]:
+        """The names of a modality's scaled columns, in their order: see `frmu.config.data.Data.scaled`."""
+        return tuple(name for feature in self.data.modalities[modality] for name in self.data.scaled_names(feature))
 
     def learned(self, modality: str) -> bool:
         """Return whether the features of a modality are learned."""

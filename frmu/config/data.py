@@ -78,6 +78,16 @@ class Data(Table):
         values = 1 if declared is None else declared if isinstance(declared, int) else len(declared) + 1
         return values + (feature in self.lags) + (feature in self.missing)
 
+    def scaled_names(self, feature: str) -> list[str]:
+        """Return the names of a feature's scaled columns, in their order."""
+        declared = self.categories.get(feature)
+        if isinstance(declared, int):
+            found = [f"{feature} #{number}" for number in range(declared)]
+        else:
+            found = [feature] if declared is None else [f"{feature} = {value}" for value in (*declared, "any other")]
+        found += [f"{feature}: known"] if feature in self.lags else []
+        return [*found, f"{feature}: missing"] if feature in self.missing else found
+
     def range_of(self, *names: str) -> tuple[float, float]:
         """Return the declared range of the first of some names that has one; raises `ConfigError` where none has."""
         for name in names:

@@ -74,7 +74,7 @@ def test_columns_are_counted_at_one_place(tmp_path: Path) -> None:
     assert [config.columns(name) for name in config.data.modalities] == [2, 1 + 2 + 2 + 2, 2 + 1 + 1 + 8]
     assert config.continuous("weather") == (0, 1, 3, 5)
     assert config.continuous("house") == ()
-    assert config.unknowable("weather") == ({3: 0.0, 4: 0.0},)
+    assert config.unknowable("weather") == ({1: 0.0, 2: 1.0}, {3: 0.0, 4: 0.0}, {5: 0.0, 6: 1.0})
     assert [len(one.R) for one in encoders(config).values()] == [2, 7, 12]
 
 

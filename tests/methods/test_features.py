@@ -76,7 +76,7 @@ def test_a_drain_leaves_the_state_of_never_had_and_says_what_moved(tmp_path: Pat
 
 
 def test_one_record_moves_no_feature_and_the_receipt_says_so(tmp_path: Path) -> None:
-    config = put(tmp_path / "homes", homes(), LEARNED)
+    config = put(tmp_path / "homes", homes(), LEARNED.replace("layers = 2", "layers = 1\nlattice = 1.0"))
     train(config)
     before = state_of(config)
     api.erase(config, Selection("records", client="home 1", records=("h1-7",)))
@@ -85,7 +85,29 @@ def test_one_record_moves_no_feature_and_the_receipt_says_so(tmp_path: Path) -> 
     assert told["verified"]
     assert told["receipts"][0]["evidence"]["features"] == "features unmoved: only the erased rows were subtracted"
     assert before.learned == after.learned
+    assert np.array_equal(before.parameters["metric.1"], after.parameters["metric.1"])
     assert before.digest != after.digest
+
+
+def test_lags_and_what_may_be_missing_are_hidden_in_copies_that_go_with_their_record(tmp_path: Path) -> None:
+    text = LEARNED.replace('target = "load"', 'target = "load"\nmissing = ["humidity"]').replace(
+        "layers = 2", "layers = 2\nhidden = 2"
+    )
+    table = homes()
+    table.loc[::7, "humidity"] = np.nan
+    config = put(tmp_path / "all", table, text)
+    assert config.unknowable("weather") == ({1: 0.0, 2: 1.0}, {3: 0.0, 4: 0.0})
+    assert config.column_names("weather") == (
+        "temperature", "humidity", "humidity: missing", "yesterday", "yesterday: known",
+    )  # fmt: skip
+    first = train(config)
+    without = put(tmp_path / "none", table, text.replace("hidden = 2", "hidden = 0"))
+    assert train(without)["state_digest"] != first["state_digest"]
+    api.erase(config, Selection("subject", subject="p2"))
+    told = drain(config)
+    assert told["verified"]
+    never = put(tmp_path / "never", table[table["person"] != "p2"], text)
+    assert train(never)["state_digest"] == told["state_digest"]
 
 
 def test_a_proposal_that_loses_in_the_model_is_drawn_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
