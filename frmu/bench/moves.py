@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from frmu.bench.accuracy import OURS, Tell, config_for
 from frmu.bench.scenario import filled, held
 from frmu.clients.client import Client
-from frmu.clients.layers import changed_rows
+from frmu.clients.layers import FIT, changed_rows
 from frmu.data.shard import Shard
 from frmu.methods.analytic import outputs_of
 from frmu.methods.features import LearnedFeatures, learn_features
@@ -31,15 +31,17 @@ Mask = NDArray[np.bool_]
 def _records(number: int) -> Callable[[Client, np.random.Generator], Mask]:
     def draw(client: Client, rng: np.random.Generator) -> Mask:
         rows = np.zeros(len(client.shard), dtype=bool)
-        rows[rng.choice(len(rows), min(number, len(rows) - 1), replace=False)] = True
+        fitted = np.flatnonzero(client.shard.split == FIT)
+        rows[rng.choice(fitted, min(number, len(fitted) - 1), replace=False)] = True
         return rows
 
     return draw
 
 
 def _slice(client: Client, rng: np.random.Generator) -> Mask:
-    """Mark all of one slice, fitted or not."""
-    return np.asarray(client.shard.slices == rng.choice(np.unique(client.shard.slices)))
+    """Mark all of one slice that is fitted."""
+    fitted = client.shard.split == FIT
+    return np.asarray(fitted & (client.shard.slices == rng.choice(np.unique(client.shard.slices[fitted]))))
 
 
 KINDS: dict[str, Callable[[Client, np.random.Generator], Mask]] = {
@@ -50,7 +52,7 @@ KINDS: dict[str, Callable[[Client, np.random.Generator], Mask]] = {
 def bench_moves(sets: Sequence[str], times: int, cache: Path, tell: Tell) -> list[dict[str, Any]]:
     """Take out what each kind means, so many times a set, and count how often anything about the features is another.
 
-    A whole site is taken out once each, at most so many sites.
+    What is taken out was fitted.
     """
     found = []
     for name in sets:
