@@ -39,6 +39,7 @@ MEANT = {
     ("frmu/datasets/archives.py", "read_pickle"),  # run only where its SHA-256 is that of one that was read
     ("frmu/bench/images.py", "import_module"),  # of a name that stands beside it
     ("frmu/services/prediction.py", "load_model"),  # our own: a safetensors file
+    ("frmu/services/importance.py", "load_model"),  # the same
     ("frmu/bench/told.py", "load_model"),
 }
 

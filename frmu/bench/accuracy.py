@@ -11,7 +11,6 @@ al., "xRFM: accurate, scalable, and interpretable feature learning models for ta
 
 from __future__ import annotations
 
-import importlib
 import json
 import tempfile
 import time
@@ -22,11 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from frmu.bench.images import module
 from frmu.bench.scenario import filled, held
 from frmu.config import Config, load
 from frmu.data.shard import SPLITS
 from frmu.datasets import cached
-from frmu.errors import ConfigError
 from frmu.methods.analytic import analytic
 from frmu.report.figures import measure
 from frmu.runtime.local import LocalFederation
@@ -39,6 +38,7 @@ OURS: Mapping[str, Mapping[str, Any]] = {
     "frozen, 64": {"encoder": "relu", "features": 64},
     "learned": {"encoder": "learned", "features": "auto"},
 }
+EXTRA = "the extra frmu[bench]"
 Rows = Mapping[str, tuple[Float, NDArray[Any]]]  # columns and targets by split
 Tell = Callable[[str], None]
 
@@ -138,36 +138,29 @@ def _rival(fit: Callable[..., Any], rows: Rows, seed: int) -> dict[str, Any]:
     return {"error": error, "fit": seconds, "erase": seconds, "exact": None}
 
 
-def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"{name} cannot be imported ({error}); install the extra frmu[bench]") from None
-
-
 def _classes(y: NDArray[Any]) -> bool:
     return y.dtype.kind != "f"
 
 
 def _boosted(X: Float, y: NDArray[Any], V: Float, v: NDArray[Any], seed: int) -> Any:
     """scikit-learn's histogram gradient boosting with its own defaults."""
-    made = _module("sklearn.ensemble")
+    made = module("sklearn.ensemble", EXTRA)
     kind = made.HistGradientBoostingClassifier if _classes(y) else made.HistGradientBoostingRegressor
     return kind(random_state=seed).fit(X, y)
 
 
 def _network(X: Float, y: NDArray[Any], V: Float, v: NDArray[Any], seed: int) -> Any:
     """Two layers of 128 over standardised columns, stopped early."""
-    made = _module("sklearn.neural_network")
+    made = module("sklearn.neural_network", EXTRA)
     kind = made.MLPClassifier if _classes(y) else made.MLPRegressor
     net = kind(hidden_layer_sizes=(128, 128), early_stopping=True, max_iter=200, random_state=seed)
-    scaler = _module("sklearn.preprocessing").StandardScaler()
-    return _module("sklearn.pipeline").make_pipeline(scaler, net).fit(X, y)
+    scaler = module("sklearn.preprocessing", EXTRA).StandardScaler()
+    return module("sklearn.pipeline", EXTRA).make_pipeline(scaler, net).fit(X, y)
 
 
 def _lightgbm(X: Float, y: NDArray[Any], V: Float, v: NDArray[Any], seed: int) -> Any:
     """LightGBM, of as many trees as do best on validation, 2,000 at most."""
-    made = _module("lightgbm")
+    made = module("lightgbm", EXTRA)
     kind = made.LGBMClassifier if _classes(y) else made.LGBMRegressor
     model = kind(n_estimators=2000, learning_rate=0.05, random_state=seed, n_jobs=1, verbose=-1)
     return model.fit(X, y, eval_set=[(V, v)], callbacks=[made.early_stopping(50, verbose=False)])

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import CONFIG, homes, put
 
-from frmu.bench import accuracy, moves
+from frmu.bench import accuracy, images, moves
 from frmu.bench.scenario import filled, held
 from frmu.cli import main
 from frmu.cli.bench_accuracy import summed_up
@@ -47,7 +47,7 @@ def test_rivals_see_all_columns_of_all_sites_by_split(learned: Config) -> None:
 
 
 def test_a_rival_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accuracy.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError("no")))
+    monkeypatch.setattr(images.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError("no")))
     with pytest.raises(ConfigError, match=r"install the extra frmu\[bench\]"):
         accuracy._lightgbm(np.zeros((2, 1)), np.zeros(2), np.zeros((1, 1)), np.zeros(1), 0)
 

@@ -61,6 +61,7 @@ PLAIN: dict[str, Any] = {
         "numerics": "scipy 1.17, openblas 0.3 Haswell",
         "policy": digest("policy"),
         "policies_retired": [digest("old")],
+        "features": "features unmoved: only the erased rows were subtracted",
     },
     "purge": {
         "clients": ["home 2"],
