@@ -2,11 +2,10 @@
 
 Every method has the same rows, columns - lags among them - and split: it is fitted on `fit`, may choose on `validation`
 and is judged on `test`. Rivals see the records of all sites together; ours stay at their sites. An erasure of ours is
-one record at one site, to the new state, held against a federation that is built from nothing on what is left; a rival
-has nothing but to fit again.
+one record at the largest site, to the new state, held against a federation that is built from nothing on the shards
+that are left; a rival has nothing but to fit again.
 
-(Gradient-boosted trees: Friedman, Annals of Statistics 2001; LightGBM: Ke et al., NeurIPS 2017; xRFM: Beaglehole et
-al., "xRFM: accurate, scalable, and interpretable feature learning models for tabular data", 2025.)
+(Gradient-boosted trees: Friedman, Annals of Statistics 2001; LightGBM: Ke et al., NeurIPS 2017.)
 """
 
 from __future__ import annotations
@@ -116,11 +115,10 @@ def _error_of(metrics: Mapping[str, float], federation: LocalFederation) -> floa
 
 
 def _pooled(config: Config) -> Rows:
-    """The columns and targets of all sites together, by split; whether a modality is there is left out."""
+    """The columns and targets of all sites together, by split; whether a modality is there is a column, as in ours."""
     with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
         shards = [client.shard for client in held(filled(config, Path(folder)))]
-        last = -1 if config.optional else None
-        X = np.concatenate([np.concatenate([M[:, :last] for M in s.modalities.values()], axis=1) for s in shards])
+        X = np.concatenate([np.concatenate(list(s.modalities.values()), axis=1) for s in shards])
         y, split = (np.concatenate([getattr(s, name) for s in shards]) for name in ("target", "split"))
     return {name: (X[split == code], y[split == code]) for code, name in enumerate(SPLITS)}
 

@@ -1,4 +1,4 @@
-"""The share of erasures that move learned features: random records, days, windows and sites taken out, one at a time.
+"""The share of erasures that move learned features: random records and slices, taken out one at a time.
 
 What is taken out is put back before the next: a total is the same to the last bit, whatever came and went.
 """
@@ -103,4 +103,4 @@ def _without(
 
 def _same_metrics(one: LearnedFeatures, other: LearnedFeatures) -> bool:
     pairs = zip(one.metrics, other.metrics, strict=False)
-    return all(np.array_equal(a, b) for a, b in pairs)
+    return len(one.metrics) == len(other.metrics) and all(np.array_equal(a, b) for a, b in pairs)

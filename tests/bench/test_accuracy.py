@@ -38,7 +38,7 @@ def test_ours_is_erased_exactly_and_its_error_is_in_standard_deviations(learned:
 def test_rivals_see_all_columns_of_all_sites_by_split(learned: Config) -> None:
     rows = accuracy._pooled(learned)
     assert set(rows) == {"fit", "validation", "later", "test"}
-    assert rows["fit"][0].shape[1] == 2 + 2 + 2  # a lag is two, whether a modality is there is none
+    assert rows["fit"][0].shape[1] == 2 + 2 + 2 + 2  # a lag is two, and each modality says whether it is there
     assert sum(len(y) for _, y in rows.values()) == 2 * 424
     found = accuracy._rival(accuracy.RIVALS["boosted trees"], rows, 0)
     assert 0.0 < found["error"] < 1.0
