@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from frmu.bench.accuracy import OURS, Tell, config_for
 from frmu.bench.scenario import filled, held
 from frmu.clients.client import Client
-from frmu.clients.layers import FIT, changed_rows
+from frmu.clients.layers import FIT, moved_rows
 from frmu.data.shard import Shard
 from frmu.methods.analytic import outputs_of
 from frmu.methods.features import LearnedFeatures, learn_features
@@ -91,9 +91,7 @@ def _without(
     """The features without some rows of a client; they are back afterwards."""
     old = client.shard
     new = Shard(old.without(rows), client.config)
-    moved = changed_rows(old, ~rows, new)
-    gone = rows.copy()
-    gone[np.flatnonzero(~rows)[moved]] = True
+    gone, moved = moved_rows(old, rows, new, client.config)
     client.book.move(client.name, (old, gone), (new, moved), client.config)
     client._shard = new
     yield _learned(federation, clients)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frmu.clients.layers import LayerBook, changed_rows, sums_of_rows
+from frmu.clients.layers import LayerBook, moved_rows, sums_of_rows
 from frmu.config import Config
 from frmu.data import shard as shards
 from frmu.data.columns import RECORD
@@ -146,10 +146,7 @@ class Client:
         if rows.all():
             self.book.move(self.name, (old, rows), None, self.config)
             return
-        gone, moved = rows.copy(), np.zeros(len(self.shard), dtype=bool)
-        if self.config.data.lags:
-            moved = changed_rows(old, ~rows, self.shard)
-            gone[np.flatnonzero(~rows)[moved]] = True
+        gone, moved = moved_rows(old, rows, self.shard, self.config)
         self.book.move(self.name, (old, gone), (self.shard, moved), self.config)
 
     def _without(self, rows: NDArray[np.bool_]) -> dict[tuple[str, ...], dict[tuple[int, str], Sums]]:

@@ -21,7 +21,7 @@ from frmu.models.grid import gram
 from frmu.models.statistics import target_columns, target_grid
 from frmu.types import Sums
 
-__all__ = ["Layer", "LayerBook", "LayerSums", "changed_rows", "learned_rows", "sums_of_rows"]
+__all__ = ["Layer", "LayerBook", "LayerSums", "learned_rows", "moved_rows", "sums_of_rows"]
 
 BLOCK = 4_096  # rows encoded at a time
 KEPT = 48  # totals that a host keeps
@@ -204,6 +204,18 @@ class LayerBook:
             return LayerSums(sums_of_rows(fitted, config, wide, outputs), validation, None)
         fit, slopes = _with_slopes(fitted, config, wide, outputs)
         return LayerSums(fit, validation, slopes)
+
+
+def moved_rows(
+    old: Shard, rows: NDArray[np.bool_], new: Shard, config: Config
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Mark what leaves the old shard with `rows` (n,), and what comes in with the new: rows whose lags looked there."""
+    if not config.data.lags:
+        return rows, np.zeros(len(new), dtype=bool)
+    moved = changed_rows(old, ~rows, new)
+    gone = rows.copy()
+    gone[np.flatnonzero(~rows)[moved]] = True
+    return gone, moved
 
 
 def changed_rows(old: Shard, kept: NDArray[np.bool_], new: Shard) -> NDArray[np.bool_]:

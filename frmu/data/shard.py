@@ -101,6 +101,7 @@ class Shard:
 
     def __init__(self, table: pa.Table, config: Config) -> None:
         self.table, self._config = table, config
+        self._hashed: dict[str, tuple[NDArray[np.uint64], NDArray[np.bool_]]] = {}
 
     @staticmethod
     def read(path: Path, config: Config) -> Shard:
@@ -146,13 +147,21 @@ class Shard:
         """Mark the records, one in 2^share, that a hash of their ids draws, (n,)."""
         if share == 0:
             return np.ones(len(self), dtype=bool)
-        drawn = [_hash(name, "cohort") % 2**share == 0 for name in self.table[RECORD].to_pylist()]
-        return np.array(drawn, dtype=bool)
+        return np.asarray(self._hashes("cohort", np.arange(len(self))) % 2**share == 0)
 
     def hidden(self, rows: NDArray[np.intp], number: int, one_of: int) -> NDArray[np.bool_]:
         """Mark, of some rows, (rows,), those in which a hash of the record id hides the unknowable of a number."""
-        names = self.table[RECORD].take(pa.array(rows)).to_pylist()
-        return np.array([_hash(name, f"hidden {number}") % one_of == 0 for name in names], dtype=bool)
+        return np.asarray(self._hashes(f"hidden {number}", rows) % one_of == 0)
+
+    def _hashes(self, purpose: str, rows: NDArray[np.intp]) -> NDArray[np.uint64]:
+        """Hash the ids of some rows, (rows,), each once for a purpose: every layer asks for them again."""
+        nothing = (np.zeros(len(self), dtype=np.uint64), np.zeros(len(self), dtype=bool))
+        hashes, known = self._hashed.setdefault(purpose, nothing)
+        new = rows[~known[rows]]
+        names = self.table[RECORD].take(pa.array(new)).to_pylist()
+        hashes[new] = np.array([_hash(name, purpose) for name in names], dtype=np.uint64)
+        known[new] = True
+        return hashes[rows]
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

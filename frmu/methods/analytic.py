@@ -137,7 +137,7 @@ def _below(record: Mapping[str, Any]) -> bool:
 
 
 def _kept(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a client says whose proposal was drawn back."""
+    """Return what becomes of a client's answer whose proposal was drawn back."""
     return {"influence": dict.fromkeys(record["influence"], 1.0), "modalities": {}, "chosen_by": "keep"}
 
 

@@ -112,7 +112,7 @@ class _Learning:
         return metrics
 
     def _layers(self) -> int:
-        """How many metrics are learned: as declared, or none where there are few records for the columns."""
+        """The number of metrics to learn: as declared, or none where there are few records for the columns."""
         if self.config.model.layers != "auto":
             return self.config.model.layers
         columns = sum(self.config.columns(name) for name in self.config.data.modalities if self.config.learned(name))

@@ -33,8 +33,8 @@ from frmu.models.grid import LEFT, ONE, Basis, Columns, fixed, limbs
 from frmu.types import Float
 
 __all__ = [
-    "Encoder", "Words", "basis", "blocks", "blocks_of", "encode", "encoder_of", "encoders", "grid", "integers",
-    "layout", "seed_of", "spans", "width",
+    "Encoder", "Words", "basis", "blocks", "encode", "encoder_of", "encoders", "grid", "integers",
+    "layout", "spans", "width",
 ]  # fmt: skip
 
 _FINE = 4096  # steps of a direction
@@ -264,14 +264,9 @@ def spans(columns: Mapping[str, Columns]) -> dict[str, slice]:
     return _side_by_side({name: len(block.idle) for name, block in columns.items()}, 1)
 
 
-def blocks_of(columns: Mapping[str, Columns]) -> dict[str, slice]:
-    """Return the columns of phi by modality, of blocks in this order; the last column, the bias, is nobody's."""
-    return _side_by_side({name: len(block.scale) for name, block in columns.items()}, 0)
-
-
 def blocks(config: Config) -> dict[str, slice]:
     """Return the columns of phi by modality, in their order; the last column, the bias, is nobody's."""
-    return blocks_of(_shapes(config))
+    return _side_by_side({name: len(block.scale) for name, block in _shapes(config).items()}, 0)
 
 
 def width(config: Config) -> int:
@@ -305,13 +300,9 @@ def encoder_of(config: Config, modality: str, columns: list[str]) -> Encoder | W
     return _draw(model.seed, modality, kind, model.frozen_features, _columns(config, columns), config.optional)
 
 
-def seed_of(modality: str) -> int:
-    """A seed for a modality by its name, so that it draws the same whatever others there are."""
-    return int.from_bytes(hashlib.blake2b(modality.encode(), digest_size=8).digest(), "big")
-
-
 def _draw(seed: int, modality: str, kind: str, features: int, columns: int, optional: bool) -> Encoder:
-    rng = np.random.Generator(np.random.PCG64([seed, seed_of(modality)]))
+    own = int.from_bytes(hashlib.blake2b(modality.encode(), digest_size=8).digest(), "big")
+    rng = np.random.Generator(np.random.PCG64([seed, own]))
     R = rng.standard_normal((columns, features)) * (np.sqrt(2.0 / columns) if kind == "relu" else 1.0)
     t = rng.uniform(-1.0, 1.0, features) if kind == "relu" else rng.uniform(0, 2 * np.pi, features)
     return Encoder(kind, R, t, optional)

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from frmu.models.statistics import target_columns
 from frmu.types import Float, State, Sums
 
 __all__ = [
-    "LEAST", "METRIC", "Features", "Head", "Wide", "basis_of_features", "described", "encoded", "features_of",
+    "LEAST", "METRIC", "Features", "Head", "Wide", "basis_of_features", "described", "encoding", "features_of",
     "head_of", "metric_of", "most_features", "nested", "on_lattice", "ridge_of", "what_moved", "without",
 ]  # fmt: skip
 
@@ -192,11 +193,9 @@ def features_of(state: State) -> Features | None:
     )  # fmt: skip
 
 
-def encoded(config: Config, features: Features | None, modalities: Mapping[str, NDArray[Any]]) -> Float:
-    """phi of records, (n, d): on learned features, or on the frozen ones of a config."""
-    if features is None:
-        return encode(modalities, encoders(config))
-    return Wide(config, features).encode(modalities)
+def encoding(config: Config, features: Features | None) -> Callable[[Mapping[str, NDArray[Any]]], Float]:
+    """Return what gives phi of records, (n, d): on learned features, or on the frozen ones of a config; drawn once."""
+    return partial(encode, by=encoders(config)) if features is None else Wide(config, features).encode
 
 
 def head_of(state: State) -> Head:

@@ -24,7 +24,7 @@ from frmu.data.columns import CLIENT
 from frmu.data.shard import features
 from frmu.data.transform import raw_units
 from frmu.errors import RequestError, StoreError
-from frmu.models.features import encoded, features_of
+from frmu.models.features import encoding, features_of
 from frmu.models.statistics import one_thread
 from frmu.services.requests import ledger_of
 from frmu.services.witness import tracker_of
@@ -62,7 +62,7 @@ class Model:
         at: Counter[str] = Counter()
         outputs = np.zeros((table.num_rows, len(self.state.outputs)))
         names = table[CLIENT].to_numpy(zero_copy_only=False)
-        learned = features_of(self.state)
+        phi_of = encoding(self.config, features_of(self.state))
         with one_thread():
             for client in np.unique(names):
                 rows = np.flatnonzero(names == client)
@@ -72,7 +72,7 @@ class Model:
                         raise one.error(self.config, str(client), str(file), int(rows[one.row]))
                     values[one.name] += one.values
                     at[one.name] += 1
-                outputs[rows] = encoded(self.config, learned, features(own, self.config)) @ self.state.W
+                outputs[rows] = phi_of(features(own, self.config)) @ self.state.W
         return self._answer(file, table, outputs), dict(sorted(values.items())), dict(sorted(at.items()))
 
     def _answer(self, file: str | Path, table: pa.Table, outputs: Float) -> pa.Table:
