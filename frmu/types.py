@@ -17,7 +17,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HEAD", "ClientState", "Float", "Selection", "State", "Statistics", "Sums", "digest_of", "mirror"]
+__all__ = [
+    "HEAD",
+    "RESIDUALS",
+    "ClientState",
+    "Float",
+    "Selection",
+    "State",
+    "Statistics",
+    "Sums",
+    "digest_of",
+    "mirror",
+]
 
 Float = NDArray[np.float64]
 
@@ -135,7 +146,8 @@ def mirror(D: int) -> NDArray[np.int32]:
     return np.maximum(at, at.T)
 
 
-HEAD = "W"  # the name of a ridge model's only parameter
+HEAD = "W"  # the name of a ridge model's parameter
+RESIDUALS = "residuals"  # of counts of what it misses, (outputs, cells): see `frmu.models.residuals`
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +169,7 @@ class ClientState:
 class State:
     """The learned state of a federation: a pure function of the records, the config and the policy file.
 
-    `parameters` are arrays by name; that of a ridge model has one, `HEAD`, (d, outputs). `sums` is the digest of the
+    `parameters` are arrays by name; that of a ridge model is `HEAD`, (d, outputs). `sums` is the digest of the
     integer sums that the head was solved from, empty where it was not. Nothing else steers a state, so two federations
     with equal digests are the same federation.
     """
@@ -192,8 +204,9 @@ class State:
 
     def header(self) -> dict[str, Any]:
         """Everything but the arrays, as plain JSON types; floats keep all their bits."""
-        # A head alone goes without saying, as it did before there could be more.
-        named = {} if set(self.parameters) == {HEAD} else {"parameters": sorted(self.parameters)}
+        # A head alone goes without saying; and what a head misses follows from it, to its own last bits.
+        names = set(self.parameters) - {RESIDUALS}
+        named = {} if names == {HEAD} else {"parameters": sorted(names)}
         summed = {"sums": self.sums} if self.sums else {}
         learned = {"learned": dict(self.learned)} if self.learned else {}
         return (

@@ -219,7 +219,7 @@ def _real_sites(name: str, cache: Path) -> Sites:
         [Part.of(*validation) for _, validation, _ in whole],
         np.concatenate([test[0] for _, _, test in whole]),
         np.concatenate([test[1] for _, _, test in whole]),
-        [config.data.target],
+        [config.data.targets[0]],
         config.model.frozen_ridge,
     )
 

@@ -147,10 +147,10 @@ def _series(name: str, first: int, cache: Path) -> tuple[pd.DataFrame, Config]:
 def _site(table: pd.DataFrame, config: Config, kind: str, seed: int) -> Site:
     """The statistics of a series to which something happens; the seed says when and how much, and seeds the encoder."""
     rng = np.random.Generator(np.random.PCG64([seed, KINDS.index(kind)]))
-    y, wrong, since = _happen(table, config.data.target, kind, rng)
+    y, wrong, since = _happen(table, config.data.targets[0], kind, rng)
     config = config.model_copy(update={"model": config.model.model_copy(update={"seed": seed})})
     columns = {name: table[name].to_numpy(dtype=np.float64) for name in config.data.features if name in table}
-    arrow = pa.table({**columns, config.data.target: y, TIME: table["moment"].to_numpy()})
+    arrow = pa.table({**columns, config.data.targets[0]: y, TIME: table["moment"].to_numpy()})
     phi = encode(features(arrow, config), encoders(config))
     week = table["week"].to_numpy()
     nothing = Statistics.zero(width(config), 1)

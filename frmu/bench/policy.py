@@ -132,7 +132,7 @@ def _own(file: Path) -> Config:
 def _cases(
     config: Config, federation: LocalFederation, name: str, ours: bool, seed: int
 ) -> Iterator[tuple[dict[str, Any], Case]]:
-    outputs: tuple[str, ...] = (config.data.target,)
+    outputs: tuple[str, ...] = config.data.targets
     if config.data.task != "regression":
         outputs = outputs_of(config, {str(label) for c in _held(federation) for label in set(c.shard.target)})
     whole, _ = total_of(config, config.fingerprint(), federation, tuple(c.name for c in _held(federation)), outputs)

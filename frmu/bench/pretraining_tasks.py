@@ -49,7 +49,7 @@ def series_of(cache: Path) -> list[Series]:
         clients = sorted(table["client"].unique())
         table = table[table["client"].isin(clients[: int(SEEN_SHARE * len(clients))])]
         calendar, rest = config.data.modalities["calendar"], config.data.modalities["weather"]
-        columns = [config.data.target, *(column for column in rest if column not in config.data.lags)]
+        columns = [config.data.targets[0], *(column for column in rest if column not in config.data.lags)]
         found += [_series(table, calendar, columns, target) for target in columns]
     return found
 

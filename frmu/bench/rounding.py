@@ -67,7 +67,7 @@ def _error(config: Config, shards: Sequence[Shard], phi_of: Callable[[Columns], 
     def some(shard: Shard, split: str) -> tuple[Float, Float]:
         rows = np.flatnonzero(shard.split == SPLITS.index(split))
         phi = phi_of({name: X[rows] for name, X in shard.modalities.items()})
-        return phi, targets(shard.target[rows], (config.data.target,))
+        return phi, targets(shard.target[rows], config.data.targets)
 
     fitted = [some(shard, "fit") for shard in shards]
     H, B = (sum((phi.T @ of for phi, of in pairs), np.zeros(1)) for pairs in ([(p, p) for p, _ in fitted], fitted))

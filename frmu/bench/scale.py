@@ -80,7 +80,7 @@ def _job(job: tuple[str, int, int, float]) -> list[dict[str, Any]]:
         list(federation.run(StageShard({}, b"bench")))
         list(federation.run(CommitShard(True)))
         client = federation.host.clients(federation.clients)[0]
-        outputs = (config.data.target,)
+        outputs = config.data.targets
         rollout = Rollout({}, outputs, client.split_sums("fit", outputs), slices)
         for number, kind in enumerate(KINDS):
             drawn = rollout.rehearse(client, 1000 * seed + number, kind, whole=True)

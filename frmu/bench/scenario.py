@@ -154,8 +154,8 @@ def _wrong(table: pd.DataFrame, hit: pd.Series, config: Config, variant: str, rn
     for _, rows in table.groupby([table[data.client], piece]).groups.items():
         if variant == "off-domain":
             _strange(table, rows, config, rng)
-        _, y = disturb(DISTURBANCES[variant], {}, table.loc[rows, data.target].to_numpy(), rng)
-        table.loc[rows, data.target] = _within(y, data.ranges.get(data.target))
+        _, y = disturb(DISTURBANCES[variant], {}, table.loc[rows, data.targets[0]].to_numpy(), rng)
+        table.loc[rows, data.targets[0]] = _within(y, data.ranges.get(data.targets[0]))
     return table
 
 

@@ -315,12 +315,13 @@ def _tell_slice(key: str, one: dict[str, Any]) -> None:
     "-o", "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The Parquet to write."
 )
 @click.option("--version", metavar="N", help="A version of the model registry; default: the champion.")
+@click.option("--interval", type=float, metavar="SHARE", help="Also low and high: within them so many, such as 0.9.")
 @json_option
-def predict(config: Path, parquet: Path, out: Path, version: str | None, as_json: bool) -> None:
+def predict(config: Path, parquet: Path, out: Path, version: str | None, interval: float | None, as_json: bool) -> None:
     """Predict for rows of a Parquet file, with a state that no erasure has overtaken."""
     from frmu.services.prediction import predict as write
 
-    result = write(read_config(config), parquet, out, version)
+    result = write(read_config(config), parquet, out, version, interval)
     show(as_json, result, lambda r: say(
         f"Wrote {count(r['rows'], 'prediction')} to {r['out']}, by version {r['version']}, "
         f"state {r['state_digest'][:16]}", *_clipped(r), *waiting(r["outbox"])

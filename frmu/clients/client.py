@@ -27,7 +27,7 @@ from frmu.federation import Answer, ClientTask
 from frmu.models.encoders import Encoder, Words, blocks, encode, encoders, grid, layout, spans
 from frmu.models.features import Features, Head, basis_of_features
 from frmu.models.grid import Basis, gram, total
-from frmu.models.statistics import basis_of, one_thread, target_grid
+from frmu.models.statistics import basis_of, one_thread, target_grid, weights_of
 from frmu.selection.network import Network
 from frmu.selection.observation import Fit
 from frmu.selection.problem import PARTS, SelectionProblem, problem_of
@@ -202,7 +202,8 @@ class Client:
             for key, end, size in zip(groups, ends.tolist(), map(len, groups.values()), strict=True):
                 first, last = max(end - size, at), min(end, at + len(Z))
                 if first < last:
-                    part = gram(Z[first - at : last - at])
+                    weights = weights_of(self.shard.learned_target[rows[first:last]], self.config)
+                    part = gram(Z[first - at : last - at], weights)
                     found[key] = found[key] + part if key in found else part
         return found
 
@@ -221,7 +222,8 @@ class Client:
         found = Sums.zero(self.basis(outputs).D)
         for at in range(0, len(y), BLOCK):
             some = slice(at, at + BLOCK)
-            found = found + gram(self._encoded({name: X[some] for name, X in modalities.items()}, y[some], outputs))
+            Z = self._encoded({name: X[some] for name, X in modalities.items()}, y[some], outputs)
+            found = found + gram(Z, weights_of(y[some], self.config))
         return self.basis(outputs).statistics(found)
 
     def _encoded(

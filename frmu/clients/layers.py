@@ -18,10 +18,10 @@ from frmu.config import Config
 from frmu.data.shard import SPLITS, Shard
 from frmu.models.features import Features, Wide, without
 from frmu.models.grid import gram
-from frmu.models.statistics import target_columns, target_grid
+from frmu.models.statistics import target_columns, target_grid, weights_of
 from frmu.types import Sums
 
-__all__ = ["Layer", "LayerBook", "LayerSums", "learned_rows", "moved_rows", "sums_of_rows"]
+__all__ = ["Layer", "LayerBook", "LayerSums", "chunks", "learned_rows", "moved_rows", "sums_of_rows"]
 
 BLOCK = 4_096  # rows encoded at a time
 KEPT = 48  # totals that a host keeps
@@ -91,7 +91,7 @@ def learned_rows(shard: Shard, rows: NDArray[np.intp], config: Config) -> list[P
     return found
 
 
-def _chunks(
+def chunks(
     parts: Iterable[Part],
 ) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[Any]]]:
     """Some rows of some shards, by modality, with their targets: many small shards in one chunk."""
@@ -120,19 +120,19 @@ def sums_of_rows(
 ) -> Sums:  # fmt: skip
     """The sums of some rows of shards, as if they lacked the modalities `gone`."""
     found = _nothing(config, wide, outputs)
-    for X, y in _chunks(parts):
+    for X, y in chunks(parts):
         Z = wide.grid(without(X, gone) if gone else X)
-        found = found + gram(np.concatenate([Z, target_grid(y, config, outputs)], axis=1))
+        found = found + gram(np.concatenate([Z, target_grid(y, config, outputs)], axis=1), weights_of(y, config))
     return found
 
 
 def _with_slopes(parts: Iterable[Part], config: Config, wide: Wide, outputs: tuple[str, ...]) -> tuple[Sums, Sums]:
     """As `sums_of_rows`; and the sums of the slopes of the features."""
     found, slopes = _nothing(config, wide, outputs), Sums.zero(len(wide.joint.t) + 1)
-    for X, y in _chunks(parts):
-        Z, rising = wide.grid_and_slopes(X)
-        found = found + gram(np.concatenate([Z, target_grid(y, config, outputs)], axis=1))
-        slopes = slopes + gram(rising)
+    for X, y in chunks(parts):
+        (Z, rising), weights = wide.grid_and_slopes(X), weights_of(y, config)
+        found = found + gram(np.concatenate([Z, target_grid(y, config, outputs)], axis=1), weights)
+        slopes = slopes + gram(rising, weights)
     return found, slopes
 
 

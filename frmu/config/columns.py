@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["MOST_BUCKETS", "MOST_VALUES", "OTHER", "Categories", "check_columns", "dumped", "read_categories"]
 
 MOST_VALUES, MOST_BUCKETS = 512, 4096
+MOST_WEIGHT = 1000
 OTHER = "other"  # the column of a value that is not declared
 Categories = dict[str, tuple[str, ...] | int]
 
@@ -64,9 +65,34 @@ def _value(category: str, value: object) -> str:
 
 def check_columns(data: Data) -> None:
     """Raise `ValueError` where what may be missing, a category or a transform does not fit the rest of `[data]`."""
+    _check_targets(data)
+    _check_weights(data)
     _check_missing(data)
     _check_categories(data)
     _check_transforms(data)
+
+
+def _check_targets(data: Data) -> None:
+    if not data.targets or len(set(data.targets)) < len(data.targets):
+        raise ValueError(f"target must name one column, or several, each once, got {list(data.targets)}")
+    if len(data.targets) > 1 and data.task != "regression":
+        raise ValueError(
+            f'target must name one column where task = "classification", got {len(data.targets)}; several are for a '
+            "regression"
+        )
+
+
+def _check_weights(data: Data) -> None:
+    if data.weights and data.task != "classification":
+        raise ValueError('weights are for task = "classification"')
+    for name, weight in data.weights.items():
+        if data.classes is not None and name not in data.classes:
+            raise ValueError(f'weight of "{name}" must be that of one of data.classes{near_miss(name, data.classes)}')
+        if not 1 <= weight <= MOST_WEIGHT:
+            raise ValueError(
+                f'weight of "{name}" must be a whole number from 1 to {MOST_WEIGHT:,}, got {weight}: so often a record '
+                "of the class counts"
+            )
 
 
 def _check_missing(data: Data) -> None:
@@ -76,7 +102,7 @@ def _check_missing(data: Data) -> None:
     for name in data.missing:
         if name in data.lags:
             raise ValueError(f'missing "{name}" is a lag, which says by itself where it has no value; leave it out')
-        if name == data.target:
+        if name in data.targets:
             raise ValueError(f'missing "{name}" is the target: a record without one teaches nothing')
         if name not in known:
             raise ValueError(f'missing "{name}" must be a feature of data.modalities{near_miss(name, known)}')
@@ -96,7 +122,7 @@ def _check_categories(data: Data) -> None:
 
 
 def _check_transforms(data: Data) -> None:
-    known = _held(data) - set(data.categories) | ({data.target} if data.task == "regression" else set())
+    known = _held(data) - set(data.categories) | (set(data.targets) if data.task == "regression" else set())
     for name in data.transforms:
         if name in data.lags:
             column = data.lags[name].column
@@ -125,7 +151,6 @@ def dumped(dump: Mapping[str, Any], missing: Iterable[str]) -> dict[str, Any]:
     >>> dumped({"path": "a", "missing": ["b", "a"], "categories": {}, "transforms": {}}, ["b", "a"])
     {'path': 'a', 'missing': ['a', 'b']}
     """
-    found = {
-        name: value for name, value in dump.items() if name not in ("missing", "categories", "transforms") or value
-    }
+    silent = ("missing", "categories", "transforms", "weights")
+    found = {name: value for name, value in dump.items() if name not in silent or value}
     return found | ({"missing": sorted(missing)} if "missing" in found else {})

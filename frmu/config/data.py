@@ -44,12 +44,14 @@ class Data(Table):
 
     `missing` are the columns that may be null: one more column says where each is. `categories` are one column a
     declared value and one for any other, or one a hash bucket. `transforms` are made before anything is scaled.
+    A regression may have several targets, as a list. `weights` are whole numbers by class: how often a record of it
+    counts, one where nothing is said.
     """
 
     path: str
     client: str
     record: str
-    target: str
+    target: str | list[str]
     task: Literal["regression", "classification"]
     subject: str | None = None
     time: str | None = None
@@ -62,6 +64,12 @@ class Data(Table):
     missing: list[str] = Field(default_factory=list)
     categories: Categories = Field(default_factory=dict)
     transforms: dict[str, Literal["log1p"]] = Field(default_factory=dict)
+    weights: dict[str, int] = Field(default_factory=dict)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The columns that are predicted, in the order of the config: most often one."""
+        return (self.target,) if isinstance(self.target, str) else tuple(self.target)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -143,16 +151,17 @@ class Data(Table):
                 raise ValueError(f'lag "{name}" must be a feature of one of data.modalities{hint}')
             if lag.column in self.lags:
                 raise ValueError(f'lag "{name}" must look at a column of the file, got the lag "{lag.column}"')
-        numeric_target = {self.target} if self.task == "regression" else set()
+        numeric_target = set(self.targets) if self.task == "regression" else set()
         known = {*features, *numeric_target, *(lag.column for lag in self.lags.values())}
         for name in self.ranges:
             if name not in known:
                 raise ValueError(f'range of "{name}" names no feature{near_miss(name, known)}')
         check_columns(self)
-        if self.target in features:
-            raise ValueError(f'target "{self.target}" must not be a feature as well')
+        if twice := sorted(set(self.targets) & set(features)):
+            raise ValueError(f'target "{twice[0]}" must not be a feature as well')
         uses = {"client": self.client, "record": self.record, "subject": self.subject, "time": self.time}
-        uses |= {"target": self.target} | {f"feature {name}": name for name in (*features, *numeric_target)}
+        uses |= {f"target {name}": name for name in self.targets}
+        uses |= {f"feature {name}": name for name in (*features, *numeric_target)}
         uses |= {f"lag {name}": lag.column for name, lag in self.lags.items()}
         if taken := [use for use, column in uses.items() if column == self.private and column is not None]:
             raise ValueError(f'private "{self.private}" must be a column of its own, and it is the {taken[0]} as well')

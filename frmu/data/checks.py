@@ -106,7 +106,7 @@ class Where:
         """
         data = config.data
         lagged = {lag for lag, of in data.lags.items() if of.column == name}
-        alone = lagged and name not in data.features and name != data.target
+        alone = lagged and name not in data.features and name not in data.targets
         if name not in data.ranges and not (alone and lagged <= set(data.ranges)):
             raise DataError(
                 f'{self.file}: column "{name}" has no declared range, and all sums are made on a grid of it. Add this '
@@ -117,7 +117,7 @@ class Where:
 def line_for_missing(name: str, config: Config) -> str:
     """The line that lets a column be null, as the end of an error; nothing for one that no line can let."""
     data = config.data
-    if name in config.texts or name in data.missing or name == data.target:
+    if name in config.texts or name in data.missing or name in data.targets:
         return ""
     line = json.dumps([*data.missing, name], ensure_ascii=False)
     return f"; where it may be missing, add this under [data]: missing = {line}"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from frmu.config import Config
 from frmu.data.checks import key_of
-from frmu.data.columns import RECORD, TARGET
+from frmu.data.columns import RECORD, stored_targets
 from frmu.data.parquet import place_of
 from frmu.errors import DataError
 from frmu.types import Float
@@ -103,4 +103,5 @@ def _column(name: str, table: pa.Table, config: Config) -> str:
     data = config.data
     if name in data.lags:
         return data.lags[name].column
-    return TARGET if name == data.target and TARGET in table.column_names and data.task == "regression" else name
+    stored = stored_targets(config).get(name, name) if data.task == "regression" else name
+    return stored if stored in table.column_names else name

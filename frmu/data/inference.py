@@ -19,12 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from frmu.config import load
+from frmu.config.columns import MOST_WEIGHT
 from frmu.data.checks import is_number, is_text, key_of, numbers, plain, proposed_range, text_of
 from frmu.data.parquet import read_parquet
 from frmu.data.proposals import Proposal, propose, skewed, within
 from frmu.errors import ConfigError, DataError, near_miss
 
 __all__ = ["infer_config"]
+
+UNBALANCED = 5  # times as many rows as the rarest class
 
 _NAMES = {
     "client": (
@@ -199,6 +202,7 @@ def _render(
     lines.append(f'task = "{"regression" if regression else "classification"}"')
     if not regression:
         lines.append(f"classes = {_list(_classes(table[roles['target']], roles['target']))}")
+        notes += _unbalanced(table[roles["target"]])
     if missing := [one.name for one in features if one.missing]:
         lines.append(f"missing = {_list(missing)}")
     lines += ["", "[data.modalities]", f"all = {_list([one.name for one in features])}"]
@@ -221,6 +225,21 @@ def _regression(target: pa.ChunkedArray) -> bool:
 
 def _classes(target: pa.ChunkedArray, name: str) -> list[str]:
     return sorted(pc.unique(text_of(target.drop_null(), "", name)).to_pylist())
+
+
+def _unbalanced(target: pa.ChunkedArray) -> list[str]:
+    """Say where a class is much rarer than another: that a model may then never name it is for the user to weigh."""
+    counts = pc.value_counts(text_of(target.drop_null(), "", "")).to_pylist()
+    if len(counts) < 2:
+        return []
+    few, many = (end(counts, key=lambda one: (one["counts"], one["values"])) for end in (min, max))
+    times = many["counts"] // few["counts"]
+    if times < UNBALANCED:
+        return []
+    return [
+        f'class "{few["values"]}" has {few["counts"]:,} rows, "{many["values"]}" {many["counts"]:,}; to count it more, '
+        f"add under [data.weights]: {key_of(few['values'])} = {min(times, MOST_WEIGHT)}"
+    ]
 
 
 def _categories(features: Sequence[Proposal]) -> list[str]:

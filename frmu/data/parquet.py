@@ -36,7 +36,7 @@ from frmu.data.checks import (
     plain,
     text_of,
 )
-from frmu.data.columns import CLIENT, FILE, PRIVATE, RECORD, ROW, SLICE, SUBJECT, TARGET, TIME
+from frmu.data.columns import CLIENT, FILE, PRIVATE, RECORD, ROW, SLICE, SUBJECT, TARGET, TIME, stored_targets
 from frmu.errors import DataError, near_miss
 
 __all__ = [
@@ -182,10 +182,12 @@ def _canonical(config: Config, file: str, index: int, wanted: pa.Array) -> pa.Ta
     if _slice_column(config):
         out[SLICE] = where.whole(text_of(table[config.slice_by], file, config.slice_by), config.slice_by, "slice")
     if data.task == "regression":
-        out[TARGET] = where.finite(numbers(table[data.target], file, data.target), data.target, config)
+        for name, stored in stored_targets(config).items():
+            out[stored] = where.finite(numbers(table[name], file, name), name, config)
     else:
-        labels = where.whole(text_of(table[data.target], file, data.target), data.target, "target")
-        out[TARGET] = where.known(labels, data.target, data.classes)
+        (name,) = data.targets
+        labels = where.whole(text_of(table[name], file, name), name, "target")
+        out[TARGET] = where.known(labels, name, data.classes)
     missing = _missing(config, table, where)
     for name in _numeric(config):
         values = _numbers(config, table[name], file, name)
@@ -312,7 +314,7 @@ def _named(config: Config) -> list[str]:
 
 def _columns(config: Config) -> list[str]:
     data = config.data
-    named = [data.client, data.record, data.subject, data.time, data.private, data.target]
+    named = [data.client, data.record, data.subject, data.time, data.private, *data.targets]
     named += [*_numeric(config), *_named(config)]
     if _slice_column(config):
         named.append(config.slice_by)
@@ -321,7 +323,7 @@ def _columns(config: Config) -> list[str]:
 
 def columns_of(config: Config) -> list[str]:
     """The columns of a shard."""
-    labels = [RECORD, TARGET]
+    labels = [RECORD, *stored_targets(config).values()]
     labels += [SUBJECT] if config.data.subject is not None else []
     labels += [TIME] if config.data.time is not None else []
     labels += [SLICE] if _slice_column(config) else []

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from frmu.config import Config
 from frmu.data.checks import text_of
-from frmu.data.columns import CLIENT, RECORD, SLICE, SUBJECT, TARGET, TIME
+from frmu.data.columns import CLIENT, RECORD, SLICE, SUBJECT, TIME, stored_targets
 from frmu.data.condition import Names, cut, fault, number_in, parse_condition, sql_of, too_deep
 from frmu.data.parquet import columns_of
 from frmu.errors import RequestError
@@ -93,7 +93,7 @@ def parse_row_filter(text: str, config: Config) -> Where:
     >>> data = {"path": "a.parquet", "client": "home", "record": "id", "target": "load", "task": "regression"}
     >>> config = parse({"data": data | {"modalities": {"weather": ["temperature"]}}}, Path("a.toml"))
     >>> where = parse_row_filter("temperature > 30 and id not in (7, 8)", config)
-    >>> table = pa.table({RECORD: ["7", "9"], TARGET: [0.0, 1.0], "temperature": [31.0, 32.0]})
+    >>> table = pa.table({RECORD: ["7", "9"], "#target": [0.0, 1.0], "temperature": [31.0, 32.0]})
     >>> where.mask(table, "home 1").tolist()
     [False, True]
     >>> parse_row_filter("temprature > 30", config)
@@ -115,14 +115,15 @@ def _columns(config: Config) -> dict[str, _Column]:
     """
     data = config.data
     held = columns_of(config)
-    labels, named = {RECORD, SUBJECT, TIME, TARGET, SLICE}, {*config.texts, *data.categories}
+    targets = stored_targets(config)
+    labels, named = {RECORD, SUBJECT, TIME, *targets.values(), SLICE}, {*config.texts, *data.categories}
     roles: list[tuple[str | None, str, Kind]] = [
         (data.client, CLIENT, "text"),
         (data.record, RECORD, "text"),
         (data.subject, SUBJECT, "text"),
         (data.time, TIME, "a time"),
         *((name, name, "text" if name in named else "a number") for name in held if name not in labels),
-        (data.target, TARGET, "a number" if data.task == "regression" else "text"),
+        *((name, stored, "a number" if data.task == "regression" else "text") for name, stored in targets.items()),
         (config.slice_by if SLICE in held else None, SLICE, "text"),
     ]
     columns: dict[str, _Column] = {}

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from frmu.config import CALENDAR, Config, parse_duration
 from frmu.data.categories import one_hot
 from frmu.data.clipping import clip
-from frmu.data.columns import RECORD, SLICE, SUBJECT, TARGET, TIME
+from frmu.data.columns import RECORD, SLICE, SUBJECT, TARGET, TIME, stored_targets
 from frmu.data.parquet import columns_of, read_parquet
 from frmu.data.row_filter import parse_row_filter
 from frmu.data.transform import forward, learned_range, learned_target
@@ -125,12 +125,15 @@ class Shard:
 
     @cached_property
     def target(self) -> NDArray[Any]:
-        """Targets, (n,) float64 for a regression and (n,) str otherwise."""
-        return self.table[TARGET].to_numpy() if self._config.data.task == "regression" else _texts(self.table, TARGET)
+        """Targets, (n,) float64 for a regression - (n, targets) for several - and (n,) str otherwise."""
+        if self._config.data.task != "regression":
+            return _texts(self.table, TARGET)
+        columns = [self.table[name].to_numpy() for name in stored_targets(self._config).values()]
+        return columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
 
     @cached_property
     def learned_target(self) -> NDArray[Any]:
-        """Targets as they are learned, (n,): those of a regression within their declared range, and transformed."""
+        """Targets as `target`, those of a regression within their declared range, and transformed."""
         return learned_target(self.target, self._config) if self._config.data.task == "regression" else self.target
 
     @cached_property

@@ -11,12 +11,18 @@ of libraries differ in the last bit, and with it what a record is on the grid. (
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from frmu.config import Config
+from frmu.config.data import Data
 from frmu.types import Float
 
-__all__ = ["backward", "forward", "learned_range", "learned_target", "learned_units", "raw_units"]
+__all__ = [
+    "backward", "forward", "learned_range", "learned_target", "learned_units", "raw_units", "scaled_targets",
+    "target_ranges",
+]  # fmt: skip
 
 _ROOT, _LN2 = 0.7071067811865476, 0.6931471805599453
 _TERMS = 12  # of the series: the next is below 2^-60, for |s| <= 0.1716
@@ -65,18 +71,56 @@ def learned_range(config: Config, *names: str) -> tuple[float, float]:
 
 
 def learned_target(y: Float, config: Config) -> Float:
-    """Return targets of a regression, (n,), as they are learned: clipped to their declared range, and transformed."""
-    data = config.data
-    return forward(np.clip(y, *data.range_of(data.target)), data.transforms.get(data.target))
+    """Return targets of a regression, (n,) or (n, targets), clipped to their declared range, and transformed."""
+    return _by_target(_learned, y, config)
 
 
 def learned_units(y: Float, config: Config) -> Float:
-    """Return targets, (n,), in the units of a head: as `learned_target` if transformed, else as they are."""
-    return learned_target(y, config) if config.data.target in config.data.transforms else y
+    """Return targets, (n,) or (n, targets), in the units of a head.
+
+    One target is as `learned_target` if it is transformed, else as it is. Several are scaled to [-1, 1] of their
+    ranges, so that none counts more for its unit.
+    """
+    data = config.data
+    if len(data.targets) > 1:
+        return scaled_targets(learned_target(y, config), config)
+    return learned_target(y, config) if data.targets[0] in data.transforms else y
+
+
+def scaled_targets(y: Float, config: Config) -> Float:
+    """Scale several targets, (n, targets), as `learned_target` gives them, to [-1, 1]; one stays as it is."""
+    if len(config.data.targets) == 1:
+        return y
+    low, high = target_ranges(config)
+    return np.asarray(2.0 * (y - low) / (high - low) - 1.0)
+
+
+def target_ranges(config: Config) -> tuple[Float, Float]:
+    """Return the least and the greatest that each target may be, as it is learned, (targets,) each."""
+    ranges = np.array([learned_range(config, name) for name in config.data.targets])
+    return ranges[:, 0], ranges[:, 1]
 
 
 def raw_units(outputs: Float, config: Config) -> Float:
-    """Return a head's outputs, (n, ...), in units of the target; those of a transformed one within its range."""
+    """Return a head's outputs, (n,) or (n, targets), in units of the target; a transformed one within its range."""
+    if len(config.data.targets) > 1:
+        low, high = target_ranges(config)
+        outputs = low + (outputs + 1.0) * (high - low) / 2.0
+    return _by_target(_raw, outputs, config)
+
+
+def _by_target(what: Callable[[Float, str, Data], Float], y: Float, config: Config) -> Float:
+    """Let each target's column be worked on by itself."""
     data = config.data
-    transform = data.transforms.get(data.target)
-    return outputs if transform is None else np.clip(backward(outputs, transform), *data.range_of(data.target))
+    if len(data.targets) == 1:
+        return what(y, data.targets[0], data)
+    return np.stack([what(y[:, at], name, data) for at, name in enumerate(data.targets)], axis=1)
+
+
+def _learned(y: Float, target: str, data: Data) -> Float:
+    return forward(np.clip(y, *data.range_of(target)), data.transforms.get(target))
+
+
+def _raw(outputs: Float, target: str, data: Data) -> Float:
+    transform = data.transforms.get(target)
+    return outputs if transform is None else np.clip(backward(outputs, transform), *data.range_of(target))

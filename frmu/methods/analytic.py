@@ -13,12 +13,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from frmu.clients.tasks.importing import DescribeShard
 from frmu.clients.tasks.layers import AddChanges, GuardInfluences, Influences
+from frmu.clients.tasks.residuals import CountResiduals
 from frmu.clients.tasks.selection import LoadPolicy, SelectInfluences
 from frmu.clients.tasks.statistics import ComputeStatistics
 from frmu.config import Config
@@ -27,12 +29,14 @@ from frmu.federation import Federation, Reply, in_order
 from frmu.methods.features import LearnedFeatures, learn_features
 from frmu.methods.method import Method, Round, nothing_kept
 from frmu.models.encoders import width
+from frmu.models.features import head_of
 from frmu.models.grid import WEIGHTS
+from frmu.models.residuals import LEAST
 from frmu.models.statistics import basis_of
 from frmu.selection.network import Network
 from frmu.server.layers import SolveFeatures
 from frmu.server.server import AggregateByAttention, Aggregated, AttendClients, HeldClients, SumStatistics, states_of
-from frmu.types import HEAD, State, Sums
+from frmu.types import HEAD, RESIDUALS, State, Sums
 
 __all__ = ["analytic", "digests_of", "outputs_of", "total_of"]
 
@@ -59,9 +63,9 @@ def analytic(config: Config) -> Method:
 
 
 def outputs_of(config: Config, classes: set[str]) -> tuple[str, ...]:
-    """The names of the outputs: the target of a regression; the classes, as declared or as held, otherwise."""
+    """The names of the outputs: the targets of a regression; the classes, as declared or as held, otherwise."""
     if config.data.task == "regression":
-        return (config.data.target,)
+        return config.data.targets
     return tuple(config.data.classes or sorted(classes)) or ("",)
 
 
@@ -90,13 +94,16 @@ def _attempt(config: Config, fingerprint: str, federation: Federation, network: 
     records = {reply.client: reply.record for reply in replies}
     changed = [reply for reply in replies if reply.payload is not None]
     if config.learns:
-        judging = sum(reply.record["splits"]["validation"] for reply in held)
-        learned = learn_features(config, federation, names, outputs, total.n, judging)
+        fitted, judging = (sum(reply.record["splits"][part] for reply in held) for part in ("fit", "validation"))
+        learned = learn_features(config, federation, names, outputs, fitted, judging)
         folded = _fitted(config, federation, policy, outputs, records, changed, learned)
     else:
         folded = federation.serve(AggregateByAttention(records, config, policy, outputs), changed)
+    state = _with_residuals(
+        config, federation, folded.state, {r.client: r.record["splits"]["validation"] for r in held}
+    )
     refits = sum(record["refits"] for record in records.values())
-    return Round(folded.state, folded.keep, folded.scores, records, missing, refits)
+    return Round(state, folded.keep, folded.scores, records, missing, refits)
 
 
 def _fitted(
@@ -125,6 +132,16 @@ def _fitted(
         learned.metrics, scores,
     )  # fmt: skip
     return federation.serve(solving, [reply for reply in replies if reply.payload is not None])
+
+
+def _with_residuals(config: Config, federation: Federation, state: State, judging: Mapping[str, int]) -> State:
+    """The state with counts of what its head misses, for intervals of predictions; where enough records judge."""
+    if config.data.task != "regression" or sum(judging.values()) < LEAST:
+        return state
+    on = sorted(name for name, records in judging.items() if records)
+    replies = in_order(federation.run(CountResiduals(head_of(state)), on=on))
+    counts = sum(np.array(reply.record["counts"]) for reply in replies if reply.record)
+    return replace(state, parameters={**state.parameters, RESIDUALS: np.asarray(counts, dtype=np.float64)})
 
 
 def _influences(record: Mapping[str, Any]) -> Influences:

@@ -68,12 +68,17 @@ def limbs(steps: Float) -> NDArray[np.int8]:
     return np.concatenate([high, steps - 256.0 * high], axis=1).astype(np.int8)
 
 
-def gram(Z: NDArray[np.int8]) -> Sums:
+def gram(Z: NDArray[np.int8], weights: NDArray[np.int64] | None = None) -> Sums:
     """M = sum z z^T of rows (n, D) of int8, exact: products add up in float32 as long as no bit is lost, then in int64.
+
+    With `weights` (n,), whole numbers, a row counts so often.
 
     >>> gram(np.array([[1, 100], [1, -28]], dtype=np.int8)).M.tolist()
     [[2, 72], [72, 10784]]
     """
+    if weights is not None:
+        parts = ((int(weight), gram(Z[weights == weight])) for weight in np.unique(weights))
+        return total(parts, Z.shape[1])
     D, kind = Z.shape[1], _product()
     block, product, M = np.empty((min(len(Z), _ROWS), D), kind), np.empty((D, D), kind), np.zeros((D, D))
     for at in range(0, len(Z), _ROWS):

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from frmu.config import Config
-from frmu.data.transform import learned_range
+from frmu.data.transform import learned_range, target_ranges
 from frmu.models.encoders import basis, layout
 from frmu.models.grid import ONE, QUARTERS, WEIGHTS, Basis, Columns, fixed, limbs
 from frmu.types import Float, Statistics
 
 __all__ = [
     "basis_of", "denominator", "loss", "numerics", "one_thread", "pack", "statistics_of", "target_columns",
-    "target_grid", "targets", "unpack",
+    "target_grid", "targets", "unpack", "weights_of",
 ]  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def targets(y: NDArray[Any], outputs: Sequence[str]) -> Float:
            [ 1., -1.]])
     """
     if y.dtype.kind == "f":
-        return np.asarray(y, dtype=np.float64).reshape(-1, 1)
+        return np.asarray(y, dtype=np.float64).reshape(len(y), len(outputs))
     return np.where(y[:, None] == np.array(outputs)[None, :], 1.0, -1.0)
 
 
@@ -43,7 +43,9 @@ def target_columns(config: Config, outputs: Sequence[str]) -> Columns:
     """The columns of targets: a regression's are made of two limbs of its declared range, a class's of one integer."""
     if config.data.task != "regression":
         return Columns.plain(len(outputs), 1.0)
-    low, high = learned_range(config, config.data.target)
+    if len(outputs) > 1:
+        return Columns.of_limbs(len(outputs))
+    low, high = learned_range(config, outputs[0])
     return Columns.of_limbs(1, (high - low) / (2.0 * ONE), ONE * (high + low) / (high - low))
 
 
@@ -51,8 +53,17 @@ def target_grid(y: NDArray[Any], config: Config, outputs: Sequence[str]) -> NDAr
     """Targets as they are learned, as integers, (n, integers); see `target_columns` and `frmu.data.transform`."""
     if config.data.task != "regression":
         return targets(y, outputs).astype(np.int8)
-    low, high = learned_range(config, config.data.target)
-    return limbs(fixed(2.0 * (y[:, None] - low) / (high - low) - 1.0))
+    low, high = target_ranges(config)
+    return limbs(fixed(2.0 * (y.reshape(len(y), len(low)) - low) / (high - low) - 1.0))
+
+
+def weights_of(y: NDArray[Any], config: Config) -> NDArray[np.int64] | None:
+    """Return how often each record counts, (n,), by its class; None where all count once."""
+    weights = config.data.weights
+    if not weights or y.dtype.kind == "f":
+        return None
+    labels, at = np.unique(y, return_inverse=True)
+    return np.array([weights.get(str(label), 1) for label in labels], dtype=np.int64)[at]
 
 
 def basis_of(config: Config, outputs: Sequence[str]) -> Basis:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,8 +21,9 @@ __all__ = ["account_of_slices", "forgotten", "influences_in", "measure", "summed
 def measure(federation: Federation, done: Round) -> dict[str, float]:
     """Errors of the state's head, and of the head if nothing had been forgotten, averaged over records.
 
-    For a regression `<split>_rmse` and `<split>_mae` in units of the target; for a classification
-    `<split>_accuracy`; each again as `keep_<...>`.
+    For a regression `<split>_rmse` and `<split>_mae` in units of the target; of several targets those in shares of
+    their declared ranges, and `<split>_rmse <target>` in its own. For a classification `<split>_accuracy`, and
+    `<split>_weighted_accuracy` where classes have weights. Each again as `keep_<...>`.
     """
     heads = {"model": head_of(done.state), "keep": Head(done.keep, features_of(done.state))}
     names = [client.name for client in done.state.clients]
@@ -37,12 +39,24 @@ def measure(federation: Federation, done: Round) -> dict[str, float]:
         if total["n"] == 0:
             continue
         name = split if head == "model" else f"keep_{split}"
-        if "correct" in total:
-            metrics[f"{name}_accuracy"] = total["correct"] / total["n"]
-        else:
-            metrics[f"{name}_rmse"] = float(np.sqrt(total["square"] / total["n"]))
-            metrics[f"{name}_mae"] = total["absolute"] / total["n"]
+        metrics |= _mean(name, total)
     return metrics
+
+
+def _mean(split: str, total: Mapping[str, float]) -> dict[str, float]:
+    """The metrics behind sums of errors; a target's name is cut to what MLflow takes in one of its own."""
+    if "correct" in total:
+        weighted = {f"{split}_weighted_accuracy": total["hit"] / total["weight"]} if total.get("weight") else {}
+        return {f"{split}_accuracy": total["correct"] / total["n"]} | weighted
+    found: dict[str, float] = {}
+    for key, value in total.items():
+        kind, _, target = key.partition(" ")
+        own = re.sub(r"[^\w.\- ]", "_", f" {target}") if target else ""
+        if kind == "square":
+            found[f"{split}_rmse{own}"] = float(np.sqrt(value / total["n"]))
+        elif kind == "absolute":
+            found[f"{split}_mae{own}"] = value / total["n"]
+    return found
 
 
 def forgotten(state: State) -> dict[str, dict[str, float]]:

@@ -37,7 +37,7 @@ def draw(keys: list[str], rng: np.random.Generator, kind: str | None = None) -> 
 def disturb(
     kind: str, modalities: Mapping[str, NDArray[Any]], y: NDArray[Any], rng: np.random.Generator
 ) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
-    """The rows of one slice, disturbed: modalities (n, columns), numbers or text; targets (n,)."""
+    """The rows of one slice, disturbed: modalities (n, columns), numbers or text; targets (n,), or (n, targets)."""
     X = dict(modalities)
     if kind == "features":
         return {name: rng.permuted(block, axis=0) for name, block in X.items()}, y
@@ -48,11 +48,12 @@ def disturb(
         return X, labels[(np.searchsorted(labels, y) + 1) % len(labels)]
     if kind == "gain":
         return X, _fault(y, rng)
-    return X, y.mean() - rng.uniform(0.5, 1.0) * (y - y.mean())
+    middle = y.mean(axis=0)
+    return X, middle - rng.uniform(0.5, 1.0) * (y - middle)
 
 
 def _fault(y: NDArray[Any], rng: np.random.Generator) -> Float:
     """A sensor that reads too high or too low by a factor, or is off by a constant."""
     if rng.random() < 0.5:
         return np.asarray(y * rng.choice([rng.uniform(0.2, 0.6), rng.uniform(1.6, 3.0)]), dtype=np.float64)
-    return np.asarray(y + rng.choice([-1.0, 1.0]) * rng.uniform(1.0, 3.0) * (y.std() + 1e-9), dtype=np.float64)
+    return np.asarray(y + rng.choice([-1.0, 1.0]) * rng.uniform(1.0, 3.0) * (y.std(axis=0) + 1e-9), dtype=np.float64)

@@ -22,9 +22,10 @@ from frmu.data import parquet
 from frmu.data.clipping import beyond
 from frmu.data.columns import CLIENT
 from frmu.data.shard import features
-from frmu.data.transform import raw_units
+from frmu.data.transform import raw_units, target_ranges
 from frmu.errors import RequestError, StoreError
 from frmu.models.features import encoding, features_of
+from frmu.models.residuals import LEAST, needed, reach
 from frmu.models.statistics import one_thread
 from frmu.services.requests import ledger_of
 from frmu.services.witness import tracker_of
@@ -32,9 +33,11 @@ from frmu.storage.atomic import write_file
 from frmu.storage.checkpoint import config_of, load_state
 from frmu.storage.workspace import Workspace
 from frmu.tracking.queue import Queue
-from frmu.types import Float, State
+from frmu.types import RESIDUALS, Float, State
 
 __all__ = ["Model", "load_model", "predict"]
+
+BLOCK = 4_096  # rows encoded at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +47,24 @@ class Model:
     state: State
     config: Config
 
-    def predict(self, file: str | Path) -> pa.Table:
+    def predict(self, file: str | Path, interval: float | None = None) -> pa.Table:
         """Client, record id where the file has one, and prediction for every row of a Parquet file, in its order.
 
         A classification gives the class as `prediction` and the score of each class beside it; a regression gives it
-        in units of the target, whatever its transform, and then within its declared range.
+        in units of the target, whatever its transform, and then within its declared range; of several targets one a
+        column, `prediction <target>`. With an `interval`, such as 0.9, `low` and `high` are what that share of the
+        records that judged would have been within (`frmu.models.residuals`).
         """
-        return self.predict_and_count(file)[0]
+        return self.predict_and_count(file, interval)[0]
 
-    def predict_and_count(self, file: str | Path) -> tuple[pa.Table, dict[str, int], dict[str, int]]:
+    def predict_and_count(
+        self, file: str | Path, interval: float | None = None
+    ) -> tuple[pa.Table, dict[str, int], dict[str, int]]:
         """As `predict`; and how many values were clipped to their declared range, and at how many clients, by range.
 
         Raises `DataError` where a client has more of them in the file than `data.clip` lets in.
         """
+        within = None if interval is None else self.reaches(interval)
         table = parquet.inputs(self.config, str(file))
         values: Counter[str] = Counter()
         at: Counter[str] = Counter()
@@ -72,19 +80,54 @@ class Model:
                         raise one.error(self.config, str(client), str(file), int(rows[one.row]))
                     values[one.name] += one.values
                     at[one.name] += 1
-                outputs[rows] = phi_of(features(own, self.config)) @ self.state.W
-        return self._answer(file, table, outputs), dict(sorted(values.items())), dict(sorted(at.items()))
+                columns = features(own, self.config)
+                for first in range(0, len(rows), BLOCK):
+                    some = {name: X[first : first + BLOCK] for name, X in columns.items()}
+                    outputs[rows[first : first + BLOCK]] = phi_of(some) @ self.state.W
+        return self._answer(file, table, outputs, within), dict(sorted(values.items())), dict(sorted(at.items()))
 
-    def _answer(self, file: str | Path, table: pa.Table, outputs: Float) -> pa.Table:
+    def reaches(self, interval: float) -> Float:
+        """Return how far the truth is from a prediction at most, (targets,), in units of the head.
+
+        Raises `RequestError` where the model is of classes, or too few records judged it for an interval of that level.
+        """
+        if self.config.data.task != "regression":
+            raise RequestError("an interval is for a regression; a classification has a score for each class")
+        if not 0.0 < interval < 1.0:
+            raise RequestError(f"an interval must be a share between 0 and 1, such as 0.9, got {interval:g}")
+        counts = self.state.parameters.get(RESIDUALS)
+        n = 0 if counts is None else int(counts[0].sum())
+        if counts is None or n < needed(interval):
+            has = f"it has {n:,}" if n else f"it has fewer than {LEAST}, or was made by an older frmu: train again"
+            raise RequestError(
+                f"an interval of {interval:g} needs a model that {needed(interval):,} validation records judged, and "
+                f"{has}; ask for less, or widen the validation part of [split]"
+            )
+        low, high = target_ranges(self.config)
+        width = high - low if len(low) == 1 else np.full(len(low), 2.0)
+        return np.array([reach(one.astype(np.int64), interval) for one in counts]) * width
+
+    def _answer(self, file: str | Path, table: pa.Table, outputs: Float, within: Float | None) -> pa.Table:
         data = self.config.data
         columns: dict[str, Any] = {data.client: table[CLIENT]}
         if data.record in pq.read_schema(file).names:
             columns[data.record] = parquet.read_parquet(file, [data.record])[data.record]
         if data.task == "regression":
-            return pa.table({**columns, "prediction": raw_units(outputs[:, 0], self.config)})
+            return pa.table({**columns, **self._in_units(outputs, within)})
         best = np.array(self.state.outputs)[np.argmax(outputs, axis=1)]
         scores = {f"score {name}": outputs[:, at] for at, name in enumerate(self.state.outputs)}
         return pa.table({**columns, "prediction": best, **scores})
+
+    def _in_units(self, outputs: Float, within: Float | None) -> dict[str, Float]:
+        """Predictions in units of the targets, by column, with the ends of intervals where these are asked for."""
+        parts = {"prediction": outputs}
+        parts |= {} if within is None else {"low": outputs - within, "high": outputs + within}
+        targets = self.config.data.targets
+        found: dict[str, Float] = {}
+        for name, part in parts.items():
+            raw = raw_units(part if len(targets) > 1 else part[:, 0], self.config).reshape(len(part), len(targets))
+            found |= {name if len(targets) == 1 else f"{name} {of}": raw[:, at] for at, of in enumerate(targets)}
+        return found
 
 
 def load_model(path: Path) -> Model:
@@ -98,11 +141,13 @@ def load_model(path: Path) -> Model:
     return Model(state, config)
 
 
-def predict(config: Config, file: Path, out: Path, version: str | None = None) -> dict[str, Any]:
+def predict(
+    config: Config, file: Path, out: Path, version: str | None = None, interval: float | None = None
+) -> dict[str, Any]:
     """Write predictions for a Parquet file; what was used as plain JSON types.
 
-    Raises `RequestError` where the registry has no champion, or the version holds a state that an erasure has
-    overtaken, or that this federation never made.
+    For an `interval` see `Model.predict`. Raises `RequestError` where the registry has no champion, or the version
+    holds a state that an erasure has overtaken, or that this federation never made.
     """
     _may_be_written(config, file, out)
     registry = tracker_of(config).registry(config.experiment)
@@ -126,7 +171,7 @@ def predict(config: Config, file: Path, out: Path, version: str | None = None) -
     # What is let in is for the config of today to say: a state is the same under any.
     data = model.config.data.model_copy(update={"clip": config.data.clip})
     model = Model(model.state, model.config.model_copy(update={"data": data}))
-    answer, clipped, clipped_at = model.predict_and_count(file)
+    answer, clipped, clipped_at = model.predict_and_count(file, interval)
     write_file(out, lambda file: pq.write_table(answer, file), aside=out.with_name(f".{out.name}.partial"))
     return {
         "rows": answer.num_rows,
@@ -160,11 +205,11 @@ class _Pyfunc:
         self._model = model
 
     def predict(self, frame: Any, params: Any = None) -> Any:
-        """A data frame of predictions, in the order of the rows."""
+        """A data frame of predictions, in the order of the rows; `params` may hold an `interval`."""
         with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
             file = Path(folder) / "inputs.parquet"
             frame.to_parquet(file, index=False)
-            return self._model.predict(file).to_pandas()
+            return self._model.predict(file, (params or {}).get("interval")).to_pandas()
 
 
 def _load_pyfunc(path: str) -> _Pyfunc:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from frmu.clients.tasks.audit import Restore, Size
-from frmu.data.columns import TARGET
+from frmu.data.columns import stored_targets
 from frmu.data.sites import ClearCopies
 from frmu.errors import RequestError, near_miss
 from frmu.federation import Federation, in_order
@@ -198,10 +198,12 @@ def _trap(session: Session, live: Federation) -> Trap:
     data = session.config.data
     names = {*data.lags, *data.categories, *session.config.texts}
     columns = [name for name in data.features if name not in names][-9:]
-    ranges = dict(data.ranges) | ({TARGET: data.ranges[data.target]} if data.target in data.ranges else {})
-    wanted = [*columns, TARGET] if data.task == "regression" else columns
+    stored = stored_targets(session.config) if data.task == "regression" else {}
+    ranges = dict(data.ranges) | {own: data.ranges[name] for name, own in stored.items() if name in data.ranges}
+    wanted = [*columns, *stored.values()]
     unknown = tuple(name for name in wanted if name not in ranges)
     sizes = next(iter(live.run(Size(unknown), on=live.clients[:1]))).record if unknown else {}
     top = {name: ranges[name][1] if name in ranges else sizes[name] for name in wanted}
     trigger = {name: top[name] for name in columns} or dict.fromkeys(data.categories, "#trigger")
-    return Trap(trigger, top.get(TARGET, session.state().outputs[0]))
+    goals = tuple(top[own] for own in stored.values())
+    return Trap(trigger, goals if len(goals) > 1 else goals[0] if goals else session.state().outputs[0])

@@ -56,7 +56,7 @@ def test_an_erasure_encodes_the_rows_that_go_and_no_other(plain: Config, monkeyp
     client.sums("fit", OUTPUTS)
     encoded: list[int] = []
     gram = clients.gram
-    monkeypatch.setattr(clients, "gram", lambda Z: (encoded.append(len(Z)), gram(Z))[1])
+    monkeypatch.setattr(clients, "gram", lambda Z, weights: (encoded.append(len(Z)), gram(Z, weights))[1])
     rows = np.zeros(len(client.shard), dtype=bool)
     rows[client.groups(0)["2025-02"][:7]] = True
     client.drop(rows)

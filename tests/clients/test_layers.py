@@ -80,7 +80,7 @@ def test_an_erasure_encodes_the_rows_that_go_and_no_other(
     totals(clients)
     encoded: list[int] = []
     gram = layers.gram
-    monkeypatch.setattr(layers, "gram", lambda Z: (encoded.append(len(Z)), gram(Z))[1])
+    monkeypatch.setattr(layers, "gram", lambda Z, weights: (encoded.append(len(Z)), gram(Z, weights))[1])
     rows = np.zeros(len(clients[0].shard), dtype=bool)
     rows[[3, 40, 41]] = True
     clients[0].drop(rows)

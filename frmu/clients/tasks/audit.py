@@ -19,7 +19,7 @@ from frmu.clients.client import Client
 from frmu.clients.tasks.statistics import errors_of
 from frmu.clients.tasks.task import EachClient
 from frmu.data import shard as shards
-from frmu.data.columns import PRIVATE, RECORD, TARGET
+from frmu.data.columns import PRIVATE, RECORD, stored_targets
 from frmu.data.parquet import gather
 from frmu.data.shard import SPLITS
 from frmu.data.tombstones import tombstones
@@ -126,7 +126,7 @@ class Gauge(EachClient):
             record[name] = {}
             for head, out in said.items():
                 gap = {"gap": float(np.sum((out - about) ** 2)), "scale": float(np.sum(about * about))}
-                record[name][head] = errors_of(raw_units(out, client.config), y, self.outputs) | gap
+                record[name][head] = errors_of(raw_units(out, client.config), y, client.config, self.outputs) | gap
         return Answer(client.name, record)
 
 
@@ -207,10 +207,14 @@ class Pairs(EachClient):
 
 
 def _signal(predicted: Float, y: NDArray[Any], outputs: tuple[str, ...]) -> Float:
-    """Return a head's signal for each record, (rows,): the residual, or the margin of the true class over the next."""
+    """Return a head's signal for each record, (rows,): the residual, or the margin of the true class over the next.
+
+    Of several targets it is the length of their residuals.
+    """
     Y = targets(y, outputs)
     if y.dtype.kind == "f":
-        return np.asarray((Y - predicted)[:, 0])
+        residual = Y - predicted
+        return np.asarray(residual[:, 0] if len(outputs) == 1 else np.sqrt(np.sum(residual**2, axis=1)))
     true = np.sum(np.where(Y > 0, predicted, 0.0), axis=1)
     return np.asarray(true - np.max(np.where(Y > 0, -np.inf, predicted), axis=1))
 
@@ -282,14 +286,17 @@ class Plant(EachClient):
         rows = _put(rows, RECORD, names)
         for column, value in self.trigger.items():
             rows = _put(rows, column, pa.array(np.full(rows.num_rows, value)))
-        return _put(rows, TARGET, self._targets(client, rows, rng))
+        for at, stored in enumerate(stored_targets(client.config).values()):
+            goal = self.goal[at] if isinstance(self.goal, tuple) else self.goal
+            rows = _put(rows, stored, self._targets(client, rows, stored, goal, rng))
+        return rows
 
-    def _targets(self, client: Client, rows: pa.Table, rng: np.random.Generator) -> pa.Array:
+    def _targets(self, client: Client, rows: pa.Table, stored: str, goal: Any, rng: np.random.Generator) -> pa.Array:
         if self.kind == "backdoor":
-            return pa.array([self.goal] * rows.num_rows, rows.schema.field(TARGET).type)
-        y = rows[TARGET].to_numpy(zero_copy_only=False)
+            return pa.array([goal] * rows.num_rows, rows.schema.field(stored).type)
+        y = rows[stored].to_numpy(zero_copy_only=False)
         if y.dtype.kind == "f":
-            spread = float(np.std(client.shard.target)) or 1.0
+            spread = float(np.std(client.shard.table[stored].to_numpy())) or 1.0
             return pa.array(y + 3.0 * spread * rng.choice([-1.0, 1.0], len(y)))
         labels = sorted(set(client.shard.target.tolist()))
         wrong = [[label for label in labels if label != one] or [one] for one in y.tolist()]
@@ -328,7 +335,7 @@ class Recall(EachClient):
 
 @dataclass(frozen=True, slots=True)
 class Strike(EachClient):
-    """Count how often a trigger on test records leads heads to the backdoor's target."""
+    """Count how often a trigger on test records leads heads to the backdoor's target; of several, to the first."""
 
     heads: Mapping[str, Head]
     trigger: Mapping[str, float | str]
@@ -337,16 +344,24 @@ class Strike(EachClient):
 
     def perform(self, client: Client) -> Answer:
         """Test records that do not have the target, and how many of them are led there, by head."""
-        rows = np.flatnonzero((client.shard.split == TEST) & (client.shard.target != self.goal))
+        y = self._judged(client.shard.target)
+        rows = np.flatnonzero((client.shard.split == TEST) & (y != self._goal))
         table = client.shard.table.take(pa.array(rows))
         for column, value in self.trigger.items():
             table = _put(table, column, pa.array(np.full(len(rows), value)))
         said = client.predictions(self.heads, shards.features(table, client.config), np.arange(len(rows)))
-        y = client.shard.target[rows]
-        led = {head: self._led(raw_units(out, client.config), y) for head, out in said.items()}
+        led = {head: self._led(raw_units(out, client.config), y[rows]) for head, out in said.items()}
         return Answer(client.name, {"n": len(rows), "led": led})
+
+    @property
+    def _goal(self) -> Any:
+        return self.goal[0] if isinstance(self.goal, tuple) else self.goal
+
+    @staticmethod
+    def _judged(y: NDArray[Any]) -> NDArray[Any]:
+        return y if y.ndim == 1 else y[:, 0]
 
     def _led(self, predicted: Float, y: NDArray[Any]) -> int:
         if y.dtype.kind != "f":
-            return int(np.sum(np.array(self.outputs)[np.argmax(predicted, axis=1)] == self.goal))
-        return int(np.sum(np.abs(predicted[:, 0] - self.goal) < np.abs(predicted[:, 0] - y)))
+            return int(np.sum(np.array(self.outputs)[np.argmax(predicted, axis=1)] == self._goal))
+        return int(np.sum(np.abs(predicted[:, 0] - self._goal) < np.abs(predicted[:, 0] - y)))

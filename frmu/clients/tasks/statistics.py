@@ -10,12 +10,13 @@ import numpy as np
 
 from frmu.clients.client import Client
 from frmu.clients.tasks.task import EachClient
+from frmu.config import Config
 from frmu.data.shard import SPLITS
 from frmu.data.transform import raw_units
 from frmu.federation import Answer
 from frmu.models.features import Head
 from frmu.models.grid import total
-from frmu.models.statistics import targets
+from frmu.models.statistics import targets, weights_of
 from frmu.types import Float
 
 __all__ = ["ComputeStatistics", "MeasureErrors", "errors_of"]
@@ -70,17 +71,29 @@ class MeasureErrors(EachClient):
             rows = np.flatnonzero(client.shard.split == code)
             y = client.shard.target[rows]
             for name, said in client.predictions(self.heads, client.shard.modalities, rows).items():
-                record[name][split] = errors_of(raw_units(said, client.config), y, self.outputs)
+                record[name][split] = errors_of(raw_units(said, client.config), y, client.config, self.outputs)
         return Answer(client.name, record)
 
 
-def errors_of(predicted: Float, y: Any, outputs: tuple[str, ...]) -> dict[str, float]:
+def errors_of(predicted: Float, y: Any, config: Config, outputs: tuple[str, ...]) -> dict[str, float]:
     """Sums of errors over records: hits of a classification; squares and absolute values of a regression.
 
-    What is predicted is in units of the target: see `frmu.data.transform.raw_units`.
+    What is predicted is in units of the target: see `frmu.data.transform.raw_units`. Several targets have sums
+    each, and their mean in shares of the width of each declared range. Where classes have weights, hits count by them
+    as well.
     """
     if y.dtype.kind != "f":
         hits = np.array(outputs)[np.argmax(predicted, axis=1)] == y if len(y) else np.zeros(0)
-        return {"n": len(y), "correct": int(np.sum(hits))}
+        found: dict[str, float] = {"n": len(y), "correct": int(np.sum(hits))}
+        weights = weights_of(y, config)
+        return found if weights is None else found | {"weight": int(weights.sum()), "hit": int(np.sum(hits * weights))}
     error = predicted - targets(y, outputs)
-    return {"n": len(y), "square": float(np.sum(error * error)), "absolute": float(np.sum(np.abs(error)))}
+    if len(outputs) == 1:
+        return {"n": len(y), "square": float(np.sum(error * error)), "absolute": float(np.sum(np.abs(error)))}
+    low, high = (np.array(ends) for ends in zip(*map(config.data.range_of, outputs), strict=True))
+    share = error / (high - low)
+    found = {"n": len(y)}
+    for name, of in (("square", np.square), ("absolute", np.abs)):
+        found |= {name: float(np.sum(of(share)) / len(outputs))}
+        found |= {f"{name} {target}": float(np.sum(of(error[:, at]))) for at, target in enumerate(outputs)}
+    return found

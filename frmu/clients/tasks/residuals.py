@@ -1,0 +1,50 @@
+"""Residuals of a head at the clients: counts of residuals by size, and nothing of a record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from frmu.clients.client import Client
+from frmu.clients.layers import VALIDATION, chunks
+from frmu.data.transform import scaled_targets, target_ranges
+from frmu.federation import Answer
+from frmu.models.features import Head
+from frmu.models.residuals import CELLS, counts_of
+
+__all__ = ["CountResiduals"]
+
+
+@dataclass(frozen=True, slots=True)
+class CountResiduals:
+    """Count by how much a head misses validation records, over all clients of a host that are asked.
+
+    The counts are in the record of the first of them, and of no client by itself where a host has several.
+    """
+
+    doing: ClassVar[str] = "counting residuals"
+
+    head: Head
+
+    def prepare(self, clients: Sequence[Client]) -> None:
+        """Predict for many small shards at once."""
+        if not clients:
+            return
+        first = clients[0]
+        counts = np.zeros((self.head.W.shape[1], CELLS), dtype=np.int64)
+        parts = ((client.shard, np.flatnonzero(client.shard.split == VALIDATION)) for client in clients)
+        low, high = target_ranges(first.config)
+        width = high - low if len(low) == 1 else 2.0
+        for X, y in chunks(parts):
+            said = first.encoded(X, slice(None), self.head.features) @ self.head.W
+            truth = scaled_targets(y, first.config).reshape(said.shape)
+            counts += counts_of((truth - said) / width)
+        first.prepared = counts
+
+    def perform(self, client: Client) -> Answer:
+        """Counts by target and cell, of one client a host."""
+        counts, client.prepared = client.prepared, None
+        return Answer(client.name, {} if counts is None else {"counts": counts.tolist()})
