@@ -24,7 +24,7 @@ from frmu.data.sites import copy_of
 from frmu.data.tombstones import tombstones
 from frmu.errors import StoreError
 from frmu.federation import Answer, ClientTask
-from frmu.models.encoders import Encoder, Words, blocks, encode, encoders, grid, layout, spans
+from frmu.models.encoders import Encoder, Words, basis, blocks, encode, encoders, grid, layout, spans
 from frmu.models.features import Features, Head, basis_of_features
 from frmu.models.grid import Basis, gram, total
 from frmu.models.statistics import basis_of, one_thread, target_grid, weights_of
@@ -48,7 +48,7 @@ class Client:
 
     def __init__(
         self, name: str, config: Config, folder: Path, by: Mapping[str, Encoder | Words], fencing_token: int = 0,
-        book: LayerBook | None = None,
+        book: LayerBook | None = None, bases: dict[tuple[str, ...], Basis] | None = None,
     ) -> None:  # fmt: skip
         self.name = name
         self.book = book or LayerBook()  # what the clients of a host know of learned features together
@@ -63,7 +63,7 @@ class Client:
         self._sums: dict[tuple[str, ...], dict[tuple[int, str], Sums]] = {}
         self._statistics: dict[tuple[str, ...], dict[tuple[int, str], Statistics]] = {}
         self._totals: dict[tuple[str, tuple[str, ...]], Sums] = {}
-        self._bases: dict[tuple[str, ...], Basis] = {}
+        self._bases = {} if bases is None else bases  # shared by the clients of a host
         self._parts: dict[tuple[str, ...], list[Sums]] = {}
         self._problems: dict[tuple[str, ...], SelectionProblem] = {}
         self._tombstones: tuple[bytes, list[str]] | None = None
@@ -265,11 +265,21 @@ class Client:
             alike.setdefault(head.features.key if head.features else "", []).append(name)
         found = {name: np.zeros((len(rows), head.W.shape[1])) for name, head in heads.items()}
         for names in alike.values():
+            together = np.concatenate([heads[name].W for name in names], axis=1)
+            head, ends = Head(together, heads[names[0]].features), np.cumsum([heads[name].W.shape[1] for name in names])
             for at in range(0, len(rows), BLOCK):
-                phi = self.encoded(modalities, rows[at : at + BLOCK], heads[names[0]].features)
-                for name in names:
-                    found[name][at : at + BLOCK] = phi @ heads[name].W
+                some = {name: X[rows[at : at + BLOCK]] for name, X in modalities.items()}
+                for name, part in zip(names, np.split(self.predict(head, some), ends[:-1], axis=1), strict=True):
+                    found[name][at : at + BLOCK] = part
         return found
+
+    def predict(self, head: Head, modalities: Mapping[str, NDArray[Any]]) -> Float:
+        """Let a head predict for some rows, given as the columns of each modality, (rows, outputs)."""
+        if head.features is not None:
+            return self.book.wide(head.features, self.config).predictions(modalities, head.W)
+        if () not in self._bases:
+            self._bases[()] = basis(layout(self.config))
+        return self._bases[()].predictions(grid(modalities, self._encoders), head.W)
 
     def split_sums(self, split: str, outputs: tuple[str, ...]) -> Sums:
         """The sums of a whole split."""
@@ -330,8 +340,9 @@ class Host:
         self, config: Config, names: Sequence[str], folder: Path, fencing_token: int = 0, pipeline: Pipeline = IDENTITY
     ) -> None:
         by, book = encoders(config), LayerBook()
+        bases: dict[tuple[str, ...], Basis] = {}
         self._pipeline = pipeline
-        self._clients = {name: Client(name, config, folder, by, fencing_token, book) for name in names}
+        self._clients = {name: Client(name, config, folder, by, fencing_token, book, bases) for name in names}
 
     def answer(self, work: ClientTask, names: Sequence[str]) -> list[Answer]:
         """Let some of the clients do a work, in the order of their names."""

@@ -8,7 +8,7 @@ at them, which come in again as they are now.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -149,9 +149,10 @@ class LayerBook:
 
     def total(self, layer: Layer, shards: Mapping[str, Shard], config: Config) -> LayerSums:
         """The sums of a layer over some clients: as they are known, else added up."""
-        found = self._totals.get(layer.key)
         names = frozenset(shards)
-        if found is None or found[1] != names:
+        keys = (layer.key, replace(layer, slopes=True).key)  # who was asked for slopes as well knows the rest
+        found = next((one for key in keys if (one := self._totals.get(key)) and one[1] == names), None)
+        if found is None:
             total = self._sums(layer, [(shard, None) for shard in shards.values()], config)
             while len(self._totals) >= KEPT:
                 self._totals.pop(next(iter(self._totals)))

@@ -1,8 +1,9 @@
 """Features are learned by a federation: one trip a layer, every choice on validation sums, inside the account.
 
     S_0 = I
-    for t = 1 .. layers: S_t from the sums of layer t - 1        one trip each, narrower features
-    all layers at full width, with ramps and without             one trip, and one over all records if there are many
+    for t = 1 .. layers: S_t from the sums of layer t - 1        one trip each, at most 512 features
+    which layer, with ramps or without                           one trip, in which only the last layer is new
+    which width and ridge                                        one trip, and one over all records if there are many
 
 Metrics are learned with every influence at one and by a constant ridge, so that they do not move when an influence or
 a choice does; and from a cohort that a hash of record ids draws where there are many records. What is chosen after that
@@ -25,7 +26,7 @@ from frmu.clients.tasks.layers import SumLayers
 from frmu.config import Config
 from frmu.federation import Federation, in_order
 from frmu.models.features import LEAST, Features, most_features
-from frmu.server.layers import AddLayer, ChooseFeatures, Chosen, FitLayer, LayerFit
+from frmu.server.layers import AddLayer, ChooseFeatures, Chosen, FitLayer
 from frmu.types import Float, Sums
 
 __all__ = ["LearnedFeatures", "learn_features"]
@@ -34,7 +35,7 @@ _log = logging.getLogger(__name__)
 ENOUGH = 40  # validation records, to choose by
 RIDGES = (1e-2, 1e-4, 1e-3, 1e-1, 1.0)  # the first where nothing can be chosen
 METRIC_RIDGE = 1e-2
-METRIC_FEATURES = 512  # at most, while metrics are learned
+TRIED = 512  # features at most, while metrics are learned, and layers and ramps chosen
 LAYERS = 2
 A_COLUMN = 100  # records to fit, to learn a metric over it
 BINS = 16
@@ -74,6 +75,9 @@ class _Learning:
         self.enough = ENOUGH if judging / 2**self.share >= ENOUGH else sys.maxsize
         self.width = most_features(config, fitted, len(outputs))
         self.first = Features(model.kind, self.width, model.bandwidth, 0, model.lattice)
+        self.bins = (0, BINS) if model.bins == "auto" else (model.bins,)
+        # Metrics, and then layers and ramps, are tried on fewer features: the first of those that the model has.
+        self.trial = replace(self.first, width=min(self.width, TRIED), bins=self.bins[-1])
         if self.enough > ENOUGH:
             _log.info(
                 "%d validation records are too few to choose features by (%d are wanted), so each setting that is "
@@ -101,14 +105,14 @@ class _Learning:
         """The metrics of layers, one after the other: fewer where one would rest, or be of rank zero."""
         metrics: list[Float] = []
         for layer in range(1, self._layers() + 1):
-            below = replace(self.first, width=min(self.width, METRIC_FEATURES), metric=metrics[-1] if metrics else None)
+            below = replace(self.trial, metric=metrics[-1] if metrics else None)
             asked = Layer(below, self.outputs, self.share, slopes=True)
             work = FitLayer(self.config, asked, METRIC_RIDGE, self._diagonal)
-            fit: LayerFit = self.federation.serve(work, self._sums((asked,)))
-            if fit.metric is None:
+            metric: Float | None = self.federation.serve(work, self._sums((asked,)))
+            if metric is None:
                 _log.info("no input matters to the model in layer %d: its metric has rank zero, and rests", layer)
                 break
-            metrics.append(fit.metric)
+            metrics.append(metric)
         return metrics
 
     def _layers(self) -> int:
@@ -119,24 +123,34 @@ class _Learning:
         return LAYERS if self.fitted >= A_COLUMN * columns and self.enough == ENOUGH else 0
 
     def _chosen(self, features: Sequence[Features]) -> Chosen:
-        """One trip: every layer at full width, with ramps; what is without them, or narrower, is nested in it."""
+        """A layer, with ramps or without, and then a width and a ridge; what is simple is nested in what is not."""
         model = self.config.model
-        bins = (0, BINS) if model.bins == "auto" else (model.bins,)
-        tried = features if model.layers == "auto" else features[-1:]
-        layers = [replace(one, bins=bins[-1]) for one in tried]
+        tried = [replace(self.trial, metric=one.metric) for one in features]
+        bins = self.bins
+        if model.layers != "auto":
+            tried = tried[-1:]
         if model.bins == "auto" and self.fitted >= MANY and self._columns_in_bins() * FINE_BINS <= self.width * 2:
-            layers.append(replace(layers[0], bins=FINE_BINS))
+            tried.append(replace(self.trial, bins=FINE_BINS, metric=features[0].metric))
             bins = (*bins, FINE_BINS)
+        first = self._choice(tried, bins, (self.trial.width,))
+        at = first.layer if model.layers == "auto" else len(features) - 1
+        layer = 0 if at >= len(features) else at  # fine ramps stand on the first layer
         widths = tuple(
             width for width in (self.width // 4, self.width // 2, self.width)
             if width >= LEAST and (model.features == "auto" or width == self.width)
         )  # fmt: skip
-        ridges = RIDGES if model.ridge == "auto" else (model.ridge,)
-        asked = tuple(Layer(one, self.outputs, self.share, slopes=False) for one in layers)
+        if self.width == self.trial.width and widths in ((), (self.width,)):
+            return replace(first, layer=layer)
+        wide = replace(first.features, width=self.width)
+        found = self._choice([wide], (wide.bins,), widths)
+        return replace(found, layer=layer, losses={**first.losses, **found.losses})
+
+    def _choice(self, features: Sequence[Features], bins: tuple[int, ...], widths: tuple[int, ...]) -> Chosen:
+        ridges = RIDGES if self.config.model.ridge == "auto" else (self.config.model.ridge,)
+        asked = tuple(Layer(one, self.outputs, self.share, slopes=False) for one in features)
         work = ChooseFeatures(self.config, asked, bins, widths, ridges, self.enough)
         found: Chosen = self.federation.serve(work, self._sums(asked))
-        at = found.layer if model.layers == "auto" else len(features) - 1
-        return replace(found, layer=0 if at >= len(features) else at)  # fine ramps stand on the first layer
+        return found
 
     def _columns_in_bins(self) -> int:
         return sum(

@@ -24,14 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frmu.config import Config
-from frmu.models.encoders import Encoder, basis, encode, encoder_of, encoders
+from frmu.models.encoders import Encoder, basis, encoder_of, encoders, grid, layout
 from frmu.models.grid import Basis, Columns, fixed
 from frmu.models.statistics import target_columns
 from frmu.types import Float, State, Sums
 
 __all__ = [
-    "LEAST", "METRIC", "Features", "Head", "Wide", "basis_of_features", "described", "encoding", "features_of",
-    "head_of", "metric_of", "most_features", "nested", "on_lattice", "ridge_of", "what_moved", "without",
+    "LEAST", "METRIC", "Features", "Head", "Wide", "basis_of_features", "described", "features_of",
+    "head_of", "metric_of", "most_features", "nested", "on_lattice", "predictor", "ridge_of", "what_moved", "without",
 ]  # fmt: skip
 
 LEAST, MOST = 256, 4096  # features, where a config says nothing else
@@ -110,6 +110,10 @@ class Wide:
     def encode(self, modalities: Mapping[str, NDArray[Any]]) -> Float:
         """phi, (n, d)."""
         return self.basis().phi(self.grid(modalities))
+
+    def predictions(self, modalities: Mapping[str, NDArray[Any]], W: Float) -> Float:
+        """What a head (d, outputs) makes of records, (n, outputs)."""
+        return self.basis().predictions(self.grid(modalities), W)
 
     def basis(self, targets: Columns | None = None) -> Basis:
         """The way from the integers of a record to phi, and to targets."""
@@ -193,9 +197,12 @@ def features_of(state: State) -> Features | None:
     )  # fmt: skip
 
 
-def encoding(config: Config, features: Features | None) -> Callable[[Mapping[str, NDArray[Any]]], Float]:
-    """Return what gives phi of records, (n, d): on learned features, or on the frozen ones of a config; drawn once."""
-    return partial(encode, by=encoders(config)) if features is None else Wide(config, features).encode
+def predictor(config: Config, head: Head) -> Callable[[Mapping[str, NDArray[Any]]], Float]:
+    """Return what predicts for records, (n, outputs), with a head on its features; these are drawn once."""
+    if head.features is not None:
+        return partial(Wide(config, head.features).predictions, W=head.W)
+    by, whole = encoders(config), basis(layout(config))
+    return lambda modalities: whole.predictions(grid(modalities, by), head.W)
 
 
 def head_of(state: State) -> Head:

@@ -225,6 +225,17 @@ class Basis:
         made = sum(whole[:, self.index[: self.d, term]] * self.terms[: self.d, term] for term in range(3))
         return np.asarray(made * self.scale[: self.d])
 
+    def predictions(self, Z: NDArray[np.int8], W: Float) -> Float:
+        """Return phi W (n, outputs) of records (n, D) and a head (d, outputs), without making phi.
+
+        phi is linear in z, so the head is taken to z once.
+        """
+        V = np.zeros((self.D, W.shape[1]))
+        scaled = W * self.scale[: self.d, None]
+        for term in range(3):
+            np.add.at(V, self.index[: self.d, term], scaled * self.terms[: self.d, term, None])
+        return np.asarray(Z.astype(np.float64) @ V)
+
     def statistics(self, sums: Sums, weight: int = 1, n: int | None = None) -> Statistics:
         """The statistics of features and targets behind sums of `n` records, each of so many steps of weight."""
         (one,) = self.each([sums], weight)

@@ -22,7 +22,7 @@ from frmu.models.statistics import denominator, loss, numerics, target_columns
 from frmu.server.server import Aggregated, Server
 from frmu.types import HEAD, ClientState, Float, State, Statistics, Sums, digest_of
 
-__all__ = ["AddLayer", "ChooseFeatures", "Chosen", "FitLayer", "LayerFit", "SolveFeatures", "climb"]
+__all__ = ["AddLayer", "ChooseFeatures", "Chosen", "FitLayer", "SolveFeatures", "climb"]
 
 MARGIN = 0.005  # of a mean squared error, by which it must be lower to leave what stands before it
 
@@ -41,18 +41,6 @@ def climb(losses: Sequence[float], margin: float = MARGIN) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerFit:
-    """A layer, fitted: how many records were fitted and how many judge, and the metric that follows.
-
-    `metric` is in steps of the lattice; None where it would be zero, or nobody asked.
-    """
-
-    n: int
-    judged: int
-    metric: Float | None = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
 class FitLayer:
     """Fit a layer from its sums; give the metric of the next.
 
@@ -65,14 +53,20 @@ class FitLayer:
     ridge: float
     diagonal: bool
 
-    def perform(self, server: Server, payloads: Mapping[str, Payload]) -> LayerFit:
-        """Solve, and round the root of the mean outer product of gradients."""
-        wide = Wide(self.config, self.layer.features)
-        basis = wide.basis(target_columns(self.config, self.layer.outputs))
-        fitted, judging = (_added(payloads, f"0/{part}", basis.D) for part in ("fit", "validation"))
-        s = basis.statistics(fitted)
+    def perform(self, server: Server, payloads: Mapping[str, Payload]) -> Float | None:
+        """The metric, in steps of the lattice: the root of the mean outer product of gradients; None of rank zero.
+
+        Ramps that the layer has are left out.
+        """
+        asked, outputs = self.layer.features, self.layer.outputs
+        features = replace(asked, bins=0)
+        wide = Wide(self.config, features)
+        whole = _added(payloads, "0/fit", basis_of_features(self.config, asked, outputs).D)
+        s = wide.basis(target_columns(self.config, outputs)).statistics(
+            part_of(self.config, whole, asked, features, outputs)
+        )
         M = metric_of(wide, solve(s.G, s.b, self.ridge), _added(payloads, "0/slopes", len(wide.joint.t) + 1))
-        return LayerFit(s.n, judging.n, on_lattice(M, self.config.model.lattice, self.diagonal))
+        return on_lattice(M, self.config.model.lattice, self.diagonal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +136,7 @@ class ChooseFeatures:
         return losses[self.ridges.index(ridge)], ridge
 
     def _of(self, sums: Sums, at: int, features: Features) -> Sums:
-        wide = self.layers[at].features
-        if features == wide:
-            return sums
-        places = np.array(nested(self.config, wide, features, self.layers[at].outputs))
-        return Sums.of(sums.M[np.ix_(places, places)])
+        return part_of(self.config, sums, self.layers[at].features, features, self.layers[at].outputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +188,14 @@ class SolveFeatures:
             learned=self.learned,
         )
         return Aggregated(state, solve(kept.G, kept.b, self.ridge), self.scores)
+
+
+def part_of(config: Config, sums: Sums, wide: Features, narrow: Features, outputs: tuple[str, ...]) -> Sums:
+    """The sums of narrower features out of those of wide ones: see `frmu.models.features.nested`."""
+    if narrow == wide:
+        return sums
+    places = np.array(nested(config, wide, narrow, outputs))
+    return Sums.of(sums.M[np.ix_(places, places)])
 
 
 def _added(payloads: Mapping[str, Payload], name: str, D: int) -> Sums:

@@ -24,7 +24,7 @@ from frmu.data.columns import CLIENT
 from frmu.data.shard import features
 from frmu.data.transform import raw_units, target_ranges
 from frmu.errors import RequestError, StoreError
-from frmu.models.features import encoding, features_of
+from frmu.models.features import head_of, predictor
 from frmu.models.residuals import LEAST, needed, reach
 from frmu.models.statistics import one_thread
 from frmu.services.requests import ledger_of
@@ -70,7 +70,7 @@ class Model:
         at: Counter[str] = Counter()
         outputs = np.zeros((table.num_rows, len(self.state.outputs)))
         names = table[CLIENT].to_numpy(zero_copy_only=False)
-        phi_of = encoding(self.config, features_of(self.state))
+        predict = predictor(self.config, head_of(self.state))
         with one_thread():
             for client in np.unique(names):
                 rows = np.flatnonzero(names == client)
@@ -83,7 +83,7 @@ class Model:
                 columns = features(own, self.config)
                 for first in range(0, len(rows), BLOCK):
                     some = {name: X[first : first + BLOCK] for name, X in columns.items()}
-                    outputs[rows[first : first + BLOCK]] = phi_of(some) @ self.state.W
+                    outputs[rows[first : first + BLOCK]] = predict(some)
         return self._answer(file, table, outputs, within), dict(sorted(values.items())), dict(sorted(at.items()))
 
     def reaches(self, interval: float) -> Float:

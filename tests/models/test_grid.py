@@ -31,6 +31,17 @@ def exact(Z: np.ndarray) -> np.ndarray:
 
 
 @settings(deadline=None)
+@given(seeds, st.integers(1, 4), st.booleans())
+def test_a_head_predicts_from_whole_numbers_what_it_does_from_features(seed: int, outputs: int, optional: bool) -> None:
+    rng = np.random.default_rng(seed)
+    relu = Encoder("relu", rng.normal(size=(3, 7)), rng.normal(size=7), optional, bins=2, binned=(0, 2))
+    X = {"a": rng.uniform(-1, 1, (20, 3 + optional))}
+    whole, Z = basis({"a": relu.columns}), grid(X, {"a": relu})
+    W = rng.normal(size=(whole.d, outputs))
+    assert np.allclose(whole.predictions(Z, W), encode(X, {"a": relu}) @ W, rtol=0, atol=1e-10)
+
+
+@settings(deadline=None)
 @given(seeds, st.integers(0, 300), st.randoms(use_true_random=False))
 def test_any_order_any_split_any_grouping_gives_the_same_bits(seed: int, n: int, random: object) -> None:
     Z = rows(seed, n)

@@ -12,7 +12,8 @@ from frmu.clients.layers import Layer, LayerBook
 from frmu.config import Config, parse
 from frmu.errors import FrmuError
 from frmu.models.features import Features
-from frmu.server.layers import ChooseFeatures, Chosen, FitLayer, LayerFit, climb
+from frmu.server.layers import ChooseFeatures, Chosen, FitLayer, climb
+from frmu.types import Float
 
 OUTPUTS = ("y",)
 
@@ -36,8 +37,8 @@ def payload(config: Config, layer: Layer, n: int, judged: int, target: str = "a"
     return {"0/fit": sums.fit.packed, "0/validation": sums.validation.packed, **slopes}
 
 
-def fitted(config: Config, diagonal: bool = True, target: str = "a") -> LayerFit:
-    layer = Layer(Features("relu", 30), OUTPUTS, 0, slopes=True)
+def fitted(config: Config, diagonal: bool = True, target: str = "a", bins: int = 0) -> Float | None:
+    layer = Layer(Features("relu", 30, bins=bins), OUTPUTS, 0, slopes=True)
     sent = {"host": payload(config, layer, 400, 200, target)}
     return FitLayer(config, layer, 1e-3, diagonal).perform(None, sent)  # type: ignore[arg-type]
 
@@ -54,14 +55,20 @@ def test_what_comes_later_must_beat_what_stands_by_a_margin() -> None:
 @pytest.mark.parametrize("diagonal", [True, False])
 def test_a_metric_leans_on_the_input_that_matters(diagonal: bool) -> None:
     found = fitted(config_of(), diagonal)
-    assert (found.n, found.judged) == (400, 200)
-    assert found.metric is not None
-    assert found.metric[0, 0] > 3 * found.metric[1, 1]
-    assert not diagonal or not found.metric[0, 1]
+    assert found is not None
+    assert found[0, 0] > 3 * found[1, 1]
+    assert not diagonal or not found[0, 1]
+
+
+def test_ramps_are_left_out_of_a_metric() -> None:
+    plain, with_ramps = fitted(config_of(lattice=0.01)), fitted(config_of(lattice=0.01), bins=4)
+    assert plain is not None
+    assert with_ramps is not None
+    assert np.array_equal(plain, with_ramps)
 
 
 def test_where_nothing_matters_there_is_no_metric() -> None:
-    assert fitted(config_of(), target="nothing").metric is None
+    assert fitted(config_of(), target="nothing") is None
 
 
 def chosen(enough: int = 40, ridges: tuple[float, ...] = (1e-3,), widths: tuple[int, ...] = (1, 15, 30)) -> Chosen:

@@ -39,7 +39,7 @@ class CountResiduals:
         low, high = target_ranges(first.config)
         width = high - low if len(low) == 1 else 2.0
         for X, y in chunks(parts):
-            said = first.encoded(X, slice(None), self.head.features) @ self.head.W
+            said = first.predict(self.head, X)
             truth = scaled_targets(y, first.config).reshape(said.shape)
             counts += counts_of((truth - said) / width)
         first.prepared = counts
