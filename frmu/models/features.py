@@ -112,7 +112,7 @@ class Wide:
         return self.basis().phi(self.grid(modalities))
 
     def predictions(self, modalities: Mapping[str, NDArray[Any]], W: Float) -> Float:
-        """What a head (d, outputs) makes of records, (n, outputs)."""
+        """Return what a head (d, outputs) makes of records, (n, outputs)."""
         return self.basis().predictions(self.grid(modalities), W)
 
     def basis(self, targets: Columns | None = None) -> Basis:
