@@ -148,9 +148,13 @@ class Shard:
 
     def cohort(self, share: int) -> NDArray[np.bool_]:
         """Mark the records, one in 2^share, that a hash of their ids draws, (n,)."""
+        return self.drawn(np.arange(len(self)), share)
+
+    def drawn(self, rows: NDArray[np.intp], share: int) -> NDArray[np.bool_]:
+        """Mark those of some rows, (rows,), that are in a cohort: see `cohort`."""
         if share == 0:
-            return np.ones(len(self), dtype=bool)
-        return np.asarray(self._hashes("cohort", np.arange(len(self))) % 2**share == 0)
+            return np.ones(len(rows), dtype=bool)
+        return np.asarray(self._hashes("cohort", rows) % 2**share == 0)
 
     def hidden(self, rows: NDArray[np.intp], number: int, one_of: int) -> NDArray[np.bool_]:
         """Mark, of some rows, (rows,), those in which a hash of the record id hides the unknowable of a number."""

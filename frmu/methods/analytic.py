@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,7 +32,7 @@ from frmu.methods.method import Method, Round, nothing_kept
 from frmu.models.encoders import width
 from frmu.models.features import head_of
 from frmu.models.grid import WEIGHTS
-from frmu.models.residuals import LEAST
+from frmu.models.residuals import ENOUGH, LEAST
 from frmu.models.statistics import basis_of
 from frmu.selection.network import Network
 from frmu.server.layers import SolveFeatures
@@ -136,10 +137,12 @@ def _fitted(
 
 def _with_residuals(config: Config, federation: Federation, state: State, judging: Mapping[str, int]) -> State:
     """The state with counts of what its head misses, for intervals of predictions; where enough records judge."""
-    if config.data.task != "regression" or sum(judging.values()) < LEAST:
+    records = sum(judging.values())
+    if config.data.task != "regression" or records < LEAST:
         return state
-    on = sorted(name for name, records in judging.items() if records)
-    replies = in_order(federation.run(CountResiduals(head_of(state)), on=on))
+    share = max(0, math.ceil(math.log2(records / ENOUGH)))
+    on = sorted(name for name, own in judging.items() if own)
+    replies = in_order(federation.run(CountResiduals(head_of(state), share), on=on))
     counts = sum(np.array(reply.record["counts"]) for reply in replies if reply.record)
     return replace(state, parameters={**state.parameters, RESIDUALS: np.asarray(counts, dtype=np.float64)})
 

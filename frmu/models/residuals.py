@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from frmu.types import Float
 
-__all__ = ["CELLS", "LEAST", "counts_of", "needed", "reach"]
+__all__ = ["CELLS", "ENOUGH", "LEAST", "counts_of", "needed", "reach"]
 
 LEAST = 20  # records that judge, to keep counts at all
+ENOUGH = 16_384  # to count about so many of them, drawn by a hash of their ids
 _STEPS, _FIRST, _LAST = 32, -15, 1  # cells an octave; octaves from 2^-15 to 2^1
 CELLS = 2 + _STEPS * (_LAST - _FIRST)
 

@@ -55,6 +55,19 @@ def test_a_drain_leaves_the_state_of_never_had(tmp_path: Path, text: str) -> Non
     assert one.contents == other.contents  # the counts of residuals among it
 
 
+def test_of_many_records_a_hash_of_ids_draws_who_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = with_costs()
+    monkeypatch.setattr("frmu.methods.analytic.ENOUGH", 40)
+    states = [
+        state_of(config)
+        for config in (put(tmp_path / "all", table), put(tmp_path / "rest", table[5:]))
+        if train(config)
+    ]
+    counted = [state.parameters[RESIDUALS].sum() for state in states]
+    assert counted[0] == counted[1]  # the first five records are fitted: who judges is drawn alike
+    assert 20 < counted[0] < 120  # of 186
+
+
 @pytest.mark.parametrize("text", [LEARNED, WIDE], ids=["targets", "weights"])
 def test_any_hosts_give_the_same_state(tmp_path: Path, text: str) -> None:
     config = put(tmp_path / "homes", with_costs(), text)

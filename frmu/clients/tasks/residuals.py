@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from frmu.clients.client import Client
 from frmu.clients.layers import VALIDATION, chunks
+from frmu.data.shard import Shard
 from frmu.data.transform import scaled_targets, target_ranges
 from frmu.federation import Answer
 from frmu.models.features import Head
@@ -20,7 +22,7 @@ __all__ = ["CountResiduals"]
 
 @dataclass(frozen=True, slots=True)
 class CountResiduals:
-    """Count by how much a head misses validation records, over all clients of a host that are asked.
+    """Count by how much a head misses validation records, one of 2^share, over all clients of a host that are asked.
 
     The counts are in the record of the first of them, and of no client by itself where a host has several.
     """
@@ -28,6 +30,7 @@ class CountResiduals:
     doing: ClassVar[str] = "counting residuals"
 
     head: Head
+    share: int = 0
 
     def prepare(self, clients: Sequence[Client]) -> None:
         """Predict for many small shards at once."""
@@ -35,7 +38,7 @@ class CountResiduals:
             return
         first = clients[0]
         counts = np.zeros((self.head.W.shape[1], CELLS), dtype=np.int64)
-        parts = ((client.shard, np.flatnonzero(client.shard.split == VALIDATION)) for client in clients)
+        parts = ((client.shard, self._rows(client.shard)) for client in clients)
         low, high = target_ranges(first.config)
         width = high - low if len(low) == 1 else 2.0
         for X, y in chunks(parts):
@@ -43,6 +46,10 @@ class CountResiduals:
             truth = scaled_targets(y, first.config).reshape(said.shape)
             counts += counts_of((truth - said) / width)
         first.prepared = counts
+
+    def _rows(self, shard: Shard) -> NDArray[np.intp]:
+        rows = np.flatnonzero(shard.split == VALIDATION)
+        return rows[shard.drawn(rows, self.share)]
 
     def perform(self, client: Client) -> Answer:
         """Counts by target and cell, of one client a host."""
