@@ -23,6 +23,8 @@ from frmu.errors import ConfigError, near_miss
 
 __all__ = ["Config", "load", "parse"]
 
+STEERING = {"selector", "margin", "significance", "steps", "budget"}  # of [policy]: the rest trains one
+
 
 class Config(Table):
     """A whole config; `load` reads it from TOML."""
@@ -189,7 +191,7 @@ class Config(Table):
             "slices": {"by": self.slice_by, "buckets": self.slices.buckets},
             "split": self.split.model_dump(mode="json", exclude={"until"} if self.split.until is None else None),
             "model": model,
-            "policy": self.policy.model_dump(mode="json", include={"selector", "margin", "steps", "budget"}),
+            "policy": self.policy.model_dump(mode="json", include=STEERING),
             "attention": self.attention.model_dump(mode="json"),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -15,7 +15,8 @@ class Policy(Table):
     """`[policy]`: how influences are chosen, and how the learned policy is trained.
 
     A policy looks `steps` times at most before a proposal stands; `budget` is the refits that one client may spend on
-    a choice. Neither is in seconds: a state must not depend on how fast a machine is.
+    a choice. Neither is in seconds: a state must not depend on how fast a machine is. What is proposed must gain
+    `margin` of the validation loss, and as much must come from noise alone with a chance of `significance` at most.
     `theta` is the attention score, of an average of 1, below which a slice is shown as one to attenuate.
 
     `rounds` lets slices arrive between the steps of a task. With `federated`, each client trains a copy of its own
@@ -25,6 +26,7 @@ class Policy(Table):
     selector: Literal["policy", "rules", "keep"] = "policy"
     file: str | None = None
     margin: float = Field(default=0.01, ge=0, lt=1)
+    significance: float = Field(default=0.05, gt=0, le=1)
     steps: int = Field(default=3, ge=1, le=16)
     budget: int = Field(default=16, ge=8)
     forget_penalty: float = Field(default=0.02, ge=0)

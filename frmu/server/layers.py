@@ -1,4 +1,4 @@
-"""The server's part in learned features: a layer's sums are fitted and give the next metrics, and a head is solved.
+"""The server's part in learned features: a layer's sums are fitted and give the next metric, and choices are made.
 
 It keeps nothing of them: hosts do (`frmu.clients.layers`), and send their totals again.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,14 +15,14 @@ from frmu.clients.layers import Layer
 from frmu.config import Config
 from frmu.errors import FrmuError
 from frmu.federation import Payload
-from frmu.models.features import METRIC, Features, Wide, basis_of_features, metric_of, nested, on_lattice
-from frmu.models.grid import WEIGHTS, total
+from frmu.models.features import Features, Wide, basis_of_features, metric_of, nested, on_lattice
+from frmu.models.grid import total
 from frmu.models.ridge import solve
-from frmu.models.statistics import denominator, loss, numerics, target_columns
-from frmu.server.server import Aggregated, Server
-from frmu.types import HEAD, ClientState, Float, State, Statistics, Sums, digest_of
+from frmu.models.statistics import loss, target_columns
+from frmu.server.server import Server
+from frmu.types import Float, Statistics, Sums
 
-__all__ = ["AddLayer", "ChooseFeatures", "Chosen", "FitLayer", "SolveFeatures", "climb"]
+__all__ = ["AddLayer", "ChooseFeatures", "Chosen", "FitLayer", "climb"]
 
 MARGIN = 0.005  # of a mean squared error, by which it must be lower to leave what stands before it
 
@@ -150,44 +150,6 @@ class AddLayer:
     def perform(self, server: Server, payloads: Mapping[str, Payload]) -> Sums:
         """The total."""
         return _added(payloads, "0/fit", basis_of_features(self.config, self.layer.features, self.layer.outputs).D)
-
-
-@dataclass(frozen=True, slots=True)
-class SolveFeatures:
-    """Weigh the totals by influences and attention, and solve: the state of a model with learned features."""
-
-    afresh: ClassVar[bool] = True
-    config: Config
-    policy: str
-    outputs: tuple[str, ...]
-    clients: tuple[ClientState, ...]
-    features: Features
-    ridge: float
-    total: Sums = field(repr=False)
-    common: int
-    learned: Mapping[str, Any]
-    metrics: Sequence[Float] = field(repr=False)
-    scores: Mapping[str, float]
-
-    def perform(self, server: Server, payloads: Mapping[str, Payload]) -> Aggregated:
-        """Whole numbers by whole numbers, and one solve; another where everything counts in full."""
-        steps, whole = denominator(self.config), basis_of_features(self.config, self.features, self.outputs)
-        changes = [(1, Sums(payload["change"])) for payload in payloads.values()]
-        weighed = total([(self.common * steps, self.total), *changes], whole.D)
-        fitted, kept = whole.statistics(weighed, WEIGHTS * steps), whole.statistics(self.total)
-        parameters = {HEAD: solve(fitted.G, fitted.b, self.ridge)}
-        parameters |= {f"{METRIC}.{at}": one for at, one in enumerate(self.metrics, start=1)}
-        state = State(
-            config=self.config.fingerprint(),
-            policy=self.policy,
-            outputs=self.outputs,
-            clients=self.clients,
-            parameters=parameters,
-            sums=digest_of({"steps": WEIGHTS * steps}, weighed.packed.astype(np.int64)),
-            numerics=numerics(),
-            learned=self.learned,
-        )
-        return Aggregated(state, solve(kept.G, kept.b, self.ridge), self.scores)
 
 
 def part_of(config: Config, sums: Sums, wide: Features, narrow: Features, outputs: tuple[str, ...]) -> Sums:

@@ -17,13 +17,14 @@ from frmu.aggregation.attention import attend, counterfactual, electorate
 from frmu.aggregation.trust import trust
 from frmu.config import Config
 from frmu.federation import Payload
+from frmu.models.features import METRIC, Features, basis_of_features
 from frmu.models.grid import WEIGHTS, Basis, on_grid, total
 from frmu.models.ridge import solve
 from frmu.models.statistics import basis_of, denominator, numerics, one_thread
 from frmu.types import HEAD, ClientState, Float, State, Statistics, Sums, digest_of
 from frmu.wire.pipeline import IDENTITY, Pipeline
 
-__all__ = ["AggregateByAttention", "Aggregated", "AttendClients", "HeldClients", "Server", "SumStatistics", "states_of"]
+__all__ = ["Aggregated", "AttendClients", "HeldClients", "Server", "SolveModel", "SumStatistics", "states_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,43 +144,50 @@ class AttendClients:
 
 
 @dataclass(frozen=True, slots=True)
-class AggregateByAttention:
-    """Weigh all clients by attention, with the sums that their influences give, and solve."""
+class SolveModel:
+    """Weigh the total of all records by influences and attention, and solve: the state of a model.
 
-    records: Mapping[str, Mapping[str, Any]]
+    Payloads say by how much influences and attention change `common` times the total. Without `features` the model
+    stands on the frozen ones; `learned` and `metrics` are what a state says of learned ones.
+    """
+
+    afresh: ClassVar[bool] = True
     config: Config
     policy: str
     outputs: tuple[str, ...]
+    clients: tuple[ClientState, ...]
+    features: Features | None
+    ridge: float
+    total: Sums = field(repr=False)
+    common: int
+    learned: Mapping[str, Any]
+    metrics: Sequence[Float] = field(repr=False)
+    scores: Mapping[str, float]
 
     def perform(self, server: Server, payloads: Mapping[str, Payload]) -> Aggregated:
-        """Weigh whole numbers by whole numbers; a client without a payload keeps everything."""
-        parts, basis, steps = server.contributions, basis_of(self.config, self.outputs), denominator(self.config)
-        scores, attention = AttendClients(self.records, self.config, self.outputs).perform(server, payloads)
-        if self.config.attention.by_client:
-            weighed = total(
-                (
-                    (round(a * WEIGHTS), Sums(payloads[name]["fit"]))
-                    if payloads.get(name)
-                    else (round(a * WEIGHTS) * steps, parts[name].fit)
-                    for name, a in attention.items()
-                ),
-                basis.D,
-            )
-        else:
-            sums = [(WEIGHTS * steps, part.fit) for part in parts.values()]
-            weighed = total([*sums, *((WEIGHTS, Sums(payload["change"])) for payload in payloads.values())], basis.D)
-        fitted, ridge = basis.statistics(weighed, WEIGHTS * steps), self.config.model.frozen_ridge
-        keep = basis.statistics(total(((1, part.fit) for part in parts.values()), basis.D))
+        """Whole numbers by whole numbers, and one solve; another where not everything counts in full."""
+        steps = denominator(self.config)
+        whole = (
+            basis_of(self.config, self.outputs)
+            if self.features is None
+            else basis_of_features(self.config, self.features, self.outputs)
+        )
+        changes = [(1, Sums(payload["change"])) for payload in payloads.values()]
+        weighed = total([(self.common * steps, self.total), *changes], whole.D)
+        fitted, kept = whole.statistics(weighed, WEIGHTS * steps), whole.statistics(self.total)
+        parameters = {HEAD: solve(fitted.G, fitted.b, self.ridge)}
+        parameters |= {f"{METRIC}.{at}": one for at, one in enumerate(self.metrics, start=1)}
         state = State(
             config=self.config.fingerprint(),
             policy=self.policy,
             outputs=self.outputs,
-            clients=states_of(self.records, attention),
-            parameters={HEAD: solve(fitted.G, fitted.b, ridge)},
+            clients=self.clients,
+            parameters=parameters,
             sums=digest_of({"steps": WEIGHTS * steps}, weighed.packed.astype(np.int64)),
             numerics=numerics(),
+            learned=self.learned,
         )
-        return Aggregated(state, solve(keep.G, keep.b, ridge), scores)
+        return Aggregated(state, solve(kept.G, kept.b, self.ridge), self.scores)
 
 
 def states_of(records: Mapping[str, Mapping[str, Any]], attention: Mapping[str, float]) -> tuple[ClientState, ...]:

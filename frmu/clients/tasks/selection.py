@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,15 +46,14 @@ class SelectInfluences:
     """Choose influences for the client's slices, given the sums of the federation, and send the weighted sums.
 
     The choice rests on the records that are there, the config and the policy file alone. Clients of a host are judged
-    many at a time (`frmu.selection.selectors.decide_all`), each as if it were alone. Where nobody asks for the sums of
-    single clients (`together`), a host sends one: by how much the weighted sums differ from those at full influence.
+    many at a time (`frmu.selection.selectors.decide_all`), each as if it were alone. The weighted sums are for the
+    attention over clients; where the config asks for none of single clients, none is sent.
     """
 
     doing: ClassVar[str] = "judging slices"
 
     outputs: tuple[str, ...]
     total: Sums
-    together: bool = False  # one payload a host
 
     def prepare(self, clients: Sequence[Client]) -> None:
         """Judge the clients, as many at once as fit in the memory that is set aside for it."""
@@ -69,19 +68,6 @@ class SelectInfluences:
                 self._judge(some)
                 some, size = [], 0
         self._judge(some)
-        if self.together:
-            self._add_up([client for client in clients if client.prepared and client.prepared.payload])
-
-    def _add_up(self, changed: Sequence[Client]) -> None:
-        """Let one answer carry what the clients of this host change all together, in place of the sums of each."""
-        if not changed:
-            return
-        D, steps = changed[0].basis(self.outputs).D, denominator(changed[0].config)
-        after = total(((1, Sums(client.prepared.payload["fit"])) for client in changed), D)
-        before = total(((steps, client.split_sums("fit", self.outputs)) for client in changed), D)
-        for client in changed:
-            client.prepared = replace(client.prepared, payload=None)
-        changed[0].prepared = replace(changed[0].prepared, payload={"change": (after - before).packed})
 
     def _judge(self, some: Sequence[tuple[Client, SelectionProblem]]) -> None:
         if not some:
@@ -112,7 +98,8 @@ class SelectInfluences:
             "modalities": below,
             "refits": decision.refits + (muting.refits if muting else 0),
         }
-        if np.all(influence == 1.0) and not below:
+        whole = np.all(influence == 1.0) and not below
+        if whole or not client.config.attention.by_client:
             return Answer(client.name, record)
         return Answer(
             client.name, record, {"fit": weighted_sums(client, self.outputs, record["influence"], below).packed}

@@ -1,0 +1,102 @@
+"""Small clean federations: what choosing influences costs where nothing is wrong.
+
+Two to ten sites of a real series, a hundred to a thousand records each from one stretch of time, nothing disturbed.
+Whatever is forgotten there is forgotten by chance, so the mean change of the test error ought to be none, and no single
+federation ought to lose much. Sites, stretch, size and seed of the features are drawn from the seed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from frmu.bench.scenario import filled
+from frmu.config import Config, load
+from frmu.config.data import Split
+from frmu.datasets import cached
+from frmu.methods.analytic import analytic
+from frmu.report.figures import measure
+from frmu.selection.network import read_policy, shipped
+
+__all__ = ["SETS", "bench_clean"]
+
+SETS = ("air", "bikes", "appliances", "power", "traffic")
+BORDERS = (0.6, 0.72, 0.86)  # of the stretch: where validation, later and test begin
+DAYS = 28  # shorter stretches are sliced by day, longer ones by week
+
+
+def bench_clean(
+    cache: Path, federations: int, encoder: str = "learned", tell: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
+    """Train each federation with the policy that ships; how much lower the test RMSE is than with everything kept, %.
+
+    `rows` has one entry a federation, `mean`, `error` (its standard error), `worst` and `changed` (federations in which
+    anything does not count in full) are over all.
+    """
+    rows = list(_rows(cache, federations, encoder, tell))
+    gains = np.array([row["gain"] for row in rows])
+    return {
+        "rows": rows, "mean": float(gains.mean()), "error": float(gains.std(ddof=1) / np.sqrt(len(gains))),
+        "worst": float(gains.min()), "best": float(gains.max()), "changed": int(sum(row["below"] > 0 for row in rows)),
+    }  # fmt: skip
+
+
+def _rows(cache: Path, federations: int, encoder: str, tell: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    network = read_policy(shipped())
+    for seed in range(federations):
+        name = SETS[seed % len(SETS)]
+        with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
+            config, sites, each = _small(name, seed, cache, encoder, Path(folder))
+            federation, method = filled(config, Path(folder)), analytic(config)
+            done = method.apply(federation, method.init(), network)
+            metrics = measure(federation, done)
+        gain = 100.0 * (1.0 - metrics["test_rmse"] / metrics["keep_test_rmse"])
+        below = sum(value < 1.0 for client in done.state.clients for value in client.influence.values())
+        attention = min(client.attention for client in done.state.clients)
+        yield {
+            "set": name,
+            "seed": seed,
+            "sites": sites,
+            "each": each,
+            "gain": gain,
+            "below": below,
+            "least": attention,
+        }
+        tell(
+            f"{name}, {sites} sites of {each}: {gain:+.2f} %, {below} slices below one, attention from {attention:.2f}"
+        )
+
+
+def _small(name: str, seed: int, cache: Path, encoder: str, folder: Path) -> tuple[Config, int, int]:
+    """A config over some sites of a set, with so many records each from one stretch of time."""
+    rng = np.random.Generator(np.random.PCG64([seed, 77]))
+    config = load(cached(name, cache) / "config.toml")
+    data = config.data
+    assert data.time is not None
+    table = pd.read_parquet(config.source).sort_values([data.client, data.time])
+    names = sorted(table[data.client].unique())
+    sites = min(int(rng.integers(2, 11)), len(names))
+    chosen = rng.choice(names, sites, replace=False)
+    each = int(np.exp(rng.uniform(np.log(100), np.log(1000))))
+    first = rng.uniform(0.0, 0.8)
+    parts = [own.iloc[(at := int(first * (len(own) - each))) : at + each] for own in _of(table, data.client, chosen)]
+    small = pd.concat(parts, ignore_index=True)
+    small.to_parquet(folder / "data.parquet", index=False)
+    times = small[data.time]
+    dates = [times.quantile(share).to_pydatetime() for share in BORDERS]
+    split = dict(zip(("validation_from", "later_from", "test_from"), dates, strict=True))
+    by = "day" if (times.max() - times.min()).days < DAYS else "week"
+    model = config.model.model_copy(update={"encoder": encoder, "features": "auto", "seed": seed})
+    slices = config.slices.model_copy(update={"by": by})
+    update = {"split": Split(**split), "slices": slices, "model": model, "file": folder / "config.toml"}
+    return config.model_copy(update=update), sites, each
+
+
+def _of(table: pd.DataFrame, client: str, names: Any) -> Iterator[pd.DataFrame]:
+    for name in names:
+        yield table[table[client] == name]
