@@ -336,8 +336,9 @@ def _keys(where: list[str]) -> list[str]:
     """The keys that a table takes, for the near miss."""
     model: type[BaseModel] = Config
     for part in where:
-        field = model.model_fields.get(part)
-        kinds = (field.annotation, *get_args(field.annotation)) if field is not None else ()
+        if (field := model.model_fields.get(part)) is None:
+            continue  # a name of the user's own, as that of a site
+        kinds = (field.annotation, *get_args(field.annotation))
         tables = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if not tables:
             return []

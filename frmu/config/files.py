@@ -29,15 +29,15 @@ class EncoderFile(Table):
     """`[model.files.MODALITY]`: the shape of what goes into the net of `model.encoders`, and of what comes out of it.
 
     A record's scaled columns, float32 in [-1, 1], are given in `shape`; by default as they are, one after the other.
-    The `outputs` are clipped to `range` and stand on 255 steps of it. A call is of `batch` records, never of fewer:
-    the bits of a net's outputs depend on the size of a call. `architecture` is for safetensors, which hold no graph.
-    `sha256`, where it is given, must be that of the file.
+    The `outputs` are clipped to `range` and stand on 255 steps of it. A call is of one record, so that the bits of its
+    outputs are its own; `batch` is for nets that are as exact with more (`frmu.nets.net`), and never fewer are given.
+    `architecture` is for safetensors, which hold no graph. `sha256`, where it is given, must be that of the file.
     """
 
     outputs: int = Field(ge=1, le=4096)
     range: Annotated[list[float], Field(min_length=2, max_length=2)]
     shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=4)] | None = None
-    batch: int = Field(default=256, ge=1, le=4096)
+    batch: int = Field(default=1, ge=1, le=4096)
     architecture: Literal["cnn"] | None = None
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 

@@ -15,6 +15,7 @@ from frmu.config.files import Net
 from frmu.errors import ConfigError
 from frmu.nets.aten import call_of
 from frmu.nets.net import Call
+from frmu.nets.pt2 import shown
 
 __all__ = ["cnn", "read"]
 
@@ -42,11 +43,11 @@ def read(net: Net) -> Call:
     if strange := sorted(wanted ^ set(weights)):
         what = "lacks" if strange[0] in wanted else "has a strange"
         raise ConfigError(
-            f'{net.name}: {what} weight {ascii(strange[0])[:60]}; {net.knob}.architecture "cnn" has '
+            f'{net.name}: {what} weight {shown(strange[0])}; {net.knob}.architecture "cnn" has '
             "conv1.weight, conv1.bias, ..., out.weight, out.bias"
         )
     if odd := [name for name, one in weights.items() if one.dtype != torch.float32]:
-        raise ConfigError(f"{net.name}: its weight {ascii(odd[0])[:60]} is not float32; save it as that")
+        raise ConfigError(f"{net.name}: its weight {shown(odd[0])} is not float32; save it as that")
     return call_of(net, {name: one.clone() for name, one in weights.items()}, cnn)
 
 

@@ -16,7 +16,7 @@ import torch
 from frmu.config.files import Net
 from frmu.errors import ConfigError
 from frmu.nets.net import Call, Float32
-from frmu.nets.pt2 import Graph, Node, Ref, Weight, read_graph
+from frmu.nets.pt2 import Graph, Node, Ref, Weight, read_graph, shown
 
 __all__ = ["OPERATORS", "call_of", "one_torch_thread", "read"]
 
@@ -35,7 +35,7 @@ _OTHERS = """
     clamp_min.default clamp_max.default max_pool1d.default max_pool2d.default avg_pool1d.default avg_pool2d.default
     adaptive_avg_pool1d.default adaptive_avg_pool2d.default batch_norm.default layer_norm.default group_norm.default
     add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar mul.Tensor mul.Scalar div.Tensor div.Scalar neg.default
-    abs.default exp.default sqrt.default rsqrt.default pow.Tensor_Scalar mean.dim sum.dim_IntList amax.default
+    abs.default exp.default sqrt.default rsqrt.default reciprocal.default pow.Tensor_Scalar mean.dim sum.dim_IntList amax.default
     cat.default stack.default clone.default linalg_vector_norm.default
     scaled_dot_product_attention.default
 """
@@ -47,6 +47,11 @@ Kept = dict[str, Any]  # tensors by name
 def read(net: Net) -> Call:
     """Read a `.pt2` file; raises `ConfigError` where it is not whole, or holds an operator that is not in the list."""
     graph = read_graph(net.name, net.raw)
+    if graph.sizes != (net.batch, *net.shape):
+        raise ConfigError(
+            f"{net.name}: takes {list(graph.sizes)}, and {net.knob}.batch and .shape say {[net.batch, *net.shape]}; mend "
+            "these, or export it so"
+        )
     steps = [_Step(net, node) for node in graph.nodes]
     _check_names(net, graph)
     weights = {name: _tensor(net, name, one) for name, one in graph.weights.items()}
@@ -92,7 +97,7 @@ class _Step:
         name = node.op.removeprefix("torch.ops.aten.")
         if name not in OPERATORS or name == node.op:
             raise ConfigError(
-                f"{net.name}: wants the operator {ascii(node.op)[1:61]}, which is none of those that an encoder may "
+                f"{net.name}: wants the operator {shown(node.op)}, which is none of those that an encoder may "
                 f"have; export another net, or give safetensors and {net.knob}.architecture"
             )
         base, overload = name.split(".")
@@ -110,7 +115,7 @@ class _Step:
             positional.append(left.pop(one.name))
         known = {one.name for one in self.op._schema.arguments}
         if unknown := [one for one in left if one not in known]:
-            raise ConfigError(f"{net.name}: gives {name} an argument {ascii(unknown[0])[:40]} that it has not")
+            raise ConfigError(f"{net.name}: gives {name} an argument {shown(unknown[0])} that it has not")
         for one, value in _FROZEN.items():
             if self.node.arguments.get(one, value) != value:
                 raise ConfigError(f"{net.name}: {name} still learns; call eval() on the net before it is exported")
@@ -149,7 +154,7 @@ def _check_names(net: Net, graph: Graph) -> None:
     for node in graph.nodes:
         name = node.op.removeprefix("torch.ops.aten.")
         if missing := [ref for ref in _refs(node) if ref not in there]:
-            raise ConfigError(f"{net.name}: uses {ascii(missing[0])[:40]} before it is made; export it again")
+            raise ConfigError(f"{net.name}: uses {shown(missing[0])} before it is made; export it again")
         changed = node.arguments.get("self", node.arguments.get("input"))
         if name in _INPLACE.split() and not (isinstance(changed, Ref) and changed.name in owned):
             raise ConfigError(f"{net.name}: {name} changes its input or a weight; export the net with inplace=False")
@@ -185,6 +190,5 @@ def _tensor(net: Net, name: str, weight: Weight) -> Any:
         return laid.clone()
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"{net.name}: its weight {ascii(name)[:60]} is not whole ({' '.join(str(error).split())[:100]}); export it "
-            "again"
+            f"{net.name}: its weight {shown(name)} is not whole ({' '.join(str(error).split())[:100]}); export it again"
         ) from None

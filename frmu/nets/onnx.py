@@ -15,6 +15,7 @@ import numpy as np
 from frmu.config.files import Net
 from frmu.errors import ConfigError
 from frmu.nets.net import Call, Float32
+from frmu.nets.pt2 import shown
 
 __all__ = ["check_model", "read"]
 
@@ -83,7 +84,7 @@ def _node(net: Net, node: Any) -> None:
         if number == 7:
             _domain(net, value)
         elif number == 4 and value.startswith(_RANDOM):
-            raise _refused(net, f"the operator {_word(value)}, which draws at random")
+            raise _refused(net, f"the operator {shown(value.decode(errors='replace'))}, which draws at random")
         elif number == 5:
             for part, inner in _fields(value):
                 if part in (6, 11):
@@ -102,7 +103,7 @@ def _tensor(net: Net, tensor: Any) -> None:
 
 def _domain(net: Net, domain: Any) -> None:
     if domain not in _DOMAINS:
-        raise _refused(net, f"operators of the domain {_word(domain)}")
+        raise _refused(net, f"operators of the domain {shown(domain.decode(errors='replace'))}")
 
 
 def _fields(raw: Any) -> Iterator[tuple[int, Any]]:
@@ -143,7 +144,3 @@ def _broken(net: Net, error: Exception) -> ConfigError:
 
 def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:160]
-
-
-def _word(raw: bytes) -> str:
-    return ascii(raw.decode(errors="replace"))[:60]

@@ -19,7 +19,7 @@ from typing import Any
 
 from frmu.errors import ConfigError
 
-__all__ = ["Graph", "Node", "Ref", "Weight", "read_graph"]
+__all__ = ["Graph", "Node", "Ref", "Weight", "read_graph", "shown"]
 
 _SCHEMA = 8  # of torch.export, as its major version
 _DTYPES = {5: "int64", 7: "float32"}  # torch.export's numbers for them
@@ -66,9 +66,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A net: the name of its input, its weights by name, its calls in their order, the name of its output."""
+    """A net: the name of its input and its sizes, weights by name, calls in their order, the name of its output."""
 
     input: str
+    sizes: tuple[int, ...]
     weights: Mapping[str, Weight]
     nodes: tuple[Node, ...]
     output: str
@@ -110,7 +111,7 @@ def _read(name: str, raw: bytes) -> Graph:
                 continue
             own = {"parameter": "parameter_name", "buffer": "buffer_name", "tensor_constant": "tensor_constant_name"}
             if kind not in own:
-                raise ConfigError(f"{name}: has an input of kind {_shown(kind)}; only tensors go into an encoder")
+                raise ConfigError(f"{name}: has an input of kind {shown(kind)}; only tensors go into an encoder")
             where = "weights" if one[own[kind]] in stored["weights"] else "constants"
             meta = stored[where][one[own[kind]]]
             weights[one["arg"]["name"]] = _weight(name, one[own[kind]], meta, where, archive, members)
@@ -119,7 +120,8 @@ def _read(name: str, raw: bytes) -> Graph:
         raise ConfigError(
             f"{name}: has {len(inputs)} inputs and {len(outputs)} outputs, and an encoder has one of each; export it so"
         )
-    return Graph(inputs[0], weights, tuple(_node(name, node) for node in graph["nodes"]), outputs[0])
+    sizes = tuple(_size(name, one) for one in graph["tensor_values"][inputs[0]]["sizes"])
+    return Graph(inputs[0], sizes, weights, tuple(_node(name, node) for node in graph["nodes"]), outputs[0])
 
 
 def _members(name: str, archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
@@ -145,10 +147,10 @@ def _weight(
     members: Mapping[str, zipfile.ZipInfo],
 ) -> Weight:  # fmt: skip
     if meta["use_pickle"] is not False:
-        raise ConfigError(f"{name}: its weight {_shown(own)} is pickled, and a pickle is a program; it is not opened")
+        raise ConfigError(f"{name}: its weight {shown(own)} is pickled, and a pickle is a program; it is not opened")
     tensor, path = meta["tensor_meta"], meta["path_name"]
     if tensor["dtype"] not in _DTYPES:
-        raise ConfigError(f"{name}: its weight {_shown(own)} is not float32; export the net in float32")
+        raise ConfigError(f"{name}: its weight {shown(own)} is not float32; export the net in float32")
     sizes, strides = (tuple(_size(name, one) for one in tensor[key]) for key in ("sizes", "strides"))
     if len(sizes) != len(strides):
         raise ValueError("a weight has other strides than sizes")
@@ -180,7 +182,7 @@ def _argument(name: str, arg: Mapping[str, Any]) -> Any:
     if kind.startswith("as_sym"):
         raise _symbolic(name)
     if kind not in _PLAIN:
-        raise ConfigError(f"{name}: gives an operator {_shown(kind)}; only tensors, numbers and text are read")
+        raise ConfigError(f"{name}: gives an operator {shown(kind)}; only tensors, numbers and text are read")
     for one in value if isinstance(value, list) else [value]:
         if type(one) is not _PLAIN[kind] and not (_PLAIN[kind] is float and type(one) is int):
             raise TypeError(f"{kind} holds another type")
@@ -206,6 +208,6 @@ def _only(name: str, found: Mapping[str, Any]) -> Any:
     return next(iter(found.values()))
 
 
-def _shown(text: object) -> str:
-    """Return a word of the file as it may stand in a message."""
+def shown(text: object) -> str:
+    """Return a word of a file as it may stand in a message."""
     return re.sub(r"[^\w.:]", "?", str(text))[:60]

