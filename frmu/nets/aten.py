@@ -35,9 +35,8 @@ _OTHERS = """
     clamp_min.default clamp_max.default max_pool1d.default max_pool2d.default avg_pool1d.default avg_pool2d.default
     adaptive_avg_pool1d.default adaptive_avg_pool2d.default batch_norm.default layer_norm.default group_norm.default
     add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar mul.Tensor mul.Scalar div.Tensor div.Scalar neg.default
-    abs.default exp.default sqrt.default rsqrt.default reciprocal.default pow.Tensor_Scalar mean.dim sum.dim_IntList amax.default
-    cat.default stack.default clone.default linalg_vector_norm.default
-    scaled_dot_product_attention.default
+    abs.default exp.default sqrt.default rsqrt.default reciprocal.default pow.Tensor_Scalar mean.dim sum.dim_IntList
+    amax.default cat.default stack.default clone.default linalg_vector_norm.default scaled_dot_product_attention.default
 """
 OPERATORS = tuple(sorted(f"{_VIEWS} {_INPLACE} {_OTHERS}".split()))
 _FROZEN = {"train": False, "training": False, "dropout_p": 0.0}  # what these arguments must be
@@ -49,8 +48,8 @@ def read(net: Net) -> Call:
     graph = read_graph(net.name, net.raw)
     if graph.sizes != (net.batch, *net.shape):
         raise ConfigError(
-            f"{net.name}: takes {list(graph.sizes)}, and {net.knob}.batch and .shape say {[net.batch, *net.shape]}; mend "
-            "these, or export it so"
+            f"{net.name}: takes {list(graph.sizes)}, and {net.knob}.batch and .shape say {[net.batch, *net.shape]}; "
+            "mend these, or export it so"
         )
     steps = [_Step(net, node) for node in graph.nodes]
     _check_names(net, graph)
