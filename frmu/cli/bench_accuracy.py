@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -120,10 +120,11 @@ def bench_encoder(seeds: int, only: str | None, cache: Path, as_json: bool) -> i
     from frmu.bench.encoder import bench_text
 
     result: dict[str, Any] = {}
+    tell: Callable[[str], None] = lambda line: click.echo(line, err=True)  # noqa: E731
     if only != "text":
-        result["digits"] = measure(cache, seeds, lambda line: click.echo(line, err=True))
+        result["digits"] = measure(cache, seeds, tell)
     if only != "digits":
-        result["text"] = bench_text(cache)
+        result["text"] = bench_text(cache, tell)
     show(as_json, result, _tell_encoder)
     return 0 if result.get("digits", {"equal": True})["equal"] else 1
 

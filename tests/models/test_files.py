@@ -457,6 +457,7 @@ def test_erased_is_never_had(tmp_path: Path, weather: bytes, text: str) -> None:
     gone = (table["person"] == "p1") | (table["home"] == "home 2")
     never = train(place(tmp_path / "never", weather, table[~gone], text))
     assert drained["verified"]
+    assert any("weather.pt2" in line for line in drained["receipts"][0]["not_covered"])
     assert trained["state_digest"] != drained["state_digest"] == never["state_digest"]
 
 
