@@ -66,7 +66,7 @@ class Net:
 
     @property
     def suffix(self) -> str:
-        """How the file is read."""
+        """The end of the file's name, which says how it is read."""
         return os.path.splitext(self.name)[1]  # noqa: PTH122 - a name, which may be of another machine
 
     @property
