@@ -41,6 +41,7 @@ MEANT = {
     ("frmu/services/prediction.py", "load_model"),  # our own: a safetensors file
     ("frmu/services/importance.py", "load_model"),  # the same
     ("frmu/bench/told.py", "load_model"),
+    ("frmu/bench/encoder.py", "load_model"),
 }
 
 

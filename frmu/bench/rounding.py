@@ -18,7 +18,7 @@ from frmu.config import Config, load
 from frmu.data.parquet import gather, survey
 from frmu.data.shard import SPLITS, Shard
 from frmu.datasets import cached
-from frmu.models.encoders import Encoder, Words, encode, encoders
+from frmu.models.encoders import Encoder, Frozen, encode, encoders
 from frmu.models.ridge import solve
 from frmu.models.statistics import targets
 from frmu.types import Float
@@ -42,7 +42,7 @@ def bench_rounding(sets: Sequence[str], cache: Path) -> dict[str, Any]:
     return {"rows": rows, "worst": max(float(row["worse"]) for row in rows)}
 
 
-def in_float64(columns: Columns, by: Mapping[str, Encoder | Words]) -> Float:
+def in_float64(columns: Columns, by: Mapping[str, Frozen]) -> Float:
     """phi of relu encoders as it would be without a grid, (n, d).
 
     >>> relu = Encoder("relu", np.array([[2.0, -1.0]]), np.zeros(2))

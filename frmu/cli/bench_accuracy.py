@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -107,3 +107,33 @@ def _tell_moves(result: dict[str, Any]) -> None:
     ]
     table("Erasures that moved features", ["set", "kind", "erasures", "layers", "metric", "anything", "s each"], rows)
     say("anything: a metric, or a choice of layer, ramps, width or ridge")
+
+
+@command(bench, "encoder")
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--only", type=click.Choice(["digits", "text"]), help="One of the two; both by default.")
+@cache_option
+@json_option
+def bench_encoder(seeds: int, only: str | None, cache: Path, as_json: bool) -> int:
+    """Freeze a net that was trained on other digits, and the hash of words; federate, erase, compare with neither."""
+    from frmu.bench.encoder import bench_encoder as measure
+    from frmu.bench.encoder import bench_text
+
+    result: dict[str, Any] = {}
+    tell: Callable[[str], None] = lambda line: click.echo(line, err=True)  # noqa: E731
+    if only != "text":
+        result["digits"] = measure(cache, seeds, tell)
+    if only != "digits":
+        result["text"] = bench_text(cache, tell)
+    show(as_json, result, _tell_encoder)
+    return 0 if result.get("digits", {"equal": True})["equal"] else 1
+
+
+def _tell_encoder(result: dict[str, Any]) -> None:
+    if digits := result.get("digits"):
+        rows = [[name, f"{row['mean']:.1f} ± {row['deviation']:.1f}"] for name, row in digits["rows"].items()]
+        table(f"digits of MNIST, {digits['seeds']} seeds", ["encoder", "accuracy %"], rows)
+        say("a client erased: every digest equals never-had" if digits["equal"] else "A DIGEST DIFFERS")
+    if text := result.get("text"):
+        rows = [[name, f"{row['rmse']:.4f}", f"{row['seconds']:.1f}"] for name, row in text["rows"].items()]
+        table("lines of a wholesaler, the text hashed", ["encoder", "test RMSE", "train s"], rows)

@@ -100,11 +100,13 @@ def _goes_up(config: str, package: Package) -> None:
     path = Path(os.path.normpath(config))
     if path.is_absolute() or not path.exists():
         return
-    if why := package.why_not(path.as_posix()):
-        raise ConfigError(
-            f"{path}: would not go up with the job, because {why}; mend that, or give an absolute path "
-            "that the cluster sees"
-        )
+    files = [path.parent / name for name in read_config(path).model.encoder_files.values()]
+    for file in [path, *(Path(os.path.normpath(name)) for name in files if not name.is_absolute())]:
+        if why := package.why_not(file.as_posix()):
+            raise ConfigError(
+                f"{file}: would not go up with the job, because {why}; mend that, or give an absolute path "
+                "that the cluster sees"
+            )
 
 
 def _few(kept: Mapping[str, str]) -> str:

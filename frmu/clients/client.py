@@ -24,7 +24,7 @@ from frmu.data.sites import copy_of
 from frmu.data.tombstones import tombstones
 from frmu.errors import StoreError
 from frmu.federation import Answer, ClientTask
-from frmu.models.encoders import Encoder, Words, basis, blocks, encode, encoders, grid, layout, spans
+from frmu.models.encoders import Frozen, basis, blocks, encode, encoders, grid, layout, spans
 from frmu.models.features import Features, Head, basis_of_features
 from frmu.models.grid import Basis, gram, total
 from frmu.models.statistics import basis_of, one_thread, target_grid, weights_of
@@ -47,7 +47,7 @@ class Client:
     """One holder of a shard."""
 
     def __init__(
-        self, name: str, config: Config, folder: Path, by: Mapping[str, Encoder | Words], fencing_token: int = 0,
+        self, name: str, config: Config, folder: Path, by: Mapping[str, Frozen], fencing_token: int = 0,
         book: LayerBook | None = None, bases: dict[tuple[str, ...], Basis] | None = None,
     ) -> None:  # fmt: skip
         self.name = name

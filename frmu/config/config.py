@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from frmu.config.columns import dumped
 from frmu.config.data import CALENDAR, Data, Slices, Split
 from frmu.config.federation import Placement, RayTable, Rules, Site
+from frmu.config.files import Net, content_of, is_file, net_of
 from frmu.config.model import LEARNED, Attention, Model
 from frmu.config.policy import Policy
 from frmu.config.storage import Erasure, Store
@@ -22,6 +23,7 @@ from frmu.config.table import Table
 from frmu.errors import ConfigError, near_miss
 
 __all__ = ["Config", "load", "parse"]
+_OWN = ("file", "contents")  # no keys: where a config was read, and the encoders beside it
 
 STEERING = {"selector", "margin", "significance", "steps", "budget"}  # of [policy]: the rest trains one
 
@@ -42,6 +44,7 @@ class Config(Table):
     store: Store = Store()
     ray: RayTable = RayTable()
     file: Path = Field(default=Path("frmu.toml"), exclude=True)
+    contents: dict[str, bytes] = Field(default_factory=dict, exclude=True, repr=False)  # of encoders, by modality
 
     @property
     def slice_by(self) -> str:
@@ -127,7 +130,23 @@ class Config(Table):
     def encoder(self, modality: str) -> str:
         """The kind of frozen encoder that a modality has: the one that judges, where the model's own is learned."""
         kind = "relu" if self.model.encoder == "learned" else self.model.encoder
-        return self.model.encoders.get(modality, kind)
+        found = self.model.encoders.get(modality, kind)
+        return "file" if is_file(found) else found
+
+    def encoder_path(self, modality: str) -> Path:
+        """The path of a modality's frozen encoder that is a file, taken relative to the config."""
+        return self.file.parent / self.model.encoders[modality]
+
+    def net(self, modality: str) -> Net:
+        """The frozen encoder of a modality that is a file; raises `ConfigError` where it is not what is declared."""
+        path, raw = self.encoder_path(modality), self.contents.get(modality)
+        return net_of(modality, path, self.model.files[modality], raw, self.columns(modality))
+
+    def with_contents(self) -> Config:
+        """This config with the content of its encoders' files, but for those that cannot be read: `net` says why."""
+        read = {name: content_of(self.encoder_path(name)) for name in self.model.files}
+        there = {name: raw for name, raw in read.items() if raw is not None}
+        return self.model_copy(update={"contents": there}) if there else self
 
     def places(self, modality: str) -> dict[str, range]:
         """The places of each feature's scaled columns, of a modality of numbers and categories, in their order."""
@@ -172,17 +191,20 @@ class Config(Table):
     def fingerprint(self) -> str:
         """SHA-256 of everything in the config that can change a state.
 
-        Paths, the store, sites, the placement, the rules and the address cannot, nor can the column that says which
-        records are private: like the path it says which records there are, not what is made of them. The same holds for
-        `data.clip`: it says which values are let in, and a value that is in is clipped alike under any. Nor can the
-        settings of policy training, whose only trace is the policy file, which the state digests by itself.
+        Of an encoder that is a file it is the file's own digest. Paths, the store, sites, the placement, the rules and
+        the address cannot, nor can the column that says which records are private: like the path it says which records
+        there are, not what is made of them. The same holds for `data.clip`: it says which values are let in, and a
+        value that is in is clipped alike under any. Nor can the settings of policy training, whose only trace is the
+        policy file, which the state digests by itself.
         """
         model = self.model.model_dump(
-            mode="json", exclude={"encoders", "method"} | (set() if self.learns else set(LEARNED))
+            mode="json", exclude={"encoders", "files", "method"} | (set() if self.learns else set(LEARNED))
         )
         model |= {} if self.learns else {"features": self.model.frozen_features, "ridge": self.model.frozen_ridge}
         model |= {"method": self.model.method} if self.model.method != "analytic" else {}
-        own = {name: kind for name, kind in sorted(self.model.encoders.items()) if kind != self.model.encoder}
+        encoders = sorted(self.model.encoders.items())
+        own: dict[str, Any] = {name: kind for name, kind in encoders if kind != self.model.encoder}
+        own |= {name: self.net(name).header() for name in self.model.files}
         model |= {"encoders": own} if own else {}
         # Several modalities are encoded with whether each is there, which states made before that were not.
         model |= {"present": True} if self.optional else {}
@@ -288,10 +310,10 @@ def parse(raw: dict[str, Any], path: Path) -> Config:
     Traceback (most recent call last):
     frmu.errors.ConfigError: a.toml: data.cleint: unknown key; did you mean "client"?
     """
-    if "file" in raw:
-        raise ConfigError(f"{path}: file: unknown key")
+    if own := [key for key in _OWN if key in raw]:
+        raise ConfigError(f"{path}: {own[0]}: unknown key")
     try:
-        return Config.model_validate(raw | {"file": path.absolute()})
+        return Config.model_validate(raw | {"file": path.absolute()}).with_contents()
     except ValidationError as error:
         raise ConfigError(f"{path}: {_explain(error)}") from None
 
@@ -316,10 +338,11 @@ def _keys(where: list[str]) -> list[str]:
     """The keys that a table takes, for the near miss."""
     model: type[BaseModel] = Config
     for part in where:
-        field = model.model_fields.get(part)
-        kinds = (field.annotation, *get_args(field.annotation)) if field is not None else ()
+        if (field := model.model_fields.get(part)) is None:
+            continue  # a name of the user's own, as that of a site
+        kinds = (field.annotation, *get_args(field.annotation))
         tables = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if not tables:
             return []
         model = tables[0]
-    return [name for name in model.model_fields if name != "file"]
+    return [name for name in model.model_fields if name not in _OWN]

@@ -6,7 +6,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from frmu.config.files import SUFFIXES, EncoderFile, is_file
 from frmu.config.table import Table
+from frmu.errors import near_miss
 
 __all__ = ["LEARNED", "Attention", "Model"]
 
@@ -23,14 +25,16 @@ LEARNED = (
 )  # of learned features alone
 FROZEN_FEATURES = 64  # of a modality, where nothing else is said
 FROZEN_RIDGE = 1e-3
+FROZEN = ("relu", "fourier", "linear", "hash")  # of a modality; or a file
 
 
 class Model(Table):
     """`[model]`: an encoder for each modality and a ridge head.
 
     `encoder` "learned" learns which inputs matter, from sums; the others are frozen, drawn from the seed. `encoders`
-    names the frozen encoder of single modalities; "hash" is for columns of text. `method` is how the federation
-    unlearns: only "analytic" closes a request.
+    names the frozen encoder of single modalities; "hash" is for columns of text, and a file (.pt2, .onnx, .safetensors)
+    is a net of the user's own, of which `files` says more. `method` is how the federation unlearns: only "analytic"
+    closes a request.
 
     Of learned features, "auto" is chosen by the number of records and on validation sums: the number of `features`,
     how many `layers` the metric is learned in, how many `bins` a column has for jumps along it, and the `ridge`. The
@@ -42,7 +46,8 @@ class Model(Table):
     """
 
     encoder: Literal["learned", "relu", "fourier", "linear"] = "learned"
-    encoders: dict[str, Literal["relu", "fourier", "linear", "hash"]] = Field(default_factory=dict)
+    encoders: dict[str, str] = Field(default_factory=dict)
+    files: dict[str, EncoderFile] = Field(default_factory=dict)
     features: int | Literal["auto"] = "auto"
     ridge: float | Literal["auto"] = "auto"
     seed: int = Field(default=0, ge=0)
@@ -65,6 +70,11 @@ class Model(Table):
         return FROZEN_FEATURES if self.features == "auto" else self.features
 
     @property
+    def encoder_files(self) -> dict[str, str]:
+        """Return the names of the encoders that are files, by modality."""
+        return {name: kind for name, kind in self.encoders.items() if is_file(kind)}
+
+    @property
     def frozen_ridge(self) -> float:
         """Return the ridge of a head over frozen features."""
         return FROZEN_RIDGE if self.ridge == "auto" else self.ridge
@@ -79,6 +89,34 @@ class Model(Table):
         if value == "auto" or (number and low <= value <= high):  # type: ignore[operator]
             return value if whole or value == "auto" else float(value)  # type: ignore[arg-type]
         raise ValueError(f'{name} must be {"an integer" if whole else "a number"} from {low:g} to {high:g}, or "auto"')
+
+    @field_validator("encoders")
+    @classmethod
+    def _kinds_or_files(cls, encoders: dict[str, str]) -> dict[str, str]:
+        for name, kind in encoders.items():
+            if kind not in FROZEN and not is_file(kind):
+                known = ", ".join(f'"{one}"' for one in FROZEN)
+                raise ValueError(
+                    f'{name} must be one of {known}, or a file that ends in {", ".join(SUFFIXES)}, got "{kind}"'
+                    f"{near_miss(kind, FROZEN)}"
+                )
+        return encoders
+
+    @model_validator(mode="after")
+    def _files_declared(self) -> Model:
+        files = self.encoder_files
+        for name, file in files.items():
+            if name not in self.files:
+                raise ValueError(
+                    f'encoders.{name} = "{file}" needs a table [model.files.{name}] with outputs and range'
+                )
+            if (self.files[name].architecture is None) == file.endswith(".safetensors"):
+                wants = "needs" if file.endswith(".safetensors") else "has a graph of its own and takes no"
+                raise ValueError(f'encoders.{name} = "{file}" {wants} files.{name}.architecture')
+        for name in self.files:
+            if name not in files:
+                raise ValueError(f"files.{name} belongs to no file in encoders{near_miss(name, files)}")
+        return self
 
     @model_validator(mode="after")
     def _of_this_encoder(self) -> Model:

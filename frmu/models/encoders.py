@@ -29,11 +29,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frmu.config import Config
-from frmu.models.grid import LEFT, ONE, Basis, Columns, fixed, limbs
+from frmu.models.files import NetEncoder, columns_of_net
+from frmu.models.grid import LEFT, ONE, Basis, Columns, fixed, limbs, present
 from frmu.types import Float
 
 __all__ = [
-    "Encoder", "Words", "basis", "blocks", "encode", "encoder_of", "encoders", "grid", "integers",
+    "Encoder", "Frozen", "Words", "basis", "blocks", "encode", "encoder_of", "encoders", "grid", "integers",
     "layout", "spans", "width",
 ]  # fmt: skip
 
@@ -76,7 +77,7 @@ class Encoder:
         """Scaled columns, (n, columns), as the integers of features, ramps, columns and presence, (n, integers)."""
         values = fixed(X[:, :-1] if self.optional else X)
         Z = np.concatenate([self.features(values)[0], self._ramps(values), limbs(values)], axis=1)
-        return _present(Z, X[:, -1] != 0.0, self.columns.idle) if self.optional else Z
+        return present(Z, X[:, -1] != 0.0, self.columns.idle) if self.optional else Z
 
     @property
     def slope(self) -> float:
@@ -166,7 +167,7 @@ class Words:
         if not self.optional:
             return steps
         there = np.array([any(text is not None for text in row) for row in X], dtype=bool)
-        return _present(steps, there, self.columns.idle)
+        return present(steps, there, self.columns.idle)
 
     @property
     def columns(self) -> Columns:
@@ -197,20 +198,15 @@ def _columns_of(
 
 
 _WORD = re.compile(r"\w+")
+Frozen = Encoder | Words | NetEncoder  # the encoder of a modality
 
 
-def _present(Z: NDArray[np.int8], there: NDArray[np.bool_], idle: NDArray[np.int64]) -> NDArray[np.int8]:
-    """A modality's integers: idle where it is missing, and whether it is there."""
-    whole = np.concatenate([Z, there[:, None].astype(np.int8)], axis=1)
-    return np.where(there[:, None], whole, idle.astype(np.int8))
-
-
-def encoders(config: Config) -> dict[str, Encoder | Words]:
+def encoders(config: Config) -> dict[str, Frozen]:
     """An encoder for each modality of a config."""
     return {name: encoder_of(config, name, columns) for name, columns in config.data.modalities.items()}
 
 
-def grid(modalities: Mapping[str, NDArray[Any]], by: Mapping[str, Encoder | Words]) -> NDArray[np.int8]:
+def grid(modalities: Mapping[str, NDArray[Any]], by: Mapping[str, Frozen]) -> NDArray[np.int8]:
     """z without targets: a one, and every modality's integers side by side, (n, integers)."""
     parts = [by[name].grid(X) for name, X in modalities.items()]
     return np.concatenate([np.ones((len(parts[0]), 1), dtype=np.int8), *parts], axis=1)
@@ -222,7 +218,7 @@ def basis(columns: Mapping[str, Columns], targets: Columns | None = None) -> Bas
     return made.basis() if targets is None else made.beside(targets).basis(len(made.scale))
 
 
-def encode(modalities: Mapping[str, NDArray[Any]], by: Mapping[str, Encoder | Words]) -> Float:
+def encode(modalities: Mapping[str, NDArray[Any]], by: Mapping[str, Frozen]) -> Float:
     """phi: every modality encoded, side by side, and a bias of one, (n, d).
 
     >>> encode({"a": np.zeros((2, 1))}, {"a": Encoder("linear", np.zeros((1, 0)), np.zeros(0))})
@@ -234,29 +230,32 @@ def encode(modalities: Mapping[str, NDArray[Any]], by: Mapping[str, Encoder | Wo
 
 def layout(config: Config) -> dict[str, Columns]:
     """Return the columns of each modality's block of phi, as they are made of integers."""
-    model, optional = config.model, config.optional
-    return {
-        name: _block(model.seed, name, config.encoder(name), model.frozen_features, _columns(config, columns), optional)
-        for name, columns in config.data.modalities.items()
-    }
+    return {name: _block(config, name, columns) for name, columns in config.data.modalities.items()}
+
+
+def _block(config: Config, modality: str, columns: list[str]) -> Columns:
+    """The columns of a modality's block; of what is drawn they depend on what was."""
+    kind, model, optional = config.encoder(modality), config.model, config.optional
+    if kind in ("hash", "file"):
+        return _shape(config, modality, columns)
+    return _drawn(model.seed, modality, kind, model.frozen_features, _columns(config, columns), optional)
 
 
 @cache
-def _block(seed: int, modality: str, kind: str, features: int, raw: int, optional: bool) -> Columns:
-    if kind == "hash":
-        return _columns_of(kind, features, 0, optional)
+def _drawn(seed: int, modality: str, kind: str, features: int, raw: int, optional: bool) -> Columns:
     return _draw(seed, modality, kind, features, raw, optional).columns
 
 
 def _shapes(config: Config) -> dict[str, Columns]:
     """As many columns as `layout` has, of as many integers; nothing is drawn for it."""
-    features, optional = config.model.frozen_features, config.optional
-    return {
-        name: _columns_of(
-            kind := config.encoder(name), features, _columns(config, columns) * (kind != "hash"), optional
-        )
-        for name, columns in config.data.modalities.items()
-    }
+    return {name: _shape(config, name, columns) for name, columns in config.data.modalities.items()}
+
+
+def _shape(config: Config, modality: str, columns: list[str]) -> Columns:
+    kind, optional = config.encoder(modality), config.optional
+    if kind == "file":
+        return columns_of_net(config.model.files[modality].outputs, optional)
+    return _columns_of(kind, config.model.frozen_features, _columns(config, columns) * (kind != "hash"), optional)
 
 
 def spans(columns: Mapping[str, Columns]) -> dict[str, slice]:
@@ -291,9 +290,11 @@ def _columns(config: Config, names: list[str]) -> int:
     return sum(map(config.data.scaled, names))
 
 
-def encoder_of(config: Config, modality: str, columns: list[str]) -> Encoder | Words:
+def encoder_of(config: Config, modality: str, columns: list[str]) -> Frozen:
     """The frozen encoder of one modality of a config."""
     kind = config.encoder(modality)
+    if kind == "file":
+        return NetEncoder(config.net(modality), config.optional)
     if kind == "hash":
         return Words(tuple(columns), config.model.frozen_features, config.model.seed, config.optional)
     model = config.model

@@ -28,7 +28,9 @@ from numpy.typing import NDArray
 from frmu.errors import FrmuError
 from frmu.types import Float, Statistics, Sums, mirror
 
-__all__ = ["LEFT", "ONE", "QUARTERS", "WEIGHTS", "Basis", "Columns", "fixed", "gram", "limbs", "on_grid", "total"]
+__all__ = [
+    "LEFT", "ONE", "QUARTERS", "WEIGHTS", "Basis", "Columns", "fixed", "gram", "limbs", "on_grid", "present", "total",
+]  # fmt: skip
 
 WEIGHTS = 64  # an influence or an attention of one, in steps
 QUARTERS = 4  # the influence of a modality within a slice
@@ -66,6 +68,12 @@ def limbs(steps: Float) -> NDArray[np.int8]:
     """
     high = np.floor((steps + 128.0) / 256.0)
     return np.concatenate([high, steps - 256.0 * high], axis=1).astype(np.int8)
+
+
+def present(Z: NDArray[np.int8], there: NDArray[np.bool_], idle: NDArray[np.int64]) -> NDArray[np.int8]:
+    """A modality's integers, (n, integers): idle where it is missing, and whether it is there."""
+    whole = np.concatenate([Z, there[:, None].astype(np.int8)], axis=1)
+    return np.where(there[:, None], whole, idle.astype(np.int8))
 
 
 def gram(Z: NDArray[np.int8], weights: NDArray[np.int64] | None = None) -> Sums:

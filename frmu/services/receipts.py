@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from frmu.ledger.receipt import Receipt
@@ -19,6 +20,7 @@ _COVER = (
     "what people or other programs have read from the model, from MLflow or from receipts before this drain",
 )
 _WHOLE = "a working folder that is put back as a whole from an older copy (set store.witness to have it noticed)"
+_NETS = "what the encoders that are files ({files}) have learned elsewhere, before they were frozen"
 _SOURCE = "the files that data.path points at (set store.purge_source to have them rewritten as well)"
 
 
@@ -60,11 +62,13 @@ def not_covered(session: Session, inventory: Inventory, rewritten: bool) -> tupl
     """Return what a receipt does not speak of, a line each."""
     orphan = f"sums in the memory of a server that a killed job left at {session.sites.orphaned_server} (stop it there)"
     left = "the shards of clients that have left, at sites that are away (they are removed when these are back)"
+    nets = sorted(Path(name).name for name in session.config.model.encoder_files.values())
     away = bool(session.sites.left(session.workspace.client_sites()) and session.sites.left(inventory.away))
     return (
         *((_SOURCE,) * (not rewritten)),
         *((orphan,) * bool(session.sites.orphaned_server)),
         *((left,) * away),
+        *((_NETS.format(files=", ".join(nets)),) * bool(nets)),
         *((_WHOLE,) * (not session.watch.watching)),
         *_COVER,
     )

@@ -20,6 +20,7 @@ from frmu.errors import LedgerError, StoreError, TrackingUnavailableError
 from frmu.ledger.ledger import Ledger
 from frmu.methods.choice import method_of
 from frmu.methods.method import Round
+from frmu.models.files import check_files
 from frmu.report.figures import account_of_slices, summed_up
 from frmu.report.plots import plot_influence
 from frmu.runtime import job
@@ -48,7 +49,8 @@ class Session:
 
     `address` overrides `[ray] address`: "local" is in process, without Ray; None is the cluster that RAY_ADDRESS
     names, else a private Ray; anything else is a cluster to attach to, which must demand a token unless `insecure`.
-    Raises what the store, the ledger and the tracker raise.
+    Raises `ConfigError` where an encoder's file is not as the config says, and what the store, the ledger and the
+    tracker raise.
     """
 
     def __init__(self, config: Config, address: str | None = None, insecure: bool = False) -> None:
@@ -56,6 +58,7 @@ class Session:
         self.config = settled(config, Workspace(config.folder, config.key_file).state)
         self.address = address if address is not None else config.ray.address
         self.insecure = insecure
+        check_files(self.config)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:

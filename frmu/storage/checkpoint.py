@@ -1,6 +1,7 @@
 """The state on disk: a safetensors file, replaced atomically. No pickle.
 
-Beside the state it holds the part of the config that made it, so that the file alone is enough to predict with.
+Beside the state it holds the part of the config that made it, and the content of the encoders that are files, so that
+the file alone is enough to predict with. The config's fingerprint, which the state has, tells if either was changed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import datetime as dt
 import json
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -20,6 +22,7 @@ from frmu.types import State
 __all__ = ["config_of", "load_state", "save_state", "settled"]
 
 _FORMAT = "frmu-state/3"
+_FILE = "encoder of "  # what a tensor is called that is an encoder's file, with the modality after it
 _PARTS = {"data", "slices", "split", "model", "policy", "attention"}  # of the config
 
 
@@ -33,13 +36,17 @@ def save_state(state: State, config: Config, path: Path) -> None:
         "header": json.dumps(state.header(), sort_keys=True),
         "config": config.model_dump_json(include=_PARTS, exclude_unset=True),
     }
-    write_bytes(path, save(dict(state.parameters), metadata=metadata), aside=path.with_suffix(".partial"))
+    files = {f"{_FILE}{name}": np.frombuffer(raw, np.uint8) for name, raw in config.contents.items()}
+    write_bytes(path, save({**state.parameters, **files}, metadata=metadata), aside=path.with_suffix(".partial"))
 
 
 def config_of(path: Path) -> Config:
     """The config that a state was made with, where paths mean nothing."""
     with safe_open(path, framework="np") as file:
-        return Config.model_validate_json((file.metadata() or {})["config"])
+        config = Config.model_validate_json((file.metadata() or {})["config"])
+        there = {f"{_FILE}{name}" for name in config.model.files} & set(file.keys())
+        contents = {name.removeprefix(_FILE): file.get_tensor(name).tobytes() for name in sorted(there)}
+    return config.model_copy(update={"contents": contents}) if contents else config
 
 
 def settled(config: Config, path: Path) -> Config:
@@ -63,7 +70,8 @@ def load_state(path: Path) -> State | None:
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            parameters = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            names = [name for name in file.keys() if not name.startswith(_FILE)]  # noqa: SIM118 - no mapping
+            parameters = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise StoreError(f"{path}: not a whole checkpoint: {error}; remove it and train again") from None
     if metadata.get("format") != _FORMAT:

@@ -131,7 +131,7 @@ def test_words_are_hashed_by_seed_and_column() -> None:
     ("model", "data", "message"),
     [
         ({"encoders": {"wether": "relu"}}, {}, 'model.encoders: "wether" is none of data.modalities.*"weather"'),
-        ({"encoders": {"weather": "words"}}, {}, "model.encoders.weather: Input should be"),
+        ({"encoders": {"weather": "words"}}, {}, 'model.encoders: weather must be one of "relu"'),
         ({"encoders": {"weather": "hash"}}, {"ranges": {"b": [0.0, 1.0]}}, 'range of "b": its encoder is "hash"'),
         (
             {"encoders": {"weather": "hash"}},

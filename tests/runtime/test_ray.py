@@ -16,6 +16,7 @@ import pytest
 from conftest import CONFIG, put, train
 
 from frmu import api
+from frmu.bench.encoder import Cnn, exported
 from frmu.config import Config
 from frmu.data.sites import SiteLocation
 from frmu.errors import ClientsUnavailableError, DataError
@@ -51,6 +52,21 @@ def test_the_same_bits_in_process_and_on_ray(tmp_path: Path, table: pd.DataFrame
     local = life(packed(tmp_path / "local", table, 1), "local")
     assert life(packed(tmp_path / "each", table, 1), None) == local
     assert life(packed(tmp_path / "three", table, 3), None) == local
+
+
+def test_an_encoder_of_ones_own_goes_to_the_actors_with_the_config(tmp_path: Path, table: pd.DataFrame) -> None:
+    """The file itself is gone before they start, as it is not on their machines."""
+    net = Cnn((1, 2, 2), 6, (4,))
+    text = CONFIG + 'encoders = { weather = "a.pt2" }\n[model.files.weather]\noutputs = 6\nrange = [0.0, 1.0]\n'
+    digests = []
+    for address in ("local", None):
+        folder = tmp_path / str(address)
+        folder.mkdir()
+        (folder / "a.pt2").write_bytes(exported(net, (1, 2, 2)))
+        config = put(folder, table, f"{text}shape = [1, 2, 2]\n[placement]\nclients_per_actor = 2\n")
+        (folder / "a.pt2").unlink()
+        digests.append(life(config, address))
+    assert digests[0] == digests[1]
 
 
 def test_an_error_of_a_client_arrives_as_it_was(tmp_path: Path, table: pd.DataFrame) -> None:

@@ -93,3 +93,16 @@ def test_a_config_that_would_stay_here_is_named_with_the_cause(tmp_path: Path, m
     run = CliRunner().invoke(main, ["submit", "train", "homes.toml", "--address", "http://127.0.0.1:1"])
     assert run.exit_code == 2
     assert "homes.toml: would not go up with the job, because .gitignore" in run.output
+
+
+def test_an_encoder_that_would_stay_here_is_named_with_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = CONFIG + 'encoders = { weather = "nets/a.pt2" }\n[model.files.weather]\noutputs = 6\nrange = [0.0, 1.0]\n'
+    put(tmp_path, "homes.toml", text=f'{text}\n[store]\nfolder = "{tmp_path / "work"}"\n')
+    put(tmp_path, "nets/a.pt2", text="a net")
+    put(tmp_path, ".gitignore", text="*.pt2\n")
+    monkeypatch.chdir(tmp_path)
+    run = CliRunner().invoke(main, ["submit", "train", "homes.toml", "--address", "http://127.0.0.1:1"])
+    assert run.exit_code == 2
+    assert "nets/a.pt2: would not go up with the job, because .gitignore" in run.output
