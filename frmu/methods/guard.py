@@ -111,11 +111,11 @@ def _alone(fitting: Fitting, records: Records) -> tuple[Records, list[str]]:
         chances[name] = min(1.0, tries * reply.record["chance"])
         found[name] = {**records[name], "model_losses": losses, "chance": chances[name]}
         if not losses or losses["proposed"] >= losses["keep"] * (1.0 - policy.margin):
-            found |= _without(found, [name], "it does not gain policy.margin in the model")
             chances[name] = 1.0
+            found |= _without(found, [name], "it does not gain policy.margin in the model")
     sure = discoveries(chances, policy.significance)
-    for name in chances:
-        if chances[name] < 1.0 and name not in sure:
+    for name in sorted(set(chances) - set(sure)):
+        if _below(found[name]):
             why = (
                 f"noise alone gains as much in {100.0 * chances[name]:.2g} of 100 cases, and {len(chances)} were tried"
             )

@@ -19,7 +19,7 @@ from frmu.types import Float
 
 __all__ = ["Paired", "discoveries", "stretches"]
 
-MOST, LEAST = 6, 5  # stretches of a client's validation records; records in one
+MOST, LEAST = 12, 8  # stretches of a client's validation records; records in one
 FEW = 5  # stretches, below which nothing can be said of noise
 
 
@@ -70,10 +70,10 @@ class Paired:
 
 
 def stretches(rows: NDArray[np.intp]) -> list[NDArray[np.intp]]:
-    """Cut rows, in the order of time, into up to six stretches of five records at least.
+    """Cut rows, in the order of time, into up to twelve stretches of eight records at least.
 
     >>> [len(part) for part in stretches(np.arange(23))], len(stretches(np.arange(600)))
-    ([6, 6, 6, 5], 6)
+    ([12, 11], 12)
     """
     return np.array_split(rows, max(1, min(MOST, len(rows) // LEAST)))
 

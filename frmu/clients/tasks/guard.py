@@ -1,6 +1,6 @@
 """The guard at the clients: proposals are judged in the model that is used, on validation records, with noise.
 
-Sums of squared errors leave a client, over stretches of five validation records and more, and no error of a record.
+Sums of squared errors leave a client, over stretches of eight validation records and more, and no error of a record.
 """
 
 from __future__ import annotations
