@@ -1,4 +1,4 @@
-"""bench accuracy and moves: test errors beside the models that people have now, and how often features move."""
+"""bench accuracy, moves and unmoved: test errors beside other models, how often features move, and what it costs."""
 
 from __future__ import annotations
 
@@ -16,23 +16,30 @@ from frmu.cli.shell import command, json_option, say, show, table
 
 @command(bench, "accuracy")
 @click.option("--set", "sets", multiple=True, help="Only some of our data sets; may be given more than once.")
-@click.option("--method", "methods", multiple=True, help="Only some methods; may be given more than once.")
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    help='Only some methods; may be given more than once. There are more than are measured without it: "frozen, 512" '
+    'and "no lattice".',
+)
+@click.option("--widths", is_flag=True, help="Learned features of 512 to 4,096 instead of the methods.")
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Lines as they come: goes on from there.")
 @click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="A PNG to write.")
 @cache_option
 @json_option
 def bench_accuracy(
-    sets: tuple[str, ...], methods: tuple[str, ...], seeds: int, out: Path | None, picture: Path | None, cache: Path,
-    as_json: bool,
+    sets: tuple[str, ...], methods: tuple[str, ...], widths: bool, seeds: int, out: Path | None, picture: Path | None,
+    cache: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Fit real data sets, each at its own sites, beside boosted trees and networks on all records in one place."""
-    from frmu.bench.accuracy import METHODS, SETS, draw_accuracy
+    from frmu.bench.accuracy import KNOWN, METHODS, SETS, WIDTHS, draw_accuracy
     from frmu.bench.accuracy import bench_accuracy as measure
 
     _known("set", sets, SETS)
-    _known("method", methods, METHODS)
-    chosen = (list(sets or SETS), list(methods or METHODS))
+    _known("method", methods, KNOWN)
+    chosen = (list(sets or SETS), [*methods, *WIDTHS] if widths else list(methods or METHODS))
     with steps(len(chosen[0]) * len(chosen[1]) * seeds) as tell:
         lines = measure(*chosen, seeds, cache, out, tell)
     rows = summed_up(lines)
@@ -88,7 +95,7 @@ def bench_moves(sets: tuple[str, ...], times: int, cache: Path, as_json: bool) -
     from frmu.bench.moves import KINDS
     from frmu.bench.moves import bench_moves as measure
 
-    regressions = [name for name in SETS if name != "views"]
+    regressions = [name for name in SETS if name not in ("views", "mnist")]
     _known("set", sets, regressions)
     with steps(len(sets or regressions) * len(KINDS)) as tell:
         rows = measure(sets or regressions, times, cache, tell)
@@ -97,13 +104,40 @@ def bench_moves(sets: tuple[str, ...], times: int, cache: Path, as_json: bool) -
 
 def _tell_moves(result: dict[str, Any]) -> None:
     rows = [
-        [
-            r["set"],
-            r["kind"],
-            *(str(r[name]) for name in ("times", "layers", "metric", "choice")),
-            f"{r['seconds']:.2f}",
-        ]
-        for r in result["rows"]
-    ]
-    table("Erasures that moved features", ["set", "kind", "erasures", "layers", "metric", "anything", "s each"], rows)
+        [r["set"], r["kind"], *(str(r[name]) for name in ("times", "layers", "metric", "choice")),
+         f"{r['exact']} of {r['sample']}", f"{r['seconds']:.2f}"]
+        for r in result["rows"] if r["times"]
+    ]  # fmt: skip
+    columns = ["set", "kind", "erasures", "layers", "metric", "anything", "exact", "s each"]
+    table("Erasures that moved features", columns, rows)
     say("anything: a metric, or a choice of layer, ramps, width or ridge")
+    say("exact: features, metrics and total are those of a federation built from nothing on what is left")
+
+
+@command(bench, "unmoved")
+@click.option("--set", "sets", multiple=True, help="Only some of our data sets; may be given more than once.")
+@click.option("--times", type=click.IntRange(1), default=9, show_default=True, help="Erasures of one record, a model.")
+@cache_option
+@json_option
+def bench_unmoved(sets: tuple[str, ...], times: int, cache: Path, as_json: bool) -> None:
+    """Time erasures of one record from 1,024 learned features, beside as many frozen ones, and every part of them."""
+    from frmu.bench.accuracy import SETS
+    from frmu.bench.unmoved import SETS as DEFAULT
+    from frmu.bench.unmoved import bench_unmoved as measure
+
+    _known("set", sets, SETS)
+    with steps(3 * len(sets or DEFAULT)) as tell:
+        rows = measure(sets or DEFAULT, times, cache, tell)
+    show(as_json, {"rows": rows}, _tell_unmoved)
+
+
+def _tell_unmoved(result: dict[str, Any]) -> None:
+    of = {(r["set"], r["model"]): r["seconds"] for r in result["rows"]}
+    rows = [
+        [r["set"], r["model"], str(r["integers"]), f"{r['seconds']:.3f}",
+         *(f"{r['seconds'] / of[r['set'], model]:.2f}" for model in ("frozen", "fixed")), str(r["moved"]),
+         ", ".join(f"{name} {1000 * of:.0f}" for name, of in sorted(r["parts"].items(), key=lambda one: -one[1])[:5])]
+        for r in result["rows"]
+    ]  # fmt: skip
+    columns = ["set", "features", "integers", "s", "against frozen", "against fixed", "moved", "parts, ms"]
+    table("Erasures of one record: the median, and what took longest in it", columns, rows)
