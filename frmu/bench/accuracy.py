@@ -35,10 +35,11 @@ OURS: Mapping[str, Mapping[str, Any]] = {
     "learned": {"encoder": "learned", "features": "auto"},
 }
 WIDTHS: Mapping[str, Mapping[str, Any]] = {
-    f"learned, {width:,}": {"encoder": "learned", "features": width} for width in (512, 1024, 2048, 4096)
+    f"learned, {width:,}": {"encoder": "learned", "width": width} for width in (512, 1024, 2048, 4096)
 }
 MORE: Mapping[str, Mapping[str, Any]] = {
-    "frozen, 512": {"encoder": "relu", "features": 512},
+    "frozen, 512": {"encoder": "relu", "width": 512},
+    "one layer": {"encoder": "learned", "features": "auto", "layers": 1},
     "no lattice": {"encoder": "learned", "features": "auto", "lattice": 1e-4},  # finer, and sums would not be whole
 }
 ALL_OURS: Mapping[str, Mapping[str, Any]] = {**OURS, **WIDTHS, **MORE}
@@ -48,9 +49,13 @@ Tell = Callable[[str], None]
 
 
 def bench_accuracy(
-    sets: Sequence[str], methods: Sequence[str], seeds: int, cache: Path, out: Path | None, tell: Tell
-) -> list[dict[str, Any]]:
-    """Measure methods on sets, one line a set, method and seed; lines that stand in `out` are not measured again."""
+    sets: Sequence[str], methods: Sequence[str], seeds: int, cache: Path, out: Path | None, tell: Tell,
+    erase: bool = True,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Measure methods on sets, one line a set, method and seed; lines that stand in `out` are not measured again.
+
+    With `erase` something is erased from ours as well.
+    """
     lines, found = Lines(out, ("set", "method", "seed"), tell), []
     for name in sets:
         rows: Rows | None = None
@@ -58,12 +63,12 @@ def bench_accuracy(
             for seed in range(seeds):
                 names = {"set": name, "method": method, "seed": seed}
                 config = config_for(name, cache, seed, ALL_OURS.get(method, OURS["frozen, 64"]))
-                digest = _digest(method, config)
+                digest = _digest(method, config, erase)
                 line = lines.get(digest, **names)
                 if line is None:
                     if method not in ALL_OURS and rows is None:
                         rows = _pooled(config)
-                    result = _ours(config) if method in ALL_OURS else measured(RIVALS[method], rows or {}, seed)
+                    result = _ours(config, erase) if method in ALL_OURS else measured(RIVALS[method], rows or {}, seed)
                     line = {**names, **result, "digest": digest}
                     lines.put(line)
                     tell(f"{name}, {method}, seed {seed}: {line['error']:.4f} in {line['fit']:.1f} s")
@@ -71,10 +76,10 @@ def bench_accuracy(
     return found
 
 
-def _digest(method: str, config: Config) -> str:
+def _digest(method: str, config: Config, erase: bool = True) -> str:
     """A digest of all that a line hangs on: of a rival the version, and the data's part of a config."""
     if method in ALL_OURS:
-        return digest_of_line({"config": config.fingerprint(), "code": code_digest()})
+        return digest_of_line({"config": config.fingerprint(), "code": code_digest(), "erase": erase})
     data = {
         "data": config.data.model_dump(mode="json", exclude={"path"}),
         "split": config.split.model_dump(mode="json"),
@@ -83,9 +88,15 @@ def _digest(method: str, config: Config) -> str:
 
 
 def config_for(name: str, cache: Path, seed: int, model: Mapping[str, Any]) -> Config:
-    """The config of a set under a model; nothing is disturbed, so everything is kept and clients count by size."""
+    """The config of a set under a model; nothing is disturbed, so everything is kept and clients count by size.
+
+    A `width` of the model is the number of features of all modalities together.
+    """
     config = load(sorted(cached(name, cache).glob("*.toml"))[0])
-    text = {"model": config.model.model_copy(update={**model, "seed": seed})}
+    settings = {key: value for key, value in model.items() if key != "width"} | {"seed": seed}
+    if "width" in model:  # frozen features are so many a modality
+        settings["features"] = model["width"] // (1 if model["encoder"] == "learned" else len(config.data.modalities))
+    text = {"model": config.model.model_copy(update=settings)}
     text |= {"policy": config.policy.model_copy(update={"selector": "keep"})}  # type: ignore[dict-item]
     text |= {"attention": config.attention.model_copy(update={"rule": "size"})}  # type: ignore[dict-item]
     return config.model_copy(update=text)
@@ -94,23 +105,29 @@ def config_for(name: str, cache: Path, seed: int, model: Mapping[str, Any]) -> C
 # -- ours -----------------------------------------------------------------------------------------------------
 
 
-def _ours(config: Config) -> dict[str, Any]:
+def _ours(config: Config, erase: bool = True) -> dict[str, Any]:
     """Test error, seconds to fit and to erase one record, and whether the state is that of never had."""
     with tempfile.TemporaryDirectory(prefix="frmu-") as folder, one_thread():
         federation, method = filled(config, Path(folder)), analytic(config)
         began = time.perf_counter()
         done = method.apply(federation, method.init(), None)
         fit = time.perf_counter() - began
-        error = _error_of(measure(federation, done), federation)
-        client = max(held(federation), key=lambda one: len(one.shard))
-        rows = np.zeros(len(client.shard), dtype=bool)
-        rows[np.random.default_rng(config.model.seed).choice(np.flatnonzero(client.shard.split == 0))] = True
-        began = time.perf_counter()
-        client.drop(rows)
-        after = method.apply(federation, method.init(), None).state
-        erase = time.perf_counter() - began
-        never = method.apply(LocalFederation(config, federation.clients, Path(folder)), method.init(), None).state
-        return {"error": error, "fit": fit, "erase": erase, "exact": after.digest == never.digest}
+        found = {"error": _error_of(measure(federation, done), federation), "fit": fit}
+        return found | (_erased(config, federation, Path(folder)) if erase else {"erase": None, "exact": None})
+
+
+def _erased(config: Config, federation: LocalFederation, folder: Path) -> dict[str, Any]:
+    """Erase one fitted record of the largest site."""
+    method = analytic(config)
+    client = max(held(federation), key=lambda one: len(one.shard))
+    rows = np.zeros(len(client.shard), dtype=bool)
+    rows[np.random.default_rng(config.model.seed).choice(np.flatnonzero(client.shard.split == 0))] = True
+    began = time.perf_counter()
+    client.drop(rows)
+    after = method.apply(federation, method.init(), None).state
+    seconds = time.perf_counter() - began
+    never = method.apply(LocalFederation(config, federation.clients, folder), method.init(), None).state
+    return {"erase": seconds, "exact": after.digest == never.digest}
 
 
 def _error_of(metrics: Mapping[str, float], federation: LocalFederation) -> float:

@@ -20,18 +20,19 @@ from frmu.cli.shell import command, json_option, say, show, table
     "--method",
     "methods",
     multiple=True,
-    help='Only some methods; may be given more than once. There are more than are measured without it: "frozen, 512" '
-    'and "no lattice".',
+    help='Only some methods; may be given more than once. There are more than are measured without it: "frozen, 512", '
+    '"one layer" and "no lattice".',
 )
 @click.option("--widths", is_flag=True, help="Learned features of 512 to 4,096 instead of the methods.")
+@click.option("--fit-only", is_flag=True, help="Erase nothing, and compare errors.")
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Lines as they come: goes on from there.")
 @click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="A PNG to write.")
 @cache_option
 @json_option
 def bench_accuracy(
-    sets: tuple[str, ...], methods: tuple[str, ...], widths: bool, seeds: int, out: Path | None, picture: Path | None,
-    cache: Path, as_json: bool,
+    sets: tuple[str, ...], methods: tuple[str, ...], widths: bool, fit_only: bool, seeds: int, out: Path | None,
+    picture: Path | None, cache: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Fit real data sets, each at its own sites, beside boosted trees and networks on all records in one place."""
     from frmu.bench.accuracy import KNOWN, METHODS, SETS, WIDTHS, draw_accuracy
@@ -41,7 +42,7 @@ def bench_accuracy(
     _known("method", methods, KNOWN)
     chosen = (list(sets or SETS), [*methods, *WIDTHS] if widths else list(methods or METHODS))
     with steps(len(chosen[0]) * len(chosen[1]) * seeds) as tell:
-        lines = measure(*chosen, seeds, cache, out, tell)
+        lines = measure(*chosen, seeds, cache, out, tell, erase=not fit_only)
     rows = summed_up(lines)
     if picture is not None:
         draw_accuracy(rows, picture)
@@ -59,13 +60,13 @@ def summed_up(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for name, method in dict.fromkeys((line["set"], line["method"]) for line in lines):
         mine = [line for line in lines if (line["set"], line["method"]) == (name, method)]
         trees = [line["error"] for line in lines if (line["set"], line["method"]) == (name, "boosted trees")]
-        errors = [line["error"] for line in mine]
+        errors, erasures = ([line[of] for line in mine] for of in ("error", "erase"))
         rows.append(
             {
                 "set": name, "method": method, "seeds": len(mine), "error": mean(errors),
                 "spread": stdev(errors) / len(errors) ** 0.5 if len(errors) > 1 else None,
                 "against": 100.0 * (mean(errors) / mean(trees) - 1.0) if trees and mean(trees) else None,
-                "fit": mean(line["fit"] for line in mine), "erase": mean(line["erase"] for line in mine),
+                "fit": mean(line["fit"] for line in mine), "erase": None if None in erasures else mean(erasures),
                 "exact": None if mine[0]["exact"] is None else all(line["exact"] for line in mine),
             }
         )  # fmt: skip
@@ -75,8 +76,9 @@ def summed_up(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _tell_accuracy(result: dict[str, Any]) -> None:
     for name in dict.fromkeys(row["set"] for row in result["rows"]):
         rows = [
-            [r["method"], f"{r['error']:.4f}" + (f" ± {r['spread']:.4f}" if r["spread"] is not None else ""),
-             "" if r["against"] is None else f"{r['against']:+.1f}", f"{r['fit']:.1f}", f"{r['erase']:.2f}",
+            [r["method"], f"{r['error']:.4f}" + ("" if r["spread"] is None else f" ± {r['spread']:.4f}"),
+             "" if r["against"] is None else f"{r['against']:+.1f}", f"{r['fit']:.1f}",
+             "" if r["erase"] is None else f"{r['erase']:.2f}",
              "" if r["exact"] is None else "yes" if r["exact"] else "NO"]
             for r in result["rows"] if r["set"] == name
         ]  # fmt: skip
@@ -116,28 +118,34 @@ def _tell_moves(result: dict[str, Any]) -> None:
 
 @command(bench, "unmoved")
 @click.option("--set", "sets", multiple=True, help="Only some of our data sets; may be given more than once.")
+@click.option("--model", "models", multiple=True, help="Only some models; may be given more than once.")
 @click.option("--times", type=click.IntRange(1), default=9, show_default=True, help="Erasures of one record, a model.")
 @cache_option
 @json_option
-def bench_unmoved(sets: tuple[str, ...], times: int, cache: Path, as_json: bool) -> None:
+def bench_unmoved(sets: tuple[str, ...], models: tuple[str, ...], times: int, cache: Path, as_json: bool) -> None:
     """Time erasures of one record from 1,024 learned features, beside as many frozen ones, and every part of them."""
-    from frmu.bench.accuracy import SETS
-    from frmu.bench.unmoved import SETS as DEFAULT
+    from frmu.bench.accuracy import SETS as KNOWN
+    from frmu.bench.unmoved import MODELS, SETS
     from frmu.bench.unmoved import bench_unmoved as measure
 
-    _known("set", sets, SETS)
-    with steps(3 * len(sets or DEFAULT)) as tell:
-        rows = measure(sets or DEFAULT, times, cache, tell)
+    _known("set", sets, KNOWN)
+    _known("model", models, list(MODELS))
+    chosen = sets or SETS, models or list(MODELS)
+    with steps(len(chosen[0]) * len(chosen[1])) as tell:
+        rows = measure(*chosen, times, cache, tell)
     show(as_json, {"rows": rows}, _tell_unmoved)
 
 
 def _tell_unmoved(result: dict[str, Any]) -> None:
-    of = {(r["set"], r["model"]): r["seconds"] for r in result["rows"]}
-    rows = [
-        [r["set"], r["model"], str(r["integers"]), f"{r['seconds']:.3f}",
-         *(f"{r['seconds'] / of[r['set'], model]:.2f}" for model in ("frozen", "fixed")), str(r["moved"]),
-         ", ".join(f"{name} {1000 * of:.0f}" for name, of in sorted(r["parts"].items(), key=lambda one: -one[1])[:5])]
-        for r in result["rows"]
-    ]  # fmt: skip
+    of = {(row["set"], row["model"]): row["seconds"] for row in result["rows"]}
+    rows = []
+    for r in result["rows"]:
+        against = [of.get((r["set"], model)) for model in ("frozen", "fixed")]
+        longest = sorted(r["parts"].items(), key=lambda one: -one[1])[:5]
+        rows.append(
+            [r["set"], r["model"], str(r["integers"]), f"{r['seconds']:.3f}",
+             *("" if base is None else f"{r['seconds'] / base:.2f}" for base in against), str(r["moved"]),
+             ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in longest)]
+        )  # fmt: skip
     columns = ["set", "features", "integers", "s", "against frozen", "against fixed", "moved", "parts, ms"]
     table("Erasures of one record: the median, and what took longest in it", columns, rows)

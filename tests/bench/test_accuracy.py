@@ -35,6 +35,7 @@ def test_ours_is_erased_exactly_and_its_error_is_in_standard_deviations(learned:
     assert 0.0 < found["error"] < 1.0
     assert found["fit"] > 0.0
     assert found["erase"] > 0.0
+    assert accuracy._ours(learned, erase=False) | {"fit": 0.0} == {**found, "fit": 0.0, "erase": None, "exact": None}
 
 
 def test_rivals_see_all_columns_of_all_sites_by_split(learned: Config) -> None:
@@ -79,7 +80,7 @@ def test_what_stands_in_the_file_is_not_measured_again(
 ) -> None:
     asked: list[Any] = []
 
-    def ours(config: Config) -> dict[str, Any]:
+    def ours(config: Config, erase: bool) -> dict[str, Any]:
         asked.append(config.model.seed)
         return {"error": 0.5, "fit": 1.0, "erase": 0.1, "exact": True}
 
@@ -126,6 +127,15 @@ def test_a_digest_of_a_line_hangs_on_the_model_and_not_on_where_it_lies(learned:
     assert accuracy._digest("learned", learned) != accuracy._digest("learned", other)
     assert accuracy._digest("boosted trees", learned) == accuracy._digest("boosted trees", other)
     assert accuracy._digest("boosted trees", learned) != accuracy._digest("LightGBM", learned)
+
+
+def test_a_width_is_that_of_all_modalities_together(
+    tmp_path: Path, learned: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accuracy, "cached", lambda name, cache: learned.file.parent)
+    frozen = accuracy.config_for("homes", tmp_path, 0, {"encoder": "relu", "width": 512})
+    assert (frozen.model.features, len(frozen.data.modalities)) == (256, 2)
+    assert accuracy.config_for("homes", tmp_path, 1, {"encoder": "learned", "width": 512}).model.features == 512
 
 
 def test_a_row_is_a_mean_over_seeds_against_boosted_trees(tmp_path: Path) -> None:
