@@ -130,7 +130,7 @@ class _Counted:
     seconds: float
 
 
-def bench_moves(sets: Sequence[str], times: int, cache: Path, tell: Tell) -> list[dict[str, Any]]:
+def bench_moves(sets: Sequence[str], kinds: Sequence[str], times: int, cache: Path, tell: Tell) -> list[dict[str, Any]]:
     """Take out what each kind means, so many times a set, and count how often anything about the features is another.
 
     Seconds are the mean of an erasure, in which the features are learned again from what is left of the sums.
@@ -142,7 +142,7 @@ def bench_moves(sets: Sequence[str], times: int, cache: Path, tell: Tell) -> lis
             federation = filled(config, Path(folder))
             clients = {client.name: client for client in held(federation)}
             first = _learned(federation, clients)
-            for kind in KINDS:
+            for kind in kinds:
                 drawn = draws(kind, clients, config, np.random.default_rng(0), times)
                 of = _counted(first, federation, clients, drawn)
                 counts = {field: getattr(of, field) for field in _Counted.__slots__}

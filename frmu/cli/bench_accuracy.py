@@ -88,10 +88,11 @@ def _tell_accuracy(result: dict[str, Any]) -> None:
 
 @command(bench, "moves")
 @click.option("--set", "sets", multiple=True, help="Only some of our data sets; may be given more than once.")
+@click.option("--kind", "kinds", multiple=True, help="Only some kinds of erasures; may be given more than once.")
 @click.option("--times", type=click.IntRange(1), default=67, show_default=True, help="Erasures of each kind, a set.")
 @cache_option
 @json_option
-def bench_moves(sets: tuple[str, ...], times: int, cache: Path, as_json: bool) -> None:
+def bench_moves(sets: tuple[str, ...], kinds: tuple[str, ...], times: int, cache: Path, as_json: bool) -> None:
     """Take records out of real federations, and count how often their learned features are others then."""
     from frmu.bench.accuracy import SETS
     from frmu.bench.moves import KINDS
@@ -99,8 +100,10 @@ def bench_moves(sets: tuple[str, ...], times: int, cache: Path, as_json: bool) -
 
     regressions = [name for name in SETS if name not in ("views", "mnist")]
     _known("set", sets, regressions)
-    with steps(len(sets or regressions) * len(KINDS)) as tell:
-        rows = measure(sets or regressions, times, cache, tell)
+    _known("kind", kinds, list(KINDS))
+    chosen = sets or regressions, kinds or list(KINDS)
+    with steps(len(chosen[0]) * len(chosen[1])) as tell:
+        rows = measure(*chosen, times, cache, tell)
     show(as_json, {"rows": rows}, _tell_moves)
 
 
