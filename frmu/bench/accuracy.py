@@ -85,7 +85,7 @@ def _digest(method: str, config: Config, erase: bool = True) -> str:
         "data": config.data.model_dump(mode="json", exclude={"path"}),
         "split": config.split.model_dump(mode="json"),
     }
-    return digest_of_line({"rival": RIVALS[method].version, **data})
+    return digest_of_line({"rival": RIVALS[method].version, "code": code_digest("bench/rivals.py"), **data})
 
 
 def config_for(name: str, cache: Path, seed: int, model: Mapping[str, Any]) -> Config:

@@ -31,11 +31,11 @@ def digest_of_line(settings: Mapping[str, Any]) -> str:
 
 
 @cache
-def code_digest() -> str:
-    """A digest of the code that makes a model: without comments, docstrings and the way it is laid out."""
+def code_digest(*patterns: str) -> str:
+    """A digest of some code, by default that which makes a model: without comments, docstrings and layout."""
     root = Path(__file__).parent.parent
     sha = hashlib.sha256()
-    for file in sorted(file for pattern in CODE for file in root.glob(pattern)):
+    for file in sorted(file for pattern in patterns or CODE for file in root.glob(pattern)):
         sha.update(_bare(file.read_text(encoding="utf-8")).encode())
     return sha.hexdigest()[:16]
 
