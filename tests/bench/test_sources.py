@@ -41,6 +41,7 @@ ROWS = {  # and clients
     "medical": (1863, 4),
     "flights": (327317, 15),
     "views": (2000, 10),
+    "mnist": (5000, 10),
 }
 
 
