@@ -28,10 +28,11 @@ import torch
 from torch import nn
 
 from frmu import api
-from frmu.bench.images import Images, columns, mnist
+from frmu.bench.images import Images, mnist
 from frmu.bench.told import ask, labels_said, put
 from frmu.config import Config
 from frmu.datasets import cached
+from frmu.datasets.images import columns
 from frmu.nets.architectures import cnn
 from frmu.nets.aten import one_torch_thread
 from frmu.services.prediction import load_model

@@ -113,6 +113,8 @@ def _alone(fitting: Fitting, records: Records) -> tuple[Records, list[str]]:
         if not losses or losses["proposed"] >= losses["keep"] * (1.0 - policy.margin):
             chances[name] = 1.0
             found |= _without(found, [name], "it does not gain policy.margin in the model")
+        elif not reply.record["sees"]:
+            found |= _without(found, [name], "its validation records span less time than a slice")
     sure = discoveries(chances, policy.significance)
     for name in sorted(set(chances) - set(sure)):
         if _below(found[name]):

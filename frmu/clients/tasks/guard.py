@@ -26,6 +26,8 @@ from frmu.types import Float, Sums
 
 __all__ = ["CompareHeads", "GuardInfluences"]
 
+DAYS = {"day": 0.9, "week": 6.0, "month": 25.0}  # what a slice has, but for what is missing at its ends
+
 
 @dataclass(frozen=True, slots=True)
 class GuardInfluences:
@@ -61,8 +63,9 @@ class GuardInfluences:
         heads = {"keep": Head(kept, self.features), "proposed": Head(proposed, self.features)}
         errors = _errors(client, heads, self.outputs)
         losses = {name: float(np.concatenate(parts).mean()) for name, parts in errors.items()} if errors else {}
-        chance = _paired(errors["keep"], errors["proposed"]).chance if errors else 1.0
-        return Answer(client.name, {"losses": losses, "chance": chance})
+        sees = bool(errors) and _sees_a_slice(client)
+        chance = _paired(errors["keep"], errors["proposed"]).chance if sees else 1.0
+        return Answer(client.name, {"losses": losses, "chance": chance, "sees": sees})
 
     def _head(self, basis: Basis, sums: Sums, weight: int) -> Float:
         s = basis.statistics(sums, weight)
@@ -80,10 +83,17 @@ class CompareHeads(EachClient):
     outputs: tuple[str, ...]
 
     def perform(self, client: Client) -> Answer:
-        """Records and gains of each stretch; none where there is no validation record."""
+        """Records and gains of each stretch; none where validation records span less time than a slice."""
         errors = _errors(client, {"before": self.before, "after": self.after}, self.outputs)
-        found = _paired(errors["before"], errors["after"]) if errors else Paired(np.zeros(0), np.zeros(0))
+        sees = bool(errors) and _sees_a_slice(client)
+        found = _paired(errors["before"], errors["after"]) if sees else Paired(np.zeros(0), np.zeros(0))
         return Answer(client.name, {"n": found.n.tolist(), "gain": found.gain.tolist()})
+
+
+def _sees_a_slice(client: Client) -> bool:
+    """Tell if validation records span as much time as a slice of the calendar: half a day knows nothing of days."""
+    days = DAYS.get(client.config.slice_by, 0.0)
+    return client.shard.days(np.flatnonzero(client.shard.split == VALIDATION)) >= days
 
 
 def _errors(client: Client, heads: Mapping[str, Head], outputs: tuple[str, ...]) -> dict[str, list[Float]]:
