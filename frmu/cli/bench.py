@@ -140,6 +140,21 @@ def bench_scale(seconds: float, seeds: int, processes: int, out: Path | None, ca
     ))  # fmt: skip
 
 
+@command(bench, "clean")
+@click.option("--federations", type=click.IntRange(2), default=100, show_default=True)
+@click.option("--encoder", type=click.Choice(["learned", "relu"]), default="learned", show_default=True)
+@cache_option
+@json_option
+def bench_clean(federations: int, encoder: str, cache: Path, as_json: bool) -> None:
+    """Small federations in which nothing is wrong: what choosing influences costs there."""
+    from frmu.bench.clean import bench_clean as measure
+
+    show(as_json, measure(cache, federations, encoder, lambda line: click.echo(line, err=True)), lambda r: say(
+        f"test RMSE is lower by {r['mean']:.2f} ± {r['error']:.2f} % on the mean of {len(r['rows'])} federations, "
+        f"{r['worst']:+.1f} % in the worst and {r['best']:+.1f} % in the best; in {r['changed']} a slice counts less"
+    ))  # fmt: skip
+
+
 @command(bench, "surrogates")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--set", "sets", multiple=True, help="One of the six; may be given more than once; default: all.")

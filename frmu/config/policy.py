@@ -16,7 +16,8 @@ class Policy(Table):
 
     A policy looks `steps` times at most before a proposal stands; `budget` is the refits that one client may spend on
     a choice. Neither is in seconds: a state must not depend on how fast a machine is. What is proposed must gain
-    `margin` of the validation loss, and as much must come from noise alone with a chance of `significance` at most.
+    `margin` of the validation loss, and as much must come from noise alone with a chance of `significance` at most
+    (1: no such check).
     `theta` is the attention score, of an average of 1, below which a slice is shown as one to attenuate.
 
     `rounds` lets slices arrive between the steps of a task. With `federated`, each client trains a copy of its own

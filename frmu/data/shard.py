@@ -173,13 +173,6 @@ class Shard:
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
-    def days(self, rows: NDArray[np.intp]) -> float:
-        """Return how many days lie between the first and the last of some rows; 0 where there is no time."""
-        if TIME not in self.table.column_names or not len(rows):
-            return 0.0
-        times = _times(self.table)[rows]
-        return float((times.max() - times.min()) / np.timedelta64(1, "D"))
-
     def in_time(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         """Some rows in the order of their times, and of record ids within one time or where there is none."""
         if TIME not in self.table.column_names:

@@ -113,7 +113,7 @@ def _alone(fitting: Fitting, records: Records) -> tuple[Records, list[str]]:
         if not losses or losses["proposed"] >= losses["keep"] * (1.0 - policy.margin):
             chances[name] = 1.0
             found |= _without(found, [name], "it does not gain policy.margin in the model")
-        elif not reply.record["sees"]:
+        elif not reply.record["sees"] and policy.significance < 1.0:
             found |= _without(found, [name], "its validation records span less time than a slice")
     sure = discoveries(chances, policy.significance)
     for name in sorted(set(chances) - set(sure)):

@@ -41,7 +41,8 @@ def many(clients: int) -> pd.DataFrame:
 
 @pytest.fixture(scope="module", params=["size", pytest.param("counterfactual", marks=pytest.mark.cluster)])
 def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    text = CONFIG.replace("[policy]", "[ignored]") + f'\n[attention]\nrule = "{request.param}"\n'
+    # Twelve records a client: what is proposed may well be noise, and is to be applied all the same.
+    text = CONFIG + f'\n[policy]\nsignificance = 1.0\n\n[attention]\nrule = "{request.param}"\n'
     config = put(tmp_path_factory.mktemp(request.param) / "homes", many(500), text)
     (config.folder / "shards").mkdir(parents=True)
     federation = LocalFederation(config, sorted(set(pd.read_parquet(config.source)["home"])), config.folder)

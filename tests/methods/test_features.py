@@ -12,7 +12,6 @@ import pytest
 from conftest import CONFIG, drain, homes, hosted, put, train
 
 from frmu import api
-from frmu.clients.tasks import layers as tasks
 from frmu.config import Config
 from frmu.errors import ConfigError
 from frmu.methods.analytic import analytic
@@ -110,12 +109,10 @@ def test_lags_and_what_may_be_missing_are_hidden_in_copies_that_go_with_their_re
     assert train(never)["state_digest"] == told["state_digest"]
 
 
-def test_a_proposal_that_loses_in_the_model_is_drawn_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = put(tmp_path / "homes", disturbed(), LEARNED)
-    forgets = train(config)
+def test_a_proposal_that_noise_explains_is_drawn_back(tmp_path: Path) -> None:
+    forgets = train(put(tmp_path / "any", disturbed(), LEARNED + "\n[policy]\nsignificance = 1.0\n"))
     assert forgets["forgotten"]
-    monkeypatch.setattr(tasks, "_gains", lambda losses, config: False)
-    kept = train(config)
+    kept = train(put(tmp_path / "sure", disturbed(), LEARNED + "\n[policy]\nsignificance = 1e-6\n"))
     assert not kept["forgotten"]
     assert kept["metrics"]["test_rmse"] == kept["metrics"]["keep_test_rmse"]
 

@@ -15,6 +15,7 @@ from frmu.clients.client import Client
 from frmu.clients.layers import VALIDATION
 from frmu.clients.tasks.changes import Influences, basis_for, changed_sums
 from frmu.clients.tasks.task import EachClient
+from frmu.data.columns import TIME
 from frmu.data.transform import scaled_targets
 from frmu.federation import Answer
 from frmu.models.features import Features, Head
@@ -92,8 +93,10 @@ class CompareHeads(EachClient):
 
 def _sees_a_slice(client: Client) -> bool:
     """Tell if validation records span as much time as a slice of the calendar: half a day knows nothing of days."""
-    days = DAYS.get(client.config.slice_by, 0.0)
-    return client.shard.days(np.flatnonzero(client.shard.split == VALIDATION)) >= days
+    if client.config.slice_by not in DAYS:
+        return True
+    times = client.shard.table[TIME].to_numpy()[client.shard.split == VALIDATION]
+    return bool(np.ptp(times.astype("datetime64[s]").astype(np.int64)) >= 86_400 * DAYS[client.config.slice_by])
 
 
 def _errors(client: Client, heads: Mapping[str, Head], outputs: tuple[str, ...]) -> dict[str, list[Float]]:
