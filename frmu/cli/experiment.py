@@ -259,6 +259,7 @@ def _tell_why(result: dict[str, Any], in_full: bool) -> None:
         say(
             f"{name}: {count(told['records'], 'record')}; attention {told['attention']:.2f}, score {told['score']:.3g}",
             f"  followed: {told['chosen_by']}. Validation loss by proposal: {losses or 'nothing was weighed'}",
+            *([f"  drawn back: {told['drawn_back']}"] if told["drawn_back"] else []),
         )
         if not in_full:
             _tell_slices(result["features"], told["slices"])

@@ -80,6 +80,7 @@ def account_of_slices(done: Round) -> dict[str, Any]:
             "client_attention": client.attention,
             "client_score": done.scores[client.name],
             "chosen_by": client.chosen_by,
+            "drawn_back": record.get("drawn_back", ""),
             "refits": record["refits"],
         } | {f"loss: {name}": loss for name, loss in record["losses"].items()}
         for key, seen in record["slices"].items():

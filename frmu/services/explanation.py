@@ -127,11 +127,12 @@ def _client(
         "records": one.records,
         "validation_records": account["validation_records"],
         "chosen_by": one.chosen_by,
+        "drawn_back": record.get("drawn_back", ""),
         "proposals": losses,
         "refits": record["refits"],
         "loss": account["loss"],
         "slices": {
-            key: _slice(one, key, account, record["slices"].get(key, {}), losses)
+            key: _slice(one, key, account, record, losses)
             | {"scores": history.of(history.scores, one.name, key), "rounds": history.of(history.rounds, one.name, key)}
             for key in keys
         },
@@ -139,7 +140,7 @@ def _client(
 
 
 def _slice(
-    one: ClientState, key: str, account: Mapping[str, Any], seen: Mapping[str, Any], losses: Mapping[str, float]
+    one: ClientState, key: str, account: Mapping[str, Any], record: Mapping[str, Any], losses: Mapping[str, float]
 ) -> dict[str, Any]:
     found, now = account["slices"][key], account["loss"]
     change = {name: _percent(found[f"loss_{name}"], now) for name in ("without", "in_full")}
@@ -147,12 +148,12 @@ def _slice(
         "influence": one.influence[key],
         "records": found["records"],
         "features": dict(zip(FEATURES, found["features"], strict=bool(found["features"]))),
-        "attention": seen.get("pool"),
+        "attention": record["slices"].get(key, {}).get("pool"),
         "loss_without": found["loss_without"],
         "loss_in_full": found["loss_in_full"],
         "without_percent": change["without"],
         "in_full_percent": change["in_full"],
-        "why": _why(one, key, change, losses),
+        "why": _why(one, key, change, losses, record.get("drawn_back", "")),
     }
 
 
@@ -161,7 +162,9 @@ def _percent(loss: float | None, now: float | None) -> float | None:
     return None if loss is None or now is None or now <= 0.0 else 100.0 * (loss / now - 1.0)
 
 
-def _why(one: ClientState, key: str, change: Mapping[str, float | None], losses: Mapping[str, float]) -> str:
+def _why(
+    one: ClientState, key: str, change: Mapping[str, float | None], losses: Mapping[str, float], drawn_back: str
+) -> str:
     """The account in a sentence or two."""
     influence = one.influence[key]
     word = "forgotten" if influence == 0.0 else "kept" if influence == 1.0 else f"attenuated to {influence:.2g}"
@@ -170,6 +173,8 @@ def _why(one: ClientState, key: str, change: Mapping[str, float | None], losses:
     said = [f'{word}, as "{one.chosen_by}" proposed']
     if one.chosen_by == "keep":
         said = [f"{word}: no proposal beat keeping everything by policy.margin"]
+        if drawn_back:
+            said = [f"{word}: what was proposed was drawn back, for {drawn_back}"]
     elif losses.get("keep"):
         gain = 100.0 * (1.0 - losses[one.chosen_by] / losses["keep"])
         said[0] += f", which is {gain:.2g} % better on validation than keeping everything"
