@@ -57,7 +57,7 @@ class Model(Table):
     metric: Literal["full", "diagonal"] = "diagonal"
     bandwidth: float = Field(default=1.0, gt=0, le=1000)
     bins: int | Literal["auto"] = "auto"
-    lattice: float = Field(default=0.25, gt=0, le=1)
+    lattice: float = Field(default=0.125, gt=0, le=1)
     cohort: int = Field(default=65_536, ge=256)
     hidden: int = Field(default=6, ge=0)
     judges: int = Field(default=FROZEN_FEATURES, ge=1, le=1024)
