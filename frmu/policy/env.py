@@ -186,9 +186,9 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
             self._episodes, self._observed = [], []
             try:
                 self._deal()
-            except ClientsUnavailableError:
+            except ClientsUnavailableError as error:
                 if not self._there():
-                    raise
+                    raise self._nobody() from error
             else:
                 return self._observation(), {}
 
@@ -249,8 +249,11 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
 
     def _draw(self) -> int:
         if not (there := self._there()):
-            raise ClientsUnavailableError.of({self._clients[client][1]: why for client, (_, why) in self._away.items()})
+            raise self._nobody()
         return there[int(self._rng.integers(len(there)))] if self._site is None else self._site
+
+    def _nobody(self) -> ClientsUnavailableError:
+        return ClientsUnavailableError.of({self._clients[client][1]: why for client, (_, why) in self._away.items()})
 
     def _there(self) -> list[int]:
         """The clients to draw from: without those that did not answer a moment ago."""
