@@ -32,7 +32,7 @@ def standing_of(task: SelectionProblem, at: Fit, keep: float) -> float:
 def slope_of(task: SelectionProblem, at: Fit, keep: float) -> Float:
     """Return the derivative of what is to be made small, by each influence, (K,) float64; harm counts more than gain.
 
-    Below zero where more of a slice would help.
+    Below zero where more of a slice would help. The ridge, which goes with the size of all sums, is taken as it is.
     """
     change = _change(task, at, keep)
     bend = 4.0 / np.sqrt(1.0 + (SCALE * change) ** 2) + 0.5 * (0.0 < change < 1.0)

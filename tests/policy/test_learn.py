@@ -172,7 +172,7 @@ def test_a_training_that_was_killed_is_gone_on_with(killed: Config, tmp_path: Pa
         run = experiment.session.tracker.backend.client.get_run(learned["run_id"])
     assert run.data.tags["frmu.resumed"] == lineage["run"] != learned["run_id"]
     assert run.data.tags["frmu.policy"] == learned["policy"]
-    assert {"gain", "td_error", "entropy"} <= set(run.data.metrics)
+    assert {"gain", "td_error", "value_error", "slope_norm", "evaluation_gain"} <= set(run.data.metrics)
 
 
 @pytest.mark.cluster
@@ -227,13 +227,17 @@ def test_another_setting_is_another_training(killed: Config, tmp_path: Path) -> 
 
 
 @pytest.mark.cluster
-def test_sites_train_alone_and_the_server_averages(tmp_path: Path, table: pd.DataFrame) -> None:
-    config = with_policy(tmp_path / "federated", table, federated=True, beta=0.5)
+@pytest.mark.parametrize(("algorithm", "steps"), [("slope", 32), ("ppo", 48)])
+def test_sites_train_alone_and_the_server_averages(
+    tmp_path: Path, table: pd.DataFrame, algorithm: str, steps: int
+) -> None:
+    config = with_policy(tmp_path / "federated", table, federated=True, beta=0.5, algorithm=algorithm)
     train(config)
     learned = learn(config, iterations=2, adopt="always")
     assert learned["federated"]
-    assert learned["env_steps"] == 2 * 4 * 48  # rounds, sites, steps at each
+    assert learned["env_steps"] == 2 * 4 * steps  # rounds, sites, steps at each
     assert np.isfinite(learned["gain_last"])
+    assert np.isfinite(learned["evaluation_gain"])
     assert train(config)["policy"] == learned["policy"] != learned["parent"]
 
 
