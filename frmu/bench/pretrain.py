@@ -83,10 +83,9 @@ def trained(
 
     def heard(number: int, metrics: dict[str, float]) -> None:
         if "evaluation_gain" in metrics:
-            tell(
-                f"{number + 1:5d}  gain {100 * metrics['gain']:6.2f} %  held out {100 * metrics['evaluation_gain']:6.2f}"
-                f" %  {time.perf_counter() - began:.0f} s"
-            )
+            gain, held_out = (100 * metrics[name] for name in ("gain", "evaluation_gain"))
+            seconds = time.perf_counter() - began
+            tell(f"{number + 1:5d}  gain {gain:6.2f} %  on held-out tasks {held_out:6.2f} %  {seconds:.0f} s")
 
     slices = {name: [f"{number:02d}" for number in range(SLICES)] for name in tasks.clients}
     with ExitStack() as stack:

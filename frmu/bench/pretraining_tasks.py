@@ -34,7 +34,7 @@ SEEN = ("air", "bikes", "power")
 SEEN_SHARE = 0.7  # of the sites of a set, the first ones; the others are the unseen sites
 RIDGE = 1e-3
 SLICES = 32  # of a task at most
-THREADS = 2  # tasks that are worked on at a time; a task is its seed's alone, so their number changes nothing
+THREADS = 2  # that work on tasks: a task is its seed's alone, so their number changes nothing
 KEPT = 256  # tasks in memory
 
 

@@ -241,8 +241,8 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         episodes, observed = dict(enumerate(self._episodes)), dict(enumerate(self._observed))
         for at, (client, seed), first, start in zip(free, drawn, firsts, starts, strict=True):
             size = len(groups[at])
-            copies = {name: [start[name]] * size for name in ("influence", "loss", "standing")}
-            episodes[at] = _Episode(client, seed, first, **copies, rounds=first["rounds"])
+            influence, losses, standing = ([start[name]] * size for name in ("influence", "loss", "standing"))
+            episodes[at] = _Episode(client, seed, first, influence, losses, standing, first["rounds"])
             observed |= dict.fromkeys(groups[at], start)
         self._episodes = [episodes[at] for at in range(len(groups))]
         self._observed = [observed[env] for env in range(self.num_envs)]

@@ -175,7 +175,7 @@ def _machinery(config: Any, policy: Policy, runners: int, deadline: float) -> An
             num_envs_per_env_runner=copies_of(policy, runners),
             gym_env_vectorize_mode="vector_entry_point",
             rollout_fragment_length="auto",
-            batch_mode="truncate_episodes",  # tasks are chained; with gamma 0 nothing is bootstrapped where a chunk ends
+            batch_mode="truncate_episodes",  # with gamma 0 nothing is bootstrapped where a chunk ends
             episode_lookback_horizon=1,  # a chunk begins with the last info of the chunk before; no more is read
             observation_filter="NoFilter",  # observations are scaled and clipped where they are made, as in production
             env_to_module_connector=None, module_to_env_connector=None,

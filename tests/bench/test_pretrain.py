@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,14 @@ from frmu.cli import main
 from frmu.selection.network import read_policy, shipped
 
 
+@pytest.fixture(scope="module", autouse=True)
+def ray_is_up() -> Iterator[None]:
+    from frmu.runtime.connect import cluster
+
+    with cluster(None):
+        yield
+
+
 def test_it_raises_the_gain_and_a_seed_replays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretraining, "SAMPLES", 192)
     tasks, told = PretrainingTasks(shuffled), []
@@ -26,7 +35,7 @@ def test_it_raises_the_gain_and_a_seed_replays(monkeypatch: pytest.MonkeyPatch) 
     gains = [metrics["gain"] for metrics in learned.history]
     assert np.mean(gains[-3:]) > np.mean(gains[:3]) + 0.01
     assert learned.history[-1]["evaluation_gain"] > learned.history[4]["evaluation_gain"] - 0.02
-    assert "held out" in told[0]
+    assert "on held-out tasks" in told[0]
 
 
 def test_two_policies_meet_the_same_held_out_tasks() -> None:

@@ -271,8 +271,12 @@ def test_what_is_no_number_is_left_out_and_ends_the_training_with_a_name(
         assert all(np.isfinite(weight).all() for weight in trainer.weights().values())
         assert "episodes of broken were left out" in caplog.text
         with pytest.raises(PolicyError, match="broken gave rewards or slopes that are no finite numbers in 3 iter"):
-            for _ in range(9):
-                trainer.iterate([np.zeros(SLICES)] * 3)
+            _iterate(trainer, 9)
+
+
+def _iterate(trainer: Trainer, times: int) -> None:
+    for _ in range(times):
+        trainer.iterate([np.zeros(SLICES)] * 3)
 
 
 def test_a_fault_is_its_clients() -> None:
