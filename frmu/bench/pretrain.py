@@ -67,7 +67,7 @@ def trained(
     tasks: PretrainingTasks, iterations: int, seed: int, algorithm: str, tell: Callable[[str], None],
     keep: Callable[[Progress], None] | None = None,
 ) -> Learned:  # fmt: skip
-    """What RLlib makes of tasks from scratch, on one runner in this process: the same weights, bit by bit, for a seed.
+    """Train by RLlib from scratch, on one runner in this process: the same weights, bit by bit, for a seed.
 
     `keep` is given the progress after every iteration.
     """

@@ -63,7 +63,7 @@ def spaces(max_slices: int) -> tuple[gym.spaces.Box, gym.spaces.Box]:
 
 
 class TaskSource(Protocol):
-    """Where tasks come from: names to draw from, what each weighs in an average, and who answers steps."""
+    """A source of tasks: names to draw from, what each weighs in an average, and who answers steps."""
 
     @property
     def clients(self) -> tuple[str, ...]:

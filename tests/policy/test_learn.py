@@ -215,9 +215,11 @@ def test_an_erasure_retires_a_training_as_it_does_a_policy(killed: Config, tmp_p
 @pytest.mark.cluster
 def test_another_setting_is_another_training(killed: Config, tmp_path: Path) -> None:
     config = copy(killed, tmp_path / "other")
-    changed = config.model_copy(update={"policy": config.policy.model_copy(update={"seed": 7})})
-    with pytest.raises(PolicyError, match=r"began with another settings"):
-        learn(changed, resume=True)
+    for other in ({"seed": 7}, {"algorithm": "ppo"}):
+        changed = config.model_copy(update={"policy": config.policy.model_copy(update=other)})
+        assert changed.fingerprint() == config.fingerprint()
+        with pytest.raises(PolicyError, match=r"began with another settings"):
+            learn(changed, resume=True)
     (config.folder / "training.safetensors").write_bytes(b"half a file")
     with pytest.raises(PolicyError, match="not a whole checkpoint"):
         learn(config)
