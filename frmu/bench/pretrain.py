@@ -121,7 +121,7 @@ def _pair(ours: Float, other: Float) -> dict[str, float]:
 
 
 def gains_on(tasks: PretrainingTasks, network: Network, seeds: Sequence[int]) -> Float:
-    """How much lower the later RMSE is where a policy ends in three steps, in percent, one a task, (tasks,)."""
+    """Return how much lower the later RMSE is where a policy ends in three steps, in percent, one a task, (tasks,)."""
     found = []
     with one_thread():
         for seed in seeds:

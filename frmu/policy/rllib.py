@@ -25,7 +25,7 @@ GROUPS = 4  # tasks that PPO meets side by side
 TASKS = 32  # tasks that slope meets side by side, over all env runners
 BATCH = 96  # steps of one gradient step along the slope
 LEAST = 4  # tasks that an env runner of slope meets side by side at least
-EVALUATED = 64  # tasks of held-out seeds that a policy is evaluated on
+EVALUATED = 64  # tasks of held-out seeds that a policy is evaluated on, by the rounds of one
 SHARE = 0.5  # of a CPU, an env runner
 PROBE = 10.0  # seconds that RLlib waits for a sign of life of an env runner; its own restore timeout is half an hour
 NEVER = 2**31  # iterations
@@ -67,10 +67,12 @@ def rate_of(policy: Policy, scratch: bool, done: int, iterations: int, steps: in
 def copies_of(policy: Policy, runners: int) -> int:
     """Return how many copies of the environment an env runner steps: of slope, which shares a batch, fewer in many.
 
+    And fewer where a task has many rounds: a client keeps so many of them in memory.
+
     >>> copies_of(Policy(), 0), copies_of(Policy(), 2), copies_of(Policy(algorithm="ppo"), 2)
     (32, 16, 48)
     """
-    return GROUPS * GROUP if policy.algorithm == "ppo" else max(LEAST, TASKS // max(1, runners))
+    return GROUPS * GROUP if policy.algorithm == "ppo" else max(LEAST, TASKS // (policy.rounds * max(1, runners)))
 
 
 def parts_of(policy: Policy) -> int:
@@ -146,6 +148,7 @@ def _environment(config: Any, policy: Policy, contexts: Sequence[TaskSource], ma
         "seed": seed,
         "group": GROUP if policy.algorithm == "ppo" else 1,  # the slope needs nothing to be compared with
     }
+    evaluated = max(LEAST, EVALUATED // policy.rounds)
     return config.environment(
         "frmu-slices", env_config=settings, observation_space=observation, action_space=action,
         normalize_actions=False,  # an action is a logit: what the module emits is what the environment gets
@@ -156,11 +159,11 @@ def _environment(config: Any, policy: Policy, contexts: Sequence[TaskSource], ma
     ).evaluation(
         # On RLlib's evaluation worker, in this process, which waits meanwhile; we ask for it (`Trainer.evaluate`):
         # a round of a federated training is many of RLlib's iterations.
-        evaluation_interval=NEVER, evaluation_num_env_runners=0, evaluation_duration=EVALUATED,
+        evaluation_interval=NEVER, evaluation_num_env_runners=0, evaluation_duration=evaluated,
         evaluation_duration_unit="episodes", evaluation_force_reset_envs_before_iteration=True,
         evaluation_config={
             "explore": False,  # as production acts
-            "num_envs_per_env_runner": EVALUATED,
+            "num_envs_per_env_runner": evaluated,
             "callbacks_on_sample_end": log_evaluation,
             "env_config": settings | {"group": 1, "held_out": True, "tasks_per_episode": 1},
         },
