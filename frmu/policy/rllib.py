@@ -19,7 +19,7 @@ import numpy as np
 from frmu.config import Policy
 from frmu.policy.env import GROUP, SliceEnv, TaskSource, spaces
 
-__all__ = ["EVALUATED", "PROBE", "Rate", "config_of", "copies_of", "parts_of", "rate_of"]
+__all__ = ["EVALUATED", "PROBE", "Rate", "batches_of", "config_of", "copies_of", "parts_of", "rate_of", "steps_of"]
 
 GROUPS = 4  # tasks that PPO meets side by side
 TASKS = 32  # tasks that slope meets side by side, over all env runners
@@ -80,6 +80,24 @@ def parts_of(policy: Policy) -> int:
     return policy.samples // (GROUPS * GROUP) if policy.algorithm == "ppo" else TASKS // LEAST
 
 
+def batches_of(samples: int) -> tuple[int, int]:
+    """Return how many batches along the slope an iteration of about so many env steps has, and of how many steps each.
+
+    >>> batches_of(960), batches_of(512), batches_of(128), batches_of(32)
+    ((10, 96), (5, 96), (1, 128), (1, 32))
+    """
+    batches = max(1, round(samples / BATCH))
+    return batches, max(1, round(samples / batches / TASKS)) * TASKS
+
+
+def steps_of(policy: Policy, samples: int) -> int:
+    """Return the env steps of an iteration that asks for `samples`."""
+    if policy.algorithm == "ppo":
+        return samples
+    batches, batch = batches_of(samples)
+    return batches * batch
+
+
 def config_of(
     policy: Policy, contexts: Sequence[TaskSource], max_slices: int, runners: int, samples: int, seed: int,
     rate: Rate, deadline: float = 300.0,
@@ -119,7 +137,7 @@ def _ppo(samples: int, rate: Rate) -> Any:
 def _slope(samples: int, rate: Rate) -> Any:
     from frmu.policy.slope import SlopeConfig
 
-    batch = min(BATCH, samples)
+    batches, batch = batches_of(samples)
     return (
         SlopeConfig()
         .env_runners(explore=False)  # the slope is that of the action which the module emits
@@ -128,7 +146,7 @@ def _slope(samples: int, rate: Rate) -> Any:
             lr=rate.schedule, grad_clip=1.0, grad_clip_by="global_norm",
             train_batch_size_per_learner=batch, minibatch_size=None, num_epochs=1,  # one step: then the slope is old
             shuffle_batch_per_epoch=False,
-            batches_per_iteration=math.ceil(samples / batch),
+            batches_per_iteration=batches,
             value_coeff=2.0, value_bend=0.1,
         )
     )  # fmt: skip

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frmu.config import Policy
-from frmu.errors import FederationError, PolicyError
+from frmu.errors import ClientsUnavailableError, FederationError, PolicyError
 from frmu.policy.env import TaskSource
 from frmu.policy.rllib import PROBE, RATES, SHARE, Rate, config_of, copies_of
 from frmu.runtime.deadline import within
@@ -136,8 +136,15 @@ class Trainer:
         return scalars_of(result, scores) | own
 
     def evaluate(self) -> dict[str, float]:
-        """Act on tasks of held-out seeds, the same each time, as production acts; the mean gain where they ended."""
-        found = self._wait("an evaluation of RLlib", self._algorithm.evaluate, self._longest)
+        """Act on tasks of held-out seeds, the same each time, as production acts; the mean gain where they ended.
+
+        Nothing where no client answers now: that ends no training.
+        """
+        try:
+            found = self._wait("an evaluation of RLlib", self._algorithm.evaluate, self._longest)
+        except ClientsUnavailableError as gone:
+            _log.warning("The policy was not evaluated: %s", gone)
+            return {}
         return {"evaluation_gain": float(found["env_runners"].get("gain", float("nan")))}
 
     def _tell_faults(self) -> float:

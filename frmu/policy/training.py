@@ -149,7 +149,7 @@ class _Training:
 
     def _trainer(self, runners: int) -> Trainer:
         from frmu.policy.federate import batch_of
-        from frmu.policy.rllib import copies_of, rate_of
+        from frmu.policy.rllib import copies_of, rate_of, steps_of
         from frmu.policy.trainer import Trainer
 
         policy, sites, done = self.policy, len(self.slices), len(self.history)
@@ -159,7 +159,7 @@ class _Training:
             samples, parts = batch_of(samples, sites, copies_of(policy, 0)), sites
         # What was drawn before the interruption is not drawn again.
         seed = (policy.seed + 1_000_003 * done) % 2**31
-        rate = rate_of(policy, self.scratch, done, self.iterations, parts * samples)
+        rate = rate_of(policy, self.scratch, done, self.iterations, parts * steps_of(policy, samples))
         return Trainer(policy, self.contexts, max_slices, runners, samples, seed, self.deadline, rate)
 
     def _iterate(self, trainer: Trainer) -> Callable[[], dict[str, float]]:

@@ -15,7 +15,7 @@ from ray.rllib.core.columns import Columns
 from frmu.bench.pretraining_tasks import PretrainingTasks
 from frmu.clients.tasks.rollout import EnvStep, take
 from frmu.config import Policy
-from frmu.errors import PolicyError
+from frmu.errors import ClientsUnavailableError, PolicyError
 from frmu.models.statistics import loss
 from frmu.policy.env import HELD_OUT, SliceEnv
 from frmu.policy.rllib import EVALUATED, Rate, config_of, rate_of
@@ -277,6 +277,22 @@ def test_what_is_no_number_is_left_out_and_ends_the_training_with_a_name(
 def _iterate(trainer: Trainer, times: int) -> None:
     for _ in range(times):
         trainer.iterate([np.zeros(SLICES)] * 3)
+
+
+class Away(PretrainingTasks):
+    """Clients that are gone whenever a policy is evaluated."""
+
+    def rollout(self, env_steps: Any, max_slices: int, rounds: int) -> Any:
+        if any(step.seed >= HELD_OUT for steps in env_steps.values() for step in steps):
+            raise ClientsUnavailableError.of({"pretraining": "its host died"})
+        return super().rollout(env_steps, max_slices, rounds)
+
+
+def test_a_training_is_not_ended_by_an_evaluation_that_nobody_answers(caplog: pytest.LogCaptureFixture) -> None:
+    with quiet(), Trainer(Policy(samples=64), [Away(shuffled)], SLICES, 0, 64, 3) as trainer:
+        assert trainer.evaluate() == {}
+        assert "The policy was not evaluated" in caplog.text
+        assert trainer.iterate([np.zeros(SLICES)])["env_steps"] == 64
 
 
 def test_a_fault_is_its_clients() -> None:
