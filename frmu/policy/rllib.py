@@ -1,7 +1,8 @@
 """RLlib's settings, every one that could change what is learned set on purpose, with its reason beside it.
 
-RLlib's defaults are made for other tasks. One of them, `normalize_actions`, gave the environment nine times the
-network's logits for months, and PPO could not learn; so none is left to itself here.
+RLlib's defaults are made for other tasks. One of them, `normalize_actions`, maps what a module emits from [-1, 1] to
+the bounds of the space: the environment was given nine times the network's logits, and PPO could not learn. So none is
+left to itself here.
 
 (Proximal policy optimisation: Schulman et al., 2017. Data valuation by reinforcement: Yoon et al., DVRL, ICML
 2020. Rewards against a group of copies: Shao et al., 2024.)

@@ -100,6 +100,7 @@ def test_env_runners_step_the_client_actors_and_may_die(
     assert learned.env_runners == 2
     assert learned.iterations == len(seen) == at + 5
     assert learned.env_steps >= (at + 5) * 960
+    assert np.isfinite(learned.history[-1]["evaluation_gain"])
     assert seen[0] == seen[-1] == 2
 
 
