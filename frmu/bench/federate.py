@@ -114,11 +114,12 @@ def _train(
     contexts: Sequence[Any], parent: Network | None, federated: bool, seed: int, env_steps: int, work: Path
 ) -> tuple[Network, dict[str, Any]]:
     from frmu.policy.federate import batch_of
+    from frmu.policy.rllib import copies_of
 
     sites = sum(len(context.clients) for context, _ in contexts)
     policy = Policy(seed=seed, samples=960, federated=federated, env_runners=0)
     # The steps of one round of all sites; the shared policy has the nearest number of iterations.
-    a_round = sites * batch_of(policy.samples, sites)
+    a_round = sites * batch_of(policy.samples, sites, copies_of(policy, 0))
     rounds = max(1, round(env_steps / a_round))
     iterations = rounds if federated else max(1, round(rounds * a_round / policy.samples))
     learned = train_policy(policy, contexts, parent, iterations)

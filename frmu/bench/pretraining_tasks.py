@@ -7,26 +7,70 @@ with which slices. What stays the same from task to task is what a policy can ca
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from frmu.clients.client import Rehearsal
+from frmu.clients.tasks.rollout import EnvStep, take
 from frmu.config import load
 from frmu.datasets import cached
 from frmu.models.encoders import Encoder, encode
-from frmu.models.statistics import statistics_of
+from frmu.models.statistics import loss, statistics_of
 from frmu.selection.disturbance import disturb, draw
+from frmu.selection.observation import fit
 from frmu.selection.problem import PARTS, SelectionProblem, problem_of
 from frmu.types import Float, Statistics
 
-__all__ = ["SEEN", "Series", "pretraining_task", "series_of"]
+__all__ = ["SEEN", "SLICES", "PretrainingTasks", "Series", "pretraining_task", "series_of"]
 
 SEEN = ("air", "bikes", "power")
 SEEN_SHARE = 0.7  # of the sites of a set, the first ones; the others are the unseen sites
 RIDGE = 1e-3
+SLICES = 32  # of a task at most
+THREADS = 2  # that work on tasks: a task is its seed's alone, so their number changes nothing
+KEPT = 256  # tasks in memory
+
+
+@dataclass(frozen=True)
+class PretrainingTasks:
+    """A source of tasks for the environment of the policy (`frmu.policy.env.TaskSource`): no client, and no end.
+
+    A task is `make` of a generator that its seed begins.
+    """
+
+    make: Callable[[np.random.Generator], SelectionProblem]
+    clients: tuple[str, ...] = ("pretraining",)
+    shares: tuple[float, ...] = (1.0,)
+    _begun: dict[int, tuple[Rehearsal, ...]] = field(default_factory=dict, repr=False)
+
+    def rollout(
+        self, env_steps: Mapping[str, tuple[EnvStep, ...]], max_slices: int, rounds: int
+    ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """Answer steps, some at a time; a task has one round, and as many slices as it has."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            for name, steps in env_steps.items():
+                yield name, list(pool.map(self._take, steps))
+        while len(self._begun) > KEPT:
+            self._begun.pop(next(iter(self._begun)))
+
+    def _take(self, env_step: EnvStep) -> dict[str, Any]:
+        rounds = self._begun.get(env_step.seed)
+        if rounds is None:
+            rounds = self._begun[env_step.seed] = (self.task(env_step.seed),)
+        return take(rounds, env_step)
+
+    def task(self, seed: int) -> Rehearsal:
+        """The task of a seed, with everything kept; whether something was disturbed, and what, it does not know."""
+        task = self.make(np.random.Generator(np.random.PCG64(seed)))
+        kept = fit(task, task.keep)
+        return "drawn", frozenset(), task, kept, loss(kept.W, task.later)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +117,20 @@ def pretraining_task(series: list[Series], rng: np.random.Generator) -> Selectio
     judged, rewarded = int(fitted * rng.uniform(0.06, 0.3)), int(fitted * rng.uniform(0.1, 0.3))
     start = int(rng.integers(0, len(one.target) - fitted - judged - rewarded))
     by = _encoders(one, int(rng.choice([16, 24, 32])), rng)
-    slices = int(rng.integers(10, 33))
+    slices = int(rng.integers(10, SLICES + 1))
     keys = [f"{s:02d}" for s in range(slices)]
     kind, hit = draw(keys, rng)
-    borders = start + np.linspace(0, fitted, slices + 1).astype(int)
-    cut = {
-        key: _sums(one, by, first, last, rng, kind if key in hit else None)
-        for key, first, last in zip(keys, borders[:-1], borders[1:], strict=True)
-    }
-    stretches = start + fitted + np.linspace(0, judged, PARTS + 1).astype(int)
-    parts = [_sums(one, by, first, last) for first, last in pairwise(stretches)]
-    later = _sums(one, by, stretches[-1], stretches[-1] + rewarded)
+    phi = _encoded(one, by, start, start + fitted + judged + rewarded)  # once: slices are rows of it
+    y = one.target[start : start + len(phi)]
+    borders = np.linspace(0, fitted, slices + 1).astype(int)
+    cut = {}
+    for key, first, last in zip(keys, borders[:-1], borders[1:], strict=True):
+        cut[key] = _sums(phi[first:last], y[first:last])
+        if key in hit:
+            cut[key] = _disturbed(one, by, start + first, start + last, kind, rng)
+    stretches = fitted + np.linspace(0, judged, PARTS + 1).astype(int)
+    parts = [_sums(phi[first:last], y[first:last]) for first, last in pairwise(stretches)]
+    later = _sums(phi[stretches[-1] :], y[stretches[-1] :])
     return problem_of(cut, np.linspace(1, 0, slices), _rest(one, by, fitted, rng), parts, later, RIDGE)
 
 
@@ -95,18 +142,20 @@ def _encoders(one: Series, features: int, rng: np.random.Generator) -> dict[str,
     return {"calendar": drawn(one.calendar.shape[1]), "others": drawn(one.others.shape[1])}
 
 
-def _sums(
-    one: Series,
-    by: dict[str, Encoder],
-    first: int,
-    last: int,
-    rng: np.random.Generator | None = None,
-    kind: str | None = None,
+def _encoded(one: Series, by: dict[str, Encoder], first: int, last: int) -> Float:
+    return encode({"calendar": one.calendar[first:last], "others": one.others[first:last]}, by)
+
+
+def _sums(phi: Float, y: Float) -> Statistics:
+    return statistics_of(phi, y.reshape(-1, 1))
+
+
+def _disturbed(
+    one: Series, by: dict[str, Encoder], first: int, last: int, kind: str, rng: np.random.Generator
 ) -> Statistics:
-    X, y = {"calendar": one.calendar[first:last], "others": one.others[first:last]}, one.target[first:last]
-    if kind is not None and rng is not None:
-        X, y = disturb(kind, X, y, rng)
-    return statistics_of(encode(X, by), y.reshape(-1, 1))
+    X = {"calendar": one.calendar[first:last], "others": one.others[first:last]}
+    X, y = disturb(kind, X, one.target[first:last], rng)
+    return _sums(encode(X, by), y)
 
 
 def _rest(one: Series, by: dict[str, Encoder], fitted: int, rng: np.random.Generator) -> Statistics:
@@ -116,5 +165,6 @@ def _rest(one: Series, by: dict[str, Encoder], fitted: int, rng: np.random.Gener
         return Statistics.zero(sum(parts) + 1, 1)
     weight = float(np.exp(rng.uniform(np.log(0.5), np.log(12.0)))) / 3
     starts = rng.integers(0, len(one.target) - fitted, 3)
-    total = Statistics.total([_sums(one, by, at, at + fitted) for at in starts], sum(parts) + 1, 1)
+    among = [_sums(_encoded(one, by, at, at + fitted), one.target[at : at + fitted]) for at in starts]
+    total = Statistics.total(among, sum(parts) + 1, 1)
     return total.scaled(weight)

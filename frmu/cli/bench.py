@@ -23,20 +23,32 @@ cache_option = click.option(
 
 @command(bench, "pretrain")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The policy file to write.")
-@click.option("--iterations", type=click.IntRange(1), default=1500, show_default=True)
+@click.option("--iterations", type=click.IntRange(1), default=150, show_default=True, help="Of 960 steps each.")
+@click.option("--algorithm", type=click.Choice(["slope", "ppo"]), default="slope", show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--tasks", type=click.IntRange(2), default=400, show_default=True,
+              help="Held-out tasks on which it is compared with the shipped policy.")  # fmt: skip
 @cache_option
 @json_option
-def bench_pretrain(out: Path, iterations: int, seed: int, cache: Path, as_json: bool) -> None:
-    """Train the policy that ships with frmu."""
+def bench_pretrain(
+    out: Path, iterations: int, algorithm: str, seed: int, tasks: int, cache: Path, as_json: bool
+) -> None:
+    """Train the policy that ships with frmu, by RLlib, and compare it with the one that ships now."""
     from frmu.bench.pretrain import pretrain
 
-    result = pretrain(out, cache, iterations, seed, lambda line: click.echo(line, err=True))
+    result = pretrain(out, cache, iterations, seed, lambda line: click.echo(line, err=True), algorithm, tasks)
     show(as_json, result, _tell_pretrain)
 
 
 def _tell_pretrain(result: dict[str, Any]) -> None:
-    say(f"policy {result['policy']}, {result['tasks']:,} tasks, {result['seconds']:.0f} s")
+    say(f"policy {result['policy']}, {result['env_steps']:,} steps, {result['seconds']:.0f} s")
+    rows = [
+        [setting, f"{of['ours']:.2f}", f"{of['other']:.2f}", f"{of['difference']:+.2f} ± {of['error']:.2f}",
+         str(of["tasks"])]
+        for setting, of in result["compared"].items()
+    ]  # fmt: skip
+    columns = ["a client", "this policy", "the shipped one", "difference", "tasks"]
+    table("lower later RMSE than keeping everything, %, on held-out tasks", columns, rows)
 
 
 @command(bench, "rounding")

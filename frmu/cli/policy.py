@@ -74,7 +74,7 @@ def _tell_training(result: dict[str, Any]) -> None:
         f"policy {result['trained'][:16]} after {result['iterations']} iterations{resumed}, {result['env_steps']:,} "
         f"steps, {runners}, {result['seconds']:.1f} s",
         f"gain on later records: {100 * result['gain_first']:.2f} % at first, "
-        f"{100 * result['gain_last']:.2f} % at last",
+        f"{100 * result['gain_last']:.2f} % at last{_held_out(result)}",
         f"{compared['rehearsals']} rehearsals: {100 * compared['trained']:+.2f} % by it, "
         f"{100 * compared['in_force']:+.2f} % by the policy in force; ahead by {100 * compared['difference']:+.2f} ± "
         f"{100 * compared['error']:.2f}: {_outcome(result)}",
@@ -89,6 +89,11 @@ def _tell_training(result: dict[str, Any]) -> None:
             rows,
         )
     say(*waiting(result["outbox"]))
+
+
+def _held_out(result: dict[str, Any]) -> str:
+    gain = result["evaluation_gain"]
+    return "" if gain is None else f"; {100 * gain:.2f} % on tasks that no training drew"
 
 
 def _outcome(result: dict[str, Any]) -> str:

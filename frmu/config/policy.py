@@ -20,6 +20,7 @@ class Policy(Table):
     (1: no such check).
     `theta` is the attention score, of an average of 1, below which a slice is shown as one to attenuate.
 
+    `algorithm` is what trains it: "slope" follows the exact slope of the reward, "ppo" compares what it tries.
     `rounds` lets slices arrive between the steps of a task. With `federated`, each client trains a copy of its own
     and the server averages the copies by attention; `beta` is what a client takes of the average (1: all of it).
     """
@@ -32,6 +33,7 @@ class Policy(Table):
     budget: int = Field(default=16, ge=8)
     forget_penalty: float = Field(default=0.02, ge=0)
     theta: float = Field(default=0.5, ge=0, le=1)
+    algorithm: Literal["slope", "ppo"] = "slope"
     iterations: int = Field(default=20, ge=1)
     samples: int = Field(default=512, ge=64)
     env_runners: int | Literal["auto"] = "auto"
@@ -39,6 +41,13 @@ class Policy(Table):
     federated: bool = False
     beta: float = Field(default=1.0, gt=0, le=1)
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def _known(cls, name: Any) -> Any:
+        if name not in ("slope", "ppo"):
+            raise ValueError(f'algorithm must be "slope" or "ppo", got {name!r}')
+        return name
 
     @field_validator("env_runners", mode="before")
     @classmethod

@@ -51,7 +51,7 @@ class Features:
     width: int
     bandwidth: float = 1.0
     bins: int = 0
-    lattice: float = 0.25
+    lattice: float = 0.125
     metric: Float | None = field(default=None, repr=False)
 
     @property

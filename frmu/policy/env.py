@@ -3,23 +3,28 @@
 A task is one client with some of its slices disturbed on purpose. The policy sees aggregates, sets influences
 of all slices, and is rewarded by the exact refit on records *later* than those the aggregates come from:
 rewarded on what it has seen, it could only equal the best rule. Half of the tasks begin with everything kept, half
-where a short search on validation ended, so that it learns to refine what search finds. Several copies of the
-environment meet the same task side by side, and a reward counts against the copies' mean, so that easy and hard
-tasks count alike.
+where a short search on validation ended, so that it learns to refine what search finds.
+
+A learner that tries actions needs something to compare them with: a group of copies of the environment meets the same
+task side by side, and a reward counts against the group's mean, so that easy and hard tasks count alike. One that is
+told the slope of the reward needs no copies: a group of one, and `infos` hand out after each step, of the action that
+was taken, the slope by each influence (most,), where the task stood before and after it (`frmu.selection.reward`), and
+whether the client is by itself.
 
 A task may have several rounds: it begins with the older slices, and in each round newer ones enter, older ones age,
 and influences may be changed; the reward of a round is on the stretch that follows it (`Rollout`).
 
-The environment knows the seam only: its clients may be in process or actors on a cluster. One that does not answer
-ends the episode under way, and the next tasks are drawn from the others until it is asked again.
+The environment knows a source of tasks only: here the seam of a federation, whose clients may be in process or actors
+on a cluster. One that does not answer ends the episode under way, and the next tasks are drawn from the others until it
+is asked again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -35,10 +40,12 @@ from frmu.selection.observation import FEATURES
 from frmu.selection.selectors import SEARCH
 from frmu.types import Sums
 
-__all__ = ["EnvContext", "SliceEnv", "spaces"]
+__all__ = ["EnvContext", "SliceEnv", "TaskSource", "spaces"]
 
 PAUSE = 30.0  # seconds before a client that did not answer is asked again
-GROUP = 12  # copies that meet the same task
+GROUP = 12  # copies that meet the same task, where actions are compared
+HELD_OUT = 2**32  # training draws the seeds of its tasks below 2^31, `compare` its own just above
+SEARCHES = (6, 12, SEARCH)  # refits of the search that a task begins with
 TASKS_PER_EPISODE = 10  # tasks in one episode
 MASK = 2 * len(FEATURES)
 
@@ -53,6 +60,26 @@ def spaces(max_slices: int) -> tuple[gym.spaces.Box, gym.spaces.Box]:
     """
     observation = gym.spaces.Box(-1e6, 1e6, (max_slices + 1, MASK + 1 + 2 * max_slices), np.float32)
     return observation, gym.spaces.Box(-LIMIT, LIMIT, (max_slices,), np.float32)
+
+
+class TaskSource(Protocol):
+    """A source of tasks: names to draw from, what each weighs in an average, and who answers steps."""
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """The names to draw from."""
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The weight of each."""
+
+    def rollout(
+        self, env_steps: Mapping[str, tuple[EnvStep, ...]], max_slices: int, rounds: int
+    ) -> Iterable[tuple[str, list[dict[str, Any]]]]:
+        """The answers to the steps of each client that is asked, as `frmu.clients.tasks.rollout.take` gives them.
+
+        Raises `ClientsUnavailableError` where one does not answer.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +97,20 @@ class EnvContext:
     shares: tuple[float, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
 
+    def rollout(
+        self, env_steps: Mapping[str, tuple[EnvStep, ...]], max_slices: int, rounds: int
+    ) -> Iterable[tuple[str, list[dict[str, Any]]]]:
+        """One dispatch to the clients that are concerned; see `TaskSource`."""
+        work = Rollout(env_steps, self.outputs, self.total, max_slices, rounds)
+        for reply in self.federation.run(work, on=sorted(env_steps)):
+            yield reply.client, reply.record["steps"]
+
 
 @dataclass(slots=True)
 class _Episode:
     """A task under way: whose (a number over all contexts), its seed, round and step; what was seen with everything
-    kept in this round; per copy influences and last loss. `rounds` is how many there will be.
+    kept in this round; per copy influences, last loss, and the reward of where it stands. `rounds` is how many there
+    will be.
     """
 
     client: int
@@ -82,6 +118,7 @@ class _Episode:
     first: dict[str, Any]
     influence: list[NDArray[np.float64]]
     loss: list[float]
+    standing: list[float]
     rounds: int
     round: int = 0
     step: int = 0
@@ -89,19 +126,20 @@ class _Episode:
 
 
 class SliceEnv(VectorEnv[Any, Any, Any]):
-    """`num_envs` copies, in groups that share a task; all end their episodes together.
+    """`num_envs` copies, in groups of `group` that share a task; all end their episodes together.
 
     Tasks are drawn from the clients of all `contexts`, with at most `max_slices` slices. `steps` are the refinements
     of a round and `rounds` those of a task, `forget_penalty` is what forgetting everything would cost, in the unit of
     the reward. An episode is as long as `tasks_per_episode` tasks. A reward counts against the mean of the group of
-    copies; a copy that is alone earns it as it is.
+    copies; a copy that is alone earns it as it is. With `held_out`, every reset deals the same tasks, which no training
+    meets.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 - gymnasium's own declaration
 
     def __init__(
         self,
-        contexts: Sequence[EnvContext],
+        contexts: Sequence[TaskSource],
         max_slices: int,
         num_envs: int,
         steps: int = 1,
@@ -109,6 +147,8 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         forget_penalty: float = 0.02,
         seed: int | Sequence[int] = 0,
         tasks_per_episode: int = TASKS_PER_EPISODE,
+        group: int = GROUP,
+        held_out: bool = False,
     ) -> None:
         self.num_envs = num_envs
         self.single_observation_space, self.single_action_space = spaces(max_slices)
@@ -118,7 +158,7 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         self._clients = [(number, name) for number, context in enumerate(self.contexts) for name in context.clients]
         self._site: int | None = None
         self.max_slices, self.steps, self.rounds, self.forget_penalty = max_slices, steps, rounds, forget_penalty
-        self.tasks_per_episode = tasks_per_episode
+        self.tasks_per_episode, self.group, self.held_out = tasks_per_episode, group, held_out
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._episodes: list[_Episode] = []
         self._observed: list[Any] = []
@@ -139,16 +179,16 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Draw a task for each group; raises `ClientsUnavailableError` where no client answers."""
-        if seed is not None:
-            self._rng = np.random.Generator(np.random.PCG64(seed))
+        if self.held_out or seed is not None:
+            self._rng = np.random.Generator(np.random.PCG64(0 if self.held_out else seed))
         self._taken, self._over = 0, False
         while True:
             self._episodes, self._observed = [], []
             try:
                 self._deal()
-            except ClientsUnavailableError:
+            except ClientsUnavailableError as error:
                 if not self._there():
-                    raise
+                    raise self._nobody() from error
             else:
                 return self._observation(), {}
 
@@ -171,46 +211,49 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         self, actions: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         never = np.zeros(self.num_envs, dtype=bool)
-        rewards, gains = self._rollout(actions)
+        rewards, told = self._rollout(actions)
         self._taken += 1
         # A client with few slices has fewer rounds: one task is over with its own last round.
         ended = self.tasks_per_episode == 1 and all(episode.over for episode in self._episodes)
         self._over = ended or self._taken >= self.tasks_per_episode * self.steps * self.rounds
         if not self._over:
             self._deal()
-        # Rewards are relative to the group; what was truly gained goes into the infos, for the learning curve.
-        infos = {"gain": gains, "_gain": np.ones(self.num_envs, dtype=bool)}
+        infos = told | {f"_{name}": np.ones(self.num_envs, dtype=bool) for name in told}
         return self._observation(), rewards, np.full(self.num_envs, self._over), never, infos
 
     # -- episodes -------------------------------------------------------------------------------------------------
 
     def _groups(self) -> list[range]:
-        return [range(at, min(at + GROUP, self.num_envs)) for at in range(0, self.num_envs, GROUP)]
+        return [range(at, min(at + self.group, self.num_envs)) for at in range(0, self.num_envs, self.group)]
 
     def _deal(self) -> None:
         """A new task for each group that has none, or whose task is over; one observation of each."""
         groups = self._groups()
         free = [at for at in range(len(groups)) if not self._episodes or self._episodes[at].over]
-        drawn = [(self._draw(), int(self._rng.integers(2**31))) for _ in free]
+        drawn = [(self._draw(), HELD_OUT * self.held_out + int(self._rng.integers(2**31))) for _ in free]
         searched = self._rng.random(len(drawn)) < 0.5
+        refits = self._rng.choice(SEARCHES, len(drawn)).tolist()
         firsts = self._ask([(client, EnvStep(seed, None, 0.0, True)) for client, seed in drawn])
         starts = list(firsts)
         where = [at for at, search in enumerate(searched) if search]
-        for at, found in zip(where, self._ask([self._search(*drawn[at]) for at in where]), strict=True):
+        for at, found in zip(where, self._ask([_search(*drawn[at], refits[at]) for at in where]), strict=True):
             starts[at] = found
         episodes, observed = dict(enumerate(self._episodes)), dict(enumerate(self._observed))
         for at, (client, seed), first, start in zip(free, drawn, firsts, starts, strict=True):
             size = len(groups[at])
-            influence, losses = [start["influence"]] * size, [start["loss"]] * size
-            episodes[at] = _Episode(client, seed, first, influence, losses, first["rounds"])
+            influence, losses, standing = ([start[name]] * size for name in ("influence", "loss", "standing"))
+            episodes[at] = _Episode(client, seed, first, influence, losses, standing, first["rounds"])
             observed |= dict.fromkeys(groups[at], start)
         self._episodes = [episodes[at] for at in range(len(groups))]
         self._observed = [observed[env] for env in range(self.num_envs)]
 
     def _draw(self) -> int:
         if not (there := self._there()):
-            raise ClientsUnavailableError.of({self._clients[client][1]: why for client, (_, why) in self._away.items()})
+            raise self._nobody()
         return there[int(self._rng.integers(len(there)))] if self._site is None else self._site
+
+    def _nobody(self) -> ClientsUnavailableError:
+        return ClientsUnavailableError.of({self._clients[client][1]: why for client, (_, why) in self._away.items()})
 
     def _there(self) -> list[int]:
         """The clients to draw from: without those that did not answer a moment ago."""
@@ -219,12 +262,8 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         among = range(len(self._clients)) if self._site is None else [self._site]
         return [client for client in among if client not in self._away]
 
-    @staticmethod
-    def _search(client: int, seed: int) -> tuple[int, EnvStep]:
-        return client, EnvStep(seed, None, 0.0, True, SEARCH)
-
-    def _rollout(self, actions: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """One step of every copy: rewards, and relative gains on later records."""
+    def _rollout(self, actions: NDArray[np.float32]) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:
+        """One step of every copy: rewards, and what is told of each: see the module, and the gain on later records."""
         env_steps = []
         for episode, group in zip(self._episodes, self._groups(), strict=True):
             episode.step += 1
@@ -233,16 +272,31 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
                 episode.influence[copy] = influence_of(logits, episode.first["by_itself"])
                 env_steps.append((episode.client, self._env_step(episode, copy)))
         answers = self._ask(env_steps)
-        rewards, gains = np.zeros(self.num_envs), np.zeros(self.num_envs)
+        told = self._told(answers)
+        rewards = np.zeros(self.num_envs)
         for episode, group in zip(self._episodes, self._groups(), strict=True):
             raw = np.array([self._reward(episode, copy, answers[env]["loss"]) for copy, env in enumerate(group)])
             # A task in which nothing matters is not blown up to one that does.
             rewards[list(group)] = raw if len(raw) == 1 else (raw - raw.mean()) / (raw.std() + 0.2)
-            gains[list(group)] = [1.0 - answers[env]["loss"] / (episode.first["keep"] + 1e-12) for env in group]
+            episode.standing = [answers[env]["standing"] for env in group]
             self._turn(episode, [answers[env] for env in group])
         pairs = zip(self._observed, answers, strict=True)
         self._observed = [before if now["rows"] is None else now for before, now in pairs]
-        return rewards, gains
+        return rewards, told
+
+    def _told(self, answers: Sequence[dict[str, Any]]) -> dict[str, NDArray[Any]]:
+        """Rewards may be relative to a group, or bent; here is what a step truly did, copy by copy."""
+        slope = np.zeros((self.num_envs, self.max_slices), dtype=np.float32)
+        told = {name: np.zeros(self.num_envs, dtype=np.float32) for name in ("standing", "reached", "by_itself")}
+        gain = np.zeros(self.num_envs)
+        for episode, group in zip(self._episodes, self._groups(), strict=True):
+            for copy, env in enumerate(group):
+                answer = answers[env]
+                slope[env, : len(answer["slope"])] = answer["slope"]
+                told["standing"][env], told["reached"][env] = episode.standing[copy], answer["reached"]
+                told["by_itself"][env] = episode.first["by_itself"]
+                gain[env] = 1.0 - answer["loss"] / (episode.first["keep"] + 1e-12)
+        return {"gain": gain, "slope": slope, **told}
 
     def _env_step(self, episode: _Episode, copy: int) -> EnvStep:
         """Return what a client is asked to do for one copy; where the task goes on, it observes at once."""
@@ -284,12 +338,10 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
             where.setdefault(number, {}).setdefault(name, []).append(at)
         answers: list[dict[str, Any]] = [{}] * len(env_steps)
         for number, by_client in where.items():
-            context = self.contexts[number]
             asked = {name: tuple(env_steps[at][1] for at in places) for name, places in by_client.items()}
-            rollout = Rollout(asked, context.outputs, context.total, self.max_slices, self.rounds)
             try:
-                for reply in context.federation.run(rollout, on=sorted(by_client)):
-                    for at, answer in zip(by_client[reply.client], reply.record["steps"], strict=True):
+                for name, said in self.contexts[number].rollout(asked, self.max_slices, self.rounds):
+                    for at, answer in zip(by_client[name], said, strict=True):
                         answers[at] = answer
             except ClientsUnavailableError as gone:
                 until = time.monotonic() + PAUSE
@@ -309,4 +361,9 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
                 out[env, :slices, MASK + 1 : MASK + 1 + slices] = first["relation"]
                 out[env, :slices, MASK + 1 + max_slices : MASK + 1 + max_slices + slices] = now["relation"]
                 out[env, -1, :2] = episode.client, first["kind"] == "none"
-        return out
+        # A client that answers with no number ends its episode's worth (`frmu.policy.slope`), not its run.
+        return np.nan_to_num(out, copy=False)
+
+
+def _search(client: int, seed: int, refits: int) -> tuple[int, EnvStep]:
+    return client, EnvStep(seed, None, 0.0, True, refits)

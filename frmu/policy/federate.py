@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from frmu.aggregation.average import Average
 from frmu.clients.tasks.importing import DescribeShard
 from frmu.errors import ClientsUnavailableError
-from frmu.policy.env import GROUP, EnvContext
-from frmu.policy.trainer import GROUPS, Trainer
+from frmu.policy.env import EnvContext
+from frmu.policy.trainer import Trainer
 
 __all__ = ["Sites", "batch_of"]
 
@@ -32,13 +32,14 @@ Weights = Mapping[str, NDArray[np.float32]]
 _MOMENTS = "moments/"
 
 
-def batch_of(samples: int, sites: int) -> int:
+def batch_of(samples: int, sites: int, copies: int) -> int:
     """Env steps a site and round, so that a round of all sites takes about what an iteration of one policy takes.
 
-    >>> batch_of(960, 10), batch_of(512, 100)
-    (96, 48)
+    They are whole steps of the `copies` of the environment.
+
+    >>> batch_of(960, 10, 48), batch_of(512, 100, 48), batch_of(960, 10, 32)
+    (96, 48, 96)
     """
-    copies = GROUPS * GROUP
     return max(1, round(samples / sites / copies)) * copies
 
 
@@ -73,7 +74,8 @@ class Sites:
         moments = {name.removeprefix(_MOMENTS): mean.pop(name) for name in sorted(mean) if name.startswith(_MOMENTS)}
         trainer.load(mean, moments)
         means = {key: float(np.nanmean([metrics[key] for metrics in found])) for key in found[0]}
-        return means | {key: found[-1][key] for key in ("env_steps", "env_runners")}
+        dropped = sum(metrics["dropped"] for metrics in found)
+        return means | {key: found[-1][key] for key in ("env_steps", "env_runners")} | {"dropped": dropped}
 
     def _away(self) -> set[str]:
         """Return the sites that do not answer now: a round goes on without them.

@@ -80,7 +80,7 @@ def seen(observation: Tensor) -> Seen:
 
 
 class SliceModule(TorchRLModule, ValueFunctionAPI):
-    """`SliceNetwork` over the observations of `SliceEnv`, for PPO."""
+    """`SliceNetwork` over the observations of `SliceEnv`, for PPO and for `frmu.policy.slope`."""
 
     def setup(self) -> None:
         """Build the network; RLlib calls this."""
@@ -97,6 +97,11 @@ class SliceModule(TorchRLModule, ValueFunctionAPI):
         logits, _, _ = self.look(batch[Columns.OBS])
         spread = torch.full_like(logits, SPREAD).log()
         return {Columns.ACTION_DIST_INPUTS: torch.cat([logits, spread], dim=-1)}
+
+    def _forward_train(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
+        logits, value, _ = self.look(batch[Columns.OBS])
+        spread = torch.full_like(logits, SPREAD).log()
+        return {Columns.ACTION_DIST_INPUTS: torch.cat([logits, spread], dim=-1), Columns.VF_PREDS: value}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
         """The value of each observation, (batch,)."""

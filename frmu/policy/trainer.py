@@ -1,12 +1,8 @@
-"""RLlib's PPO over the environment that the client actors feed, held as one resource.
+"""An RLlib algorithm over the environment that the client actors feed, held as one resource.
 
 Env runners are in the learner's process on a laptop and actors on a cluster; they mostly wait for the clients, which
 do the refits, so a runner asks for half a core. One that dies is started again by Ray, and the training goes on with
-the others meanwhile. gamma is 0, so the TD error is reward less value: an action sets all influences anew, and
-nothing that a later step earns is owed to an earlier one.
-
-(Proximal policy optimisation: Schulman et al., 2017. Data valuation by reinforcement: Yoon et al., DVRL, ICML
-2020. Rewards against a group of copies: Shao et al., 2024.)
+the others meanwhile. How RLlib is set, and why, `frmu.policy.rllib` says.
 """
 
 from __future__ import annotations
@@ -14,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -23,40 +20,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frmu.config import Policy
-from frmu.errors import FederationError, PolicyError
-from frmu.policy.env import GROUP, EnvContext, SliceEnv, spaces
+from frmu.errors import ClientsUnavailableError, FederationError, PolicyError
+from frmu.policy.env import TaskSource
+from frmu.policy.rllib import PROBE, RATES, SHARE, Rate, config_of, copies_of
 from frmu.runtime.deadline import within
 from frmu.selection.scores import update
 
 __all__ = ["Trainer", "quiet", "runners_for", "scalars_of"]
 
-GROUPS = 4  # tasks that are met side by side
 LAPTOP = 4  # up to so many CPUs there are no env runners of their own
-SHARE = 0.5  # of a CPU, an env runner
-RATE = 1e-4  # Adam's: it goes on from a policy that is good already, and ten times as much spoils it
 AGAIN = 1.0  # seconds between two tries to sample when all env runners were lost; Ray starts them again meanwhile
-PROBE = 10.0  # seconds that RLlib waits for a sign of life of an env runner; its own restore timeout is half an hour
+TOO_OFTEN = 3  # iterations in a row with no number from a client
 RESUME = "What was learned so far is kept: `frmu policy train --resume` goes on with it"
+
+# What a learner tells of an iteration: what it is called here, and at RLlib.
+LEARNED = {
+    "td_error": "td_error", "policy_loss": "policy_loss", "value_loss": "vf_loss", "value_error": "value_error",
+    "slope_norm": "slope_norm", "entropy": "entropy",
+}  # fmt: skip
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 Weights = Mapping[str, NDArray[np.float32]]
 
 
-def runners_for(setting: int | str, cpus: float, clients: int, samples: int) -> int:
+def runners_for(setting: int | str, cpus: float, clients: int, parts: int) -> int:
     """Return how many env runners: as set, else from the CPUs that are free in the cluster.
 
     "auto" is none on a laptop; on a cluster half the CPUs but one, so that the clients that they step have the rest,
-    and no more than there are clients to keep busy or parts of a batch to sample. Raises `PolicyError` for
+    and no more than there are clients to keep busy or `parts` of a batch to sample. Raises `PolicyError` for
     more than the cluster can place: Ray would wait for ever.
 
-    >>> [runners_for("auto", cpus, clients=24, samples=960) for cpus in (2, 4, 8, 16, 64)]
+    >>> [runners_for("auto", cpus, clients=24, parts=20) for cpus in (2, 4, 8, 16, 64)]
     [0, 0, 3, 7, 20]
     """
     if setting == "auto":
         if cpus <= LAPTOP:
             return 0
-        return max(1, min(int((cpus - 1) // 2), clients, samples // (GROUPS * GROUP)))
+        return max(1, min(int((cpus - 1) // 2), clients, parts))
     number = int(setting)
     if number * SHARE > cpus:
         raise PolicyError(
@@ -73,15 +74,19 @@ class Trainer:
     """
 
     def __init__(
-        self, policy: Policy, contexts: Sequence[EnvContext], max_slices: int, runners: int, samples: int, seed: int,
-        deadline: float = 300.0,
+        self, policy: Policy, contexts: Sequence[TaskSource], max_slices: int, runners: int, samples: int, seed: int,
+        deadline: float = 300.0, rate: Rate | None = None,
     ) -> None:  # fmt: skip
         self._deadline = deadline
         # Steps of the vector environment, of which each is a dispatch or two.
-        self._longest = deadline * (2 + samples / (GROUPS * GROUP * max(1, runners)))
-        config = _ppo(policy, contexts, max_slices, runners, samples, seed, deadline)
+        self._longest = deadline * (2 + samples / (copies_of(policy, runners) * max(1, runners)))
+        constant = RATES[policy.algorithm][1]
+        rate = rate or Rate(constant, constant, 1)
+        config = config_of(policy, contexts, max_slices, runners, samples, seed, rate, deadline)
         self._algorithm = self._wait(f"RLlib to start {runners} env runners", config.build_algo, deadline)
         self._away: tuple[str, ...] = ()
+        self._names = [name for context in contexts for name in context.clients]
+        self._faults: Counter[int] = Counter()  # by client: iterations in a row
         self._site: int | None = None
         self._so_far = 0.0  # steps sampled since the algorithm was built
 
@@ -101,9 +106,13 @@ class Trainer:
     def iterate(self, scores: Sequence[NDArray[np.float64]]) -> dict[str, float]:
         """Sample and learn once; the scalars of it. `scores` are updated in place with what the TD errors say.
 
+        Where a client gave a reward or a slope that is no number, its episodes are left out and counted (`dropped`);
+        three iterations in a row of it end the training with a `PolicyError`.
+
         Where every env runner was lost RLlib samples nothing, learns nothing, and says again what it said before: that
         is no iteration, and it is gone through once more. Raises `PolicyError` where none comes back.
         """
+        began = time.perf_counter()
         deadline, told = time.monotonic() + self._deadline, False
         while (sampled := _sampled(result := self._train())) <= self._so_far:
             if not told:
@@ -119,10 +128,39 @@ class Trainer:
                 )
             time.sleep(AGAIN)
             self.at(self._site)
+        rate = (sampled - self._so_far) / (time.perf_counter() - began)
         self._so_far = sampled
         self._tell_away()
         healthy = self._algorithm.env_runner_group.num_healthy_remote_workers()
-        return scalars_of(result, scores) | {"env_runners": float(healthy)}
+        own = {"env_runners": float(healthy), "steps_per_second": rate, "dropped": self._tell_faults()}
+        return scalars_of(result, scores) | own
+
+    def evaluate(self) -> dict[str, float]:
+        """Act on tasks of held-out seeds, the same each time, as production acts; the mean gain where they ended.
+
+        Nothing where no client answers now: that ends no training.
+        """
+        try:
+            found = self._wait("an evaluation of RLlib", self._algorithm.evaluate, self._longest)
+        except ClientsUnavailableError as gone:
+            _log.warning("The policy was not evaluated: %s", gone)
+            return {}
+        return {"evaluation_gain": float(found["env_runners"].get("gain", float("nan")))}
+
+    def _tell_faults(self) -> float:
+        """Say whose episodes were left out, and return how many; raises `PolicyError` where it goes on."""
+        faults, self._algorithm.faults = self._algorithm.faults, Counter()
+        for number in range(len(self._names)) if self._site is None else [self._site]:
+            self._faults[number] = self._faults[number] + 1 if faults[number] else 0
+        for number, dropped in sorted(faults.items()):
+            name = self._names[number]
+            _log.warning("%d episodes of %s were left out: a reward or a slope was no finite number", dropped, name)
+            if self._faults[number] >= TOO_OFTEN:
+                raise PolicyError(
+                    f"{name} gave rewards or slopes that are no finite numbers in {TOO_OFTEN} iterations in a row; "
+                    f"look at its later records with `frmu verify`, or leave it out. {RESUME}"
+                )
+        return float(sum(faults.values()))
 
     def _train(self) -> dict[str, Any]:
         found: dict[str, Any] = self._wait("an iteration of RLlib", self._algorithm.train, self._longest)
@@ -169,21 +207,15 @@ def _sampled(result: Mapping[str, Any]) -> float:
 
 def scalars_of(result: Mapping[str, Any], scores: Sequence[NDArray[np.float64]]) -> dict[str, float]:
     """The scalars of one iteration's result; updates the scores in place with what the TD errors say."""
-    learner = result["learners"]["default_policy"]
+    learner = result.get("learners", {}).get("default_policy", {})
     # RLlib hands a series of one item over as that item, so the rows are told by their width.
     width = 2 + max(len(raw) for raw in scores)
     for said in np.reshape(learner.get("score_updates", ()), (-1, width)):
         raw = scores[int(said[0])]
         raw[:] = update(raw, np.asarray(said[2 : 2 + len(raw)]))
-    runners = result["env_runners"]
-    return {
-        "gain": float(runners.get("gain", float("nan"))),
-        "env_steps": _sampled(result),
-        "td_error": float(learner.get("td_error", float("nan"))),
-        "entropy": float(learner.get("entropy", float("nan"))),
-        "policy_loss": float(learner.get("policy_loss", float("nan"))),
-        "value_loss": float(learner.get("vf_loss", float("nan"))),
-    }
+    gain = float(result["env_runners"].get("gain", float("nan")))
+    told = {name: float(learner[key]) for name, key in LEARNED.items() if key in learner}
+    return {"gain": gain, "env_steps": _sampled(result), "td_error": float("nan"), **told}
 
 
 def _away_of(runner: Any) -> tuple[str, ...]:
@@ -222,76 +254,6 @@ def _set_moments(moments: Weights, learner: Any, *_: Any) -> None:
         kind, name = key.split("/", 1)
         state.setdefault(names.index(name), {})[kind] = torch.tensor(moment)
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-
-
-def _ppo(
-    policy: Policy,
-    contexts: Sequence[EnvContext],
-    max_slices: int,
-    runners: int,
-    samples: int,
-    seed: int,
-    deadline: float,
-) -> Any:
-    from ray.rllib.algorithms.ppo import PPOConfig
-    from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-    from ray.tune.registry import register_env
-
-    from frmu.policy.learner import SliceLearner
-    from frmu.policy.module import SliceModule
-
-    observation, action = spaces(max_slices)
-    register_env("frmu-slices", _environment)
-    settings = {
-        "contexts": contexts,
-        "max_slices": max_slices,
-        "steps": policy.steps,
-        "rounds": policy.rounds,
-        "forget_penalty": policy.forget_penalty,
-        "seed": seed,
-    }
-    return (
-        PPOConfig()
-        .environment(
-            "frmu-slices", env_config=settings, observation_space=observation, action_space=action,
-            disable_env_checking=True,
-        )
-        .env_runners(
-            num_env_runners=runners,
-            num_cpus_per_env_runner=SHARE,
-            num_envs_per_env_runner=GROUPS * GROUP,
-            gym_env_vectorize_mode="vector_entry_point",
-            rollout_fragment_length="auto",
-            validate_env_runners_after_construction=False,  # that wait has no end where a node dies meanwhile
-            sample_timeout_s=min(60.0, deadline),
-        )
-        .callbacks(on_sample_end=_log_gain)
-        .fault_tolerance(
-            restart_failed_env_runners=True, delay_between_env_runner_restarts_s=1.0,
-            env_runner_health_probe_timeout_s=PROBE, env_runner_restore_timeout_s=PROBE,
-        )
-        .learners(num_learners=0)
-        .rl_module(rl_module_spec=RLModuleSpec(module_class=SliceModule))
-        .training(
-            learner_class=SliceLearner, gamma=0.0, lambda_=1.0, lr=RATE, train_batch_size_per_learner=samples,
-            minibatch_size=min(128, samples), num_epochs=6, entropy_coeff=0.003, vf_loss_coeff=0.5,
-            clip_param=0.2, grad_clip=1.0, use_kl_loss=False,
-        )
-        .debugging(seed=seed, log_level="ERROR")
-    )  # fmt: skip
-
-
-def _log_gain(*, samples: Sequence[Any], metrics_logger: Any, **_: Any) -> None:
-    # A chunk of an episode begins with the last info of the chunk before.
-    gains = [info["gain"] for episode in samples for info in episode.get_infos()[1:] if "gain" in info]
-    if gains:
-        metrics_logger.log_value("gain", float(np.mean(gains)), window=1)
-
-
-def _environment(settings: Any) -> SliceEnv:
-    worker = int(getattr(settings, "worker_index", 0))
-    options = dict(settings)
-    return SliceEnv(**options | {"seed": [options["seed"], worker]})
 
 
 @contextmanager

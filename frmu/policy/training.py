@@ -9,7 +9,8 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +21,18 @@ from frmu.errors import PolicyError
 from frmu.federation import Federation, in_order
 from frmu.methods.analytic import digests_of, outputs_of, total_of
 from frmu.policy.checkpoint import Progress
-from frmu.policy.env import EnvContext
+from frmu.policy.env import EnvContext, TaskSource
 from frmu.selection.network import Network
 from frmu.selection.scores import normalise
+
+if TYPE_CHECKING:
+    from frmu.policy.trainer import Trainer
 
 _log = logging.getLogger("frmu.progress")
 
 __all__ = ["MOST", "Learned", "context_of", "train_policy"]
 
+EVERY = 5  # iterations between two evaluations; the last one is evaluated as well
 MOST = 64  # slices of one client that take part in training; the newest, where there are more
 TrainingSlices = dict[str, list[str]]
 
@@ -77,20 +82,22 @@ def context_of(
 
 def train_policy(
     policy: Policy,
-    contexts: Sequence[tuple[EnvContext, TrainingSlices]],
+    contexts: Sequence[tuple[TaskSource, TrainingSlices]],
     parent: Network | None,
     iterations: int | None = None,
     on_iteration: Callable[[int, dict[str, float]], None] | None = None,
     progress: Progress | None = None,
     keep: Callable[[Progress], None] | None = None,
     deadline: float = 300.0,
+    scratch: bool | None = None,
 ) -> Learned:
     """Train on the clients of some contexts, from `progress`, else from `parent`'s weights, else from scratch.
 
     `iterations` counts those that `progress` has behind it. `keep` is given the progress after every iteration.
-    No wait is longer than `deadline` seconds a dispatch (`FederationError`).
+    No wait is longer than `deadline` seconds a dispatch (`FederationError`). `scratch` says whether a training that is
+    gone on with began from nothing, by which it learns faster; else it did where it has no `parent`.
     """
-    training = _Training(policy, contexts, parent, progress, iterations or policy.iterations, deadline)
+    training = _Training(policy, contexts, parent, progress, iterations or policy.iterations, deadline, scratch)
     return training.run(on_iteration or (lambda number, metrics: None), keep or (lambda progress: None))
 
 
@@ -100,14 +107,16 @@ class _Training:
     def __init__(
         self,
         policy: Policy,
-        contexts: Sequence[tuple[EnvContext, TrainingSlices]],
+        contexts: Sequence[tuple[TaskSource, TrainingSlices]],
         parent: Network | None,
         progress: Progress | None,
         iterations: int,
         deadline: float,
+        scratch: bool | None,
     ) -> None:
         self.deadline = deadline
         self.policy, self.parent, self.iterations = policy, parent, iterations
+        self.scratch = parent is None if scratch is None else scratch
         self.contexts = [context for context, _ in contexts]
         self.slices = [(name, keys) for _, slices in contexts for name, keys in slices.items()]
         self.progress = progress
@@ -118,20 +127,16 @@ class _Training:
         self._began = time.perf_counter() - (progress.seconds if progress is not None else 0.0)
 
     def run(self, on_iteration: Callable[[int, dict[str, float]], None], keep: Callable[[Progress], None]) -> Learned:
-        from frmu.policy.federate import Sites, batch_of
-        from frmu.policy.trainer import Trainer, quiet
+        from frmu.policy.trainer import quiet
 
-        policy, runners = self.policy, self._runners()
-        max_slices = max(len(keys) for _, keys in self.slices)
-        federated = policy.federated
-        samples = batch_of(policy.samples, len(self.slices)) if federated else policy.samples
-        # What was drawn before the interruption is not drawn again.
-        seed = (policy.seed + 1_000_003 * len(self.history)) % 2**31
-        sites = Sites(self.contexts, policy.beta)
-        with quiet(), Trainer(policy, self.contexts, max_slices, runners, samples, seed, self.deadline) as trainer:
+        runners = self._runners()
+        with quiet(), self._trainer(runners) as trainer:
             self._start(trainer)
+            iterate = self._iterate(trainer)
             for number in range(len(self.history), self.iterations):
-                metrics = sites.iterate(trainer, self.scores) if federated else trainer.iterate(self.scores)
+                metrics = iterate()
+                if (number + 1) % EVERY == 0 or number + 1 == self.iterations:
+                    metrics |= trainer.evaluate()
                 self.history.append(metrics | {"env_steps": metrics["env_steps"] + self._before})
                 keep(self._progress(trainer))
                 self._tell(number)
@@ -141,6 +146,30 @@ class _Training:
             weights, self._shown(), self.history, len(self.history), int(self.history[-1]["env_steps"]), runners,
             self._seconds(),
         )  # fmt: skip
+
+    def _trainer(self, runners: int) -> Trainer:
+        from frmu.policy.federate import batch_of
+        from frmu.policy.rllib import copies_of, rate_of, steps_of
+        from frmu.policy.trainer import Trainer
+
+        policy, sites, done = self.policy, len(self.slices), len(self.history)
+        max_slices = max(len(keys) for _, keys in self.slices)
+        samples, parts = policy.samples, 1
+        if policy.federated:
+            samples, parts = batch_of(samples, sites, copies_of(policy, 0)), sites
+        # What was drawn before the interruption is not drawn again.
+        seed = (policy.seed + 1_000_003 * done) % 2**31
+        rate = rate_of(policy, self.scratch, done, self.iterations, parts * steps_of(policy, samples))
+        return Trainer(policy, self.contexts, max_slices, runners, samples, seed, self.deadline, rate)
+
+    def _iterate(self, trainer: Trainer) -> Callable[[], dict[str, float]]:
+        """Return what one iteration is: of one policy, or a round of the sites'."""
+        from frmu.policy.federate import Sites
+
+        if not self.policy.federated:
+            return partial(trainer.iterate, self.scores)
+        contexts = [context for context in self.contexts if isinstance(context, EnvContext)]
+        return partial(Sites(contexts, self.policy.beta).iterate, trainer, self.scores)
 
     def _tell(self, number: int) -> None:
         """A line an iteration: the training of a large federation takes minutes."""
@@ -155,13 +184,14 @@ class _Training:
         """From what is free in the cluster now, the clients being there already."""
         import ray
 
+        from frmu.policy.rllib import parts_of
         from frmu.policy.trainer import runners_for
 
         setting = self.policy.env_runners
         if not ray.is_initialized():
             return 0 if setting == "auto" else int(setting)
         cpus = float(ray.available_resources().get("CPU", 0.0))
-        return runners_for(setting, cpus, len(self.slices), self.policy.samples)
+        return runners_for(setting, cpus, len(self.slices), parts_of(self.policy))
 
     def _start(self, trainer: Any) -> None:
         if self.progress is not None:

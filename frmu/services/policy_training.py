@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["learn"]
 
 _SETTINGS = {
+    "algorithm",
     "steps",
     "rounds",
     "forget_penalty",
@@ -72,6 +73,7 @@ def learn(
             session.config.policy, [(context, slices)], parent, iterations,
             on_iteration=lambda number, metrics: run.metrics(metrics, number), progress=progress,
             keep=lambda now: _keep(session, now, lineage | {"run": run.id}), deadline=session.config.rules.deadline,
+            scratch=lineage["parent"] is None,
         )  # fmt: skip
         try:
             trained, adopted, compared = _put_in_force(session, context, learned, lineage, adopt)
@@ -127,7 +129,7 @@ def _course(learned: Learned) -> dict[str, Any]:
         "gain_first": first["gain"],
         "gain_last": last["gain"],
         "td_error": last["td_error"],
-        "entropy": last["entropy"],
+        "evaluation_gain": last.get("evaluation_gain"),
         "seconds": round(learned.seconds, 3),
     }
 
@@ -136,7 +138,7 @@ def _log(session: Session, run: Run, learned: Learned, summary: Mapping[str, Any
     named = {"policy": summary["policy"], "trained": summary["trained"], "adopted": str(summary["adopted"])}
     run.tags({f"frmu.{name}": value for name, value in named.items()})
     run.metrics({f"compared/{name}": value for name, value in summary["compared"].items()})
-    settings = {"seed", "steps", "rounds", "samples", "federated"}
+    settings = {"algorithm", "seed", "steps", "rounds", "samples", "federated"}
     run.params(session.config.policy.model_dump(include=settings) | {"env_runners": learned.env_runners})
     run.json({name: value for name, value in summary.items() if name != "slices_left_out"}, "summary.json")
     run.json(learned.scores, "scores.json")

@@ -18,7 +18,7 @@ from frmu.models.statistics import loss, statistics_of
 from frmu.selection.disturbance import KINDS
 from frmu.selection.network import read_policy, shipped
 from frmu.selection.observation import fit
-from frmu.selection.problem import SelectionProblem, problem_of, refit
+from frmu.selection.problem import problem_of, refit
 from frmu.types import Statistics
 
 SLICES = 6
@@ -137,29 +137,3 @@ def test_framu_is_a_selector_of_a_whole_federation(tmp_path: Path) -> None:
     }
     assert rows["by itself"]["refits"] > 2
     assert rows["in a federation"]["tasks"] == len(KINDS)
-
-
-def test_pretraining_raises_the_reward_and_a_seed_replays(case: Case) -> None:
-    torch = pytest.importorskip("torch")
-    from frmu.policy.pretraining import pretrain
-
-    def make(rng: np.random.Generator) -> SelectionProblem:
-        w = rng.normal(size=5)
-
-        def block(n: int, shuffled: bool = False) -> Statistics:
-            X = np.c_[rng.normal(size=(n, 4)), np.ones(n)]
-            y = X @ w + 0.2 * rng.normal(size=n)
-            return statistics_of(X, (rng.permutation(y) if shuffled else y)[:, None])
-
-        bad = set(rng.choice(SLICES, 2, replace=False).tolist())
-        slices = {f"s{s}": block(30, s in bad) for s in range(SLICES)}
-        parts = [block(10) for _ in range(4)]
-        return problem_of(slices, np.linspace(1, 0, SLICES), Statistics.zero(5, 1), parts, block(60), 1e-3)
-
-    rewards: list[float] = []
-    torch.set_num_threads(1)
-    first = pretrain(make, 30, 12, 0, None, lambda _, value: rewards.append(value))
-    again = pretrain(make, 2, 12, 0)
-    assert all(np.array_equal(again[name], weight) for name, weight in pretrain(make, 2, 12, 0).items())
-    assert np.mean(rewards[-8:]) > np.mean(rewards[:8])
-    assert set(first) == set(again)

@@ -42,6 +42,7 @@ def write(folder: Path, text: str) -> Path:
         (("features = 8", "ridge = inf"), "model.ridge"),
         (("[model]", '[policy]\nenv_runners = "atuo"\n[model]'), "a number from 0 on, or \"auto\", got 'atuo'"),
         (("[model]", "[policy]\nenv_runners = -1\n[model]"), 'a number from 0 on, or "auto", got -1'),
+        (("[model]", '[policy]\nalgorithm = "pop"\n[model]'), 'algorithm must be "slope" or "ppo", got \'pop\''),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, change: tuple[str, str], message: str) -> None:

@@ -100,6 +100,7 @@ def test_env_runners_step_the_client_actors_and_may_die(
     assert learned.env_runners == 2
     assert learned.iterations == len(seen) == at + 5
     assert learned.env_steps >= (at + 5) * 960
+    assert np.isfinite(learned.history[-1]["evaluation_gain"])
     assert seen[0] == seen[-1] == 2
 
 
@@ -172,7 +173,7 @@ def test_a_training_that_was_killed_is_gone_on_with(killed: Config, tmp_path: Pa
         run = experiment.session.tracker.backend.client.get_run(learned["run_id"])
     assert run.data.tags["frmu.resumed"] == lineage["run"] != learned["run_id"]
     assert run.data.tags["frmu.policy"] == learned["policy"]
-    assert {"gain", "td_error", "entropy"} <= set(run.data.metrics)
+    assert {"gain", "td_error", "value_error", "slope_norm", "evaluation_gain"} <= set(run.data.metrics)
 
 
 @pytest.mark.cluster
@@ -215,9 +216,11 @@ def test_an_erasure_retires_a_training_as_it_does_a_policy(killed: Config, tmp_p
 @pytest.mark.cluster
 def test_another_setting_is_another_training(killed: Config, tmp_path: Path) -> None:
     config = copy(killed, tmp_path / "other")
-    changed = config.model_copy(update={"policy": config.policy.model_copy(update={"seed": 7})})
-    with pytest.raises(PolicyError, match=r"began with another settings"):
-        learn(changed, resume=True)
+    for other in ({"seed": 7}, {"algorithm": "ppo"}):
+        changed = config.model_copy(update={"policy": config.policy.model_copy(update=other)})
+        assert changed.fingerprint() == config.fingerprint()
+        with pytest.raises(PolicyError, match=r"began with another settings"):
+            learn(changed, resume=True)
     (config.folder / "training.safetensors").write_bytes(b"half a file")
     with pytest.raises(PolicyError, match="not a whole checkpoint"):
         learn(config)
@@ -227,13 +230,17 @@ def test_another_setting_is_another_training(killed: Config, tmp_path: Path) -> 
 
 
 @pytest.mark.cluster
-def test_sites_train_alone_and_the_server_averages(tmp_path: Path, table: pd.DataFrame) -> None:
-    config = with_policy(tmp_path / "federated", table, federated=True, beta=0.5)
+@pytest.mark.parametrize(("algorithm", "steps"), [("slope", 32), ("ppo", 48)])
+def test_sites_train_alone_and_the_server_averages(
+    tmp_path: Path, table: pd.DataFrame, algorithm: str, steps: int
+) -> None:
+    config = with_policy(tmp_path / "federated", table, federated=True, beta=0.5, algorithm=algorithm)
     train(config)
     learned = learn(config, iterations=2, adopt="always")
     assert learned["federated"]
-    assert learned["env_steps"] == 2 * 4 * 48  # rounds, sites, steps at each
+    assert learned["env_steps"] == 2 * 4 * steps  # rounds, sites, steps at each
     assert np.isfinite(learned["gain_last"])
+    assert np.isfinite(learned["evaluation_gain"])
     assert train(config)["policy"] == learned["policy"] != learned["parent"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -17,10 +17,12 @@ from frmu.models.encoders import width
 from frmu.models.statistics import loss
 from frmu.selection.disturbance import disturb, draw
 from frmu.selection.observation import fit, observe
+from frmu.selection.reward import slope_of, standing_of
 from frmu.selection.search import Budget, RefitCounter, ascend
 from frmu.types import Statistics, Sums
 
-__all__ = ["REHEARSALS", "EnvStep", "Rollout", "arrivals"]
+__all__ = ["REHEARSALS", "EnvStep", "Rollout", "arrivals", "take"]
+
 REHEARSALS = 64  # tasks a client keeps in memory while a policy trains
 
 
@@ -48,7 +50,8 @@ class Rollout(EachClient):
     """Steps of RL episodes: the client disturbs some of its slices by the seed, refits, and tells what it sees.
 
     The answer holds an observation (aggregates), the influences, the loss on the later records under them and under
-    full influence, and which slices were disturbed, for the account of precision and recall.
+    full influence, the slope of the reward by each influence, and which slices were disturbed, for the account of
+    precision and recall.
 
     With several `rounds` the slices stand in a line of time and arrive as they did: a round judges by the records that
     arrived after those it fits, and is rewarded on those that came after them, before anybody fitted them; the last
@@ -73,30 +76,7 @@ class Rollout(EachClient):
             while len(client.rehearsals) >= max(1, REHEARSALS // self.rounds):
                 client.rehearsals.pop(next(iter(client.rehearsals)))
             rounds = client.rehearsals[name] = self.episode(client, env_step.seed)
-        kind, hit, task, kept, keep = rounds[env_step.round]
-        here = kept if env_step.influence is None else fit(task, np.array(env_step.influence))
-        if env_step.search:
-            here = ascend(RefitCounter(task, Budget()), here, env_step.search)
-        reached = loss(here.W, task.later)
-        first = None
-        if env_step.enter:
-            kind, hit, task, kept, keep = rounds[env_step.round + 1]
-            here = fit(task, np.concatenate([here.influence, np.ones(len(task) - len(here.influence))]))
-            first = observe(task, kept, 0.0, kept.loss)
-        seen = observe(task, here, env_step.step, kept.loss) if env_step.observe else None
-        return {
-            "kind": kind,
-            "keys": task.keys,
-            "hit": [key in hit for key in task.keys],
-            "by_itself": task.by_itself,
-            "influence": here.influence,
-            "rows": seen and seen.rows,
-            "relation": seen and seen.relation,
-            "first": first and (first.rows, first.relation),
-            "loss": reached,
-            "keep": keep,
-            "rounds": len(rounds),
-        }
+        return take(rounds, env_step)
 
     def rehearse(self, client: Client, seed: int, kind: str | None = None, whole: bool = False) -> Rehearsal:
         """The last round of an episode: the only one, where there is one."""
@@ -135,6 +115,43 @@ class Rollout(EachClient):
             kept = fit(task, task.keep)
             found.append((kind, frozenset(hit) & frozenset(keys[:border]), task, kept, loss(kept.W, task.later)))
         return tuple(found)
+
+
+def take(rounds: Sequence[Rehearsal], env_step: EnvStep) -> dict[str, Any]:
+    """Take one step in a task of some rounds: refit, and tell what is seen, what it earned, and its slope.
+
+    `slope` (K,) is that of the reward by each influence where an action was taken, else None; `reached` is the
+    reward of standing where the refit ended, `standing` that of where the next action will be taken: the same, but
+    where slices enter (`frmu.selection.reward`). `rows`, `relation` and `first` are None where nothing is observed.
+    """
+    kind, hit, task, kept, keep = rounds[env_step.round]
+    here = kept if env_step.influence is None else fit(task, np.array(env_step.influence))
+    if env_step.search:
+        here = ascend(RefitCounter(task, Budget()), here, env_step.search)
+    lost, reached = loss(here.W, task.later), standing_of(task, here, keep)
+    slope = None if env_step.influence is None else slope_of(task, here, keep)
+    first = None
+    if env_step.enter:
+        kind, hit, task, kept, keep = rounds[env_step.round + 1]
+        here = fit(task, np.concatenate([here.influence, np.ones(len(task) - len(here.influence))]))
+        first = observe(task, kept, 0.0, kept.loss)
+    seen = observe(task, here, env_step.step, kept.loss) if env_step.observe else None
+    return {
+        "kind": kind,
+        "keys": task.keys,
+        "hit": [key in hit for key in task.keys],
+        "by_itself": task.by_itself,
+        "influence": here.influence,
+        "rows": seen and seen.rows,
+        "relation": seen and seen.relation,
+        "first": first and (first.rows, first.relation),
+        "loss": lost,
+        "slope": slope,
+        "reached": reached,
+        "standing": standing_of(task, here, keep),
+        "keep": keep,
+        "rounds": len(rounds),
+    }
 
 
 def arrivals(slices: int, rounds: int) -> list[int]:
