@@ -40,7 +40,7 @@ WIDTHS: Mapping[str, Mapping[str, Any]] = {
 MORE: Mapping[str, Mapping[str, Any]] = {
     "frozen, 512": {"encoder": "relu", "width": 512},
     "one layer": {"encoder": "learned", "features": "auto", "layers": 1},
-    "lattice of 1/8": {"encoder": "learned", "features": "auto", "lattice": 0.125},
+    "lattice of 1/4": {"encoder": "learned", "features": "auto", "lattice": 0.25},
     "no lattice": {"encoder": "learned", "features": "auto", "lattice": 1e-4},  # finer, and sums would not be whole
 }
 ALL_OURS: Mapping[str, Mapping[str, Any]] = {**OURS, **WIDTHS, **MORE}
