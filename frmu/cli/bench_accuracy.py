@@ -21,7 +21,7 @@ from frmu.cli.shell import command, json_option, say, show, table
     "methods",
     multiple=True,
     help='Only some methods; may be given more than once. There are more than are measured without it: "frozen, 512", '
-    '"one layer", "lattice of 1/8" and "no lattice".',
+    '"one layer", "lattice of 1/4" and "no lattice".',
 )
 @click.option("--widths", is_flag=True, help="Learned features of 512 to 4,096 instead of the methods.")
 @click.option("--fit-only", is_flag=True, help="Erase nothing, and compare errors.")
