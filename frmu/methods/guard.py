@@ -106,9 +106,7 @@ def _alone(fitting: Fitting, records: Records) -> tuple[Records, list[str]]:
     guard = GuardInfluences(fitting.features, fitting.outputs, fitting.total, fitting.ridge, proposed)
     for reply in in_order(fitting.federation.run(guard, on=sorted(proposed))):
         name, losses = reply.client, reply.record["losses"]
-        # Of several rules the best was taken, so each has its share of the chance; the policy proposes once.
-        tries = 1 if records[name]["chosen_by"] == "policy" else max(1, len(records[name]["losses"]) - 1)
-        chances[name] = min(1.0, tries * reply.record["chance"])
+        chances[name] = min(1.0, _tried(records[name]) * reply.record["chance"])
         found[name] = {**records[name], "model_losses": losses, "chance": chances[name]}
         if not losses or losses["proposed"] >= losses["keep"] * (1.0 - policy.margin):
             chances[name] = 1.0
@@ -119,10 +117,19 @@ def _alone(fitting: Fitting, records: Records) -> tuple[Records, list[str]]:
     for name in sorted(set(chances) - set(sure)):
         if _below(found[name]):
             why = (
-                f"noise alone gains as much in {100.0 * chances[name]:.2g} of 100 cases, and {len(chances)} were tried"
+                f"noise alone gains as much in {100.0 * chances[name]:.3g} of 100 cases, and {len(chances)} were tried"
             )
             found |= _without(found, [name], why)
     return found, sure
+
+
+def _tried(record: Mapping[str, Any]) -> int:
+    """Count what a client tried: of unlike rules the best was taken, and each has its share of the chance.
+
+    The policy proposes once.
+    """
+    losses = record["losses"]
+    return 1 if record["chosen_by"] == "policy" else max(1, len(set(losses.values()) - {losses.get("keep")}))
 
 
 def _attended(

@@ -187,7 +187,7 @@ def test_a_kind_means_what_it_says(learned: Config, tmp_path: Path) -> None:
 
 def test_an_erasure_is_timed_part_by_part(learned: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = unmoved._erased(learned, 2)
-    assert set(found["parts"]) > {"drop", "SumLayers", "ChooseFeatures", "SolveFeatures"}
+    assert set(found["parts"]) > {"drop", "SumLayers", "ChooseFeatures", "SolveModel"}
     assert sum(found["parts"].values()) <= 1.5 * found["seconds"]
     assert found["integers"] > 16
 

@@ -128,13 +128,13 @@ def test_a_record_without_a_modality_is_one_that_lacks_it() -> None:
 def test_a_metric_of_one_is_no_metric_and_another_turns_the_features() -> None:
     config, X = config_of(), {"first": np.random.default_rng(0).uniform(-1, 1, (50, 3))}
     plain, same, turned = (
-        Wide(config, Features("relu", 16, metric=metric)).encode(X)
+        Wide(config, Features("relu", 16, lattice=0.25, metric=metric)).encode(X)
         for metric in (None, 4.0 * np.eye(3), np.diag([4.0, 4.0, 0.0]))
     )
     assert np.abs(plain - same).max() < 0.01  # offsets are rounded to other steps
     assert np.abs(plain - turned)[:, :16].max() > 0.1
     X["first"][:, 2] = 0.5
-    blind = Wide(config, Features("relu", 16, metric=np.diag([4.0, 4.0, 0.0]))).encode(X)
+    blind = Wide(config, Features("relu", 16, lattice=0.25, metric=np.diag([4.0, 4.0, 0.0]))).encode(X)
     assert np.array_equal(blind[:, :16], turned[:, :16])
 
 

@@ -74,7 +74,8 @@ def test_where_nothing_matters_there_is_no_metric() -> None:
 def chosen(enough: int = 40, ridges: tuple[float, ...] = (1e-3,), widths: tuple[int, ...] = (1, 15, 30)) -> Chosen:
     config = config_of()
     layers = tuple(
-        Layer(Features("relu", 30, bins=4, metric=S), OUTPUTS, 0, slopes=False) for S in (None, np.diag([9.0, 0.0]))
+        Layer(Features("relu", 30, bins=4, lattice=0.25, metric=S), OUTPUTS, 0, slopes=False)
+        for S in (None, np.diag([9.0, 0.0]))
     )
     sent: dict[str, np.ndarray] = {}
     for at, layer in enumerate(layers):

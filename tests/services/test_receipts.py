@@ -35,6 +35,7 @@ def session(
 
     history = SimpleNamespace(known=lambda: {code(name) for name in known}, gone=lambda: {owner(name) for name in gone})
     return SimpleNamespace(
+        config=SimpleNamespace(model=SimpleNamespace(encoder_files={})),
         watch=SimpleNamespace(watching=witness),
         workspace=SimpleNamespace(client_sites=lambda: dict.fromkeys(at, "site")),
         ledger=SimpleNamespace(history=history, owner=owner),
