@@ -26,6 +26,7 @@ def ray_is_up() -> Iterator[None]:
         yield
 
 
+@pytest.mark.cluster
 def test_it_raises_the_gain_and_a_seed_replays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretraining, "SAMPLES", 192)
     tasks, told = PretrainingTasks(shuffled), []
@@ -47,6 +48,7 @@ def test_two_policies_meet_the_same_held_out_tasks() -> None:
     assert np.array_equal(gains_on(tasks, network, [7]), gains_on(tasks, network, [7]))
 
 
+@pytest.mark.cluster
 def test_the_command_writes_a_policy_and_compares_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretraining, "SAMPLES", 96)
     monkeypatch.setattr(pretraining, "series_of", lambda cache: [])

@@ -55,6 +55,7 @@ def test_the_same_bits_in_process_and_on_ray(tmp_path: Path, table: pd.DataFrame
     assert life(packed(tmp_path / "three", table, 3), None) == local
 
 
+@pytest.mark.cluster
 def test_an_encoder_of_ones_own_goes_to_the_actors_with_the_config(tmp_path: Path, table: pd.DataFrame) -> None:
     """The file itself is gone before they start, as it is not on their machines."""
     net = Cnn((1, 2, 2), 6, (4,))
