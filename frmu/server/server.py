@@ -16,6 +16,7 @@ import numpy as np
 from frmu.aggregation.attention import attend, counterfactual, electorate
 from frmu.aggregation.trust import trust
 from frmu.config import Config
+from frmu.errors import RoundLostError
 from frmu.federation import Payload
 from frmu.models.features import METRIC, Features, basis_of_features
 from frmu.models.grid import WEIGHTS, Basis, on_grid, total
@@ -121,6 +122,8 @@ class AttendClients:
         if not names or not self.config.attention.by_client:
             return dict.fromkeys(names, 0.0), dict.fromkeys(names, 1.0)
         parts, basis, steps = server.contributions, basis_of(self.config, self.outputs), denominator(self.config)
+        if set(names) - set(parts):  # what came in between needs nothing that a server held, and so did not miss it
+            raise RoundLostError("the server was lost, and with it the sums that it held")
         sums = [(1, Sums(payloads[name]["fit"])) if payloads.get(name) else (steps, parts[name].fit) for name in names]
         scores, weights = self._attention(names, sums, [parts[name].validation for name in names], basis, steps)
         return dict(zip(names, scores.tolist(), strict=True)), dict(zip(names, on_grid(weights).tolist(), strict=True))
