@@ -20,7 +20,15 @@ from frmu.datasets import VERSION
 
 __all__ = ["Lines", "code_digest", "digest_of_line"]
 
-CODE = ("data/*.py", "models/*.py", "methods/analytic.py", "methods/features.py", "clients/layers.py", "server/*.py")
+CODE = (
+    "data/*.py",
+    "models/*.py",
+    "methods/analytic.py",
+    "methods/features.py",
+    "methods/guard.py",
+    "clients/layers.py",
+    "server/*.py",
+)
 Line = dict[str, Any]
 
 

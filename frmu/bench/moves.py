@@ -120,7 +120,7 @@ def draws(kind: str, clients: Clients, config: Config, rng: np.random.Generator,
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """What a kind of erasure did: how many there were and moved something, and how many of a sample were exact."""
+    """The outcome of a kind of erasure: how many there were and moved something; how many of a sample were exact."""
 
     times: int
     metric: int

@@ -27,7 +27,7 @@ from frmu.config import Config
 from frmu.federation import ClientTask, Reply, ServerTask
 from frmu.methods.analytic import analytic
 from frmu.models.features import basis_of_features, features_of, what_moved
-from frmu.models.statistics import basis_of, one_thread
+from frmu.models.statistics import one_thread
 from frmu.runtime.local import LocalFederation
 from frmu.types import State
 
@@ -108,6 +108,4 @@ def _erased(config: Config, times: int) -> dict[str, Any]:
 
 def _integers(config: Config, state: State) -> int:
     """The integers that a record is made into."""
-    features = features_of(state)
-    basis = basis_of(config, state.outputs) if features is None else basis_of_features(config, features, state.outputs)
-    return basis.D
+    return basis_of_features(config, features_of(state), state.outputs).D

@@ -198,12 +198,13 @@ class Client:
         rows = np.concatenate(list(groups.values())) if groups else np.zeros(0, dtype=np.intp)
         ends = np.cumsum([len(each) for each in groups.values()])
         for at in range(0, len(rows), BLOCK):
-            Z = self._integers(rows[at : at + BLOCK], outputs)
+            some = rows[at : at + BLOCK]
+            Z, weights = self._integers(some, outputs), weights_of(self.shard.learned_target[some], self.config)
             for key, end, size in zip(groups, ends.tolist(), map(len, groups.values()), strict=True):
                 first, last = max(end - size, at), min(end, at + len(Z))
                 if first < last:
-                    weights = weights_of(self.shard.learned_target[rows[first:last]], self.config)
-                    part = gram(Z[first - at : last - at], weights)
+                    own = slice(first - at, last - at)
+                    part = gram(Z[own], None if weights is None else weights[own])
                     found[key] = found[key] + part if key in found else part
         return found
 

@@ -20,8 +20,8 @@ from frmu.config.data import Data
 from frmu.types import Float
 
 __all__ = [
-    "backward", "forward", "learned_range", "learned_target", "learned_units", "raw_units", "scaled_targets",
-    "target_ranges",
+    "backward", "forward", "head_widths", "learned_range", "learned_target", "learned_units", "raw_units",
+    "scaled_targets", "target_ranges",
 ]  # fmt: skip
 
 _ROOT, _LN2 = 0.7071067811865476, 0.6931471805599453
@@ -99,6 +99,12 @@ def target_ranges(config: Config) -> tuple[Float, Float]:
     """Return the least and the greatest that each target may be, as it is learned, (targets,) each."""
     ranges = np.array([learned_range(config, name) for name in config.data.targets])
     return ranges[:, 0], ranges[:, 1]
+
+
+def head_widths(config: Config) -> Float:
+    """Return the width of each target's range in the units of a head, (targets,): 2 where there are several."""
+    low, high = target_ranges(config)
+    return high - low if len(low) == 1 else np.full(len(low), 2.0)
 
 
 def raw_units(outputs: Float, config: Config) -> Float:

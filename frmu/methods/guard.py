@@ -113,7 +113,7 @@ def _alone(fitting: Fitting, records: Records) -> tuple[Records, list[str]]:
             found |= _without(found, [name], "it does not gain policy.margin in the model")
         elif not reply.record["sees"] and policy.significance < 1.0:
             found |= _without(found, [name], "its validation records span less time than a slice")
-    sure = discoveries(chances, policy.significance)
+    sure = [name for name in discoveries(chances, policy.significance) if _below(found[name])]
     for name in sorted(set(chances) - set(sure)):
         if _below(found[name]):
             why = (
@@ -151,7 +151,7 @@ def _attended(
     def gains(done: Aggregated) -> bool:
         # Every client could have been accused, and some look bad by chance: each has its share of it.
         chance = fitting.compared(before, head_of(done.state), judges).chance
-        return chance * len(weights) <= fitting.config.policy.significance
+        return min(1.0, chance * len(weights)) <= fitting.config.policy.significance
 
     most, found = _most(len(accused), solve(len(accused)), solve, gains)
     if most < len(accused):

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from frmu.config import Config
 from frmu.models.encoders import Encoder, basis, encoder_of, encoders, grid, layout
 from frmu.models.grid import Basis, Columns, fixed
-from frmu.models.statistics import target_columns
+from frmu.models.statistics import basis_of, target_columns
 from frmu.types import Float, State, Sums
 
 __all__ = [
@@ -251,8 +251,10 @@ def described(state: State) -> str:
     return f"{said['width']:,} {said['kind']} features under {looks}{ramps}; {by}"
 
 
-def basis_of_features(config: Config, features: Features, outputs: tuple[str, ...]) -> Basis:
-    """The way from the integers of a record to learned features and targets."""
+def basis_of_features(config: Config, features: Features | None, outputs: tuple[str, ...]) -> Basis:
+    """The way from the integers of a record to learned features, or to the frozen ones of a config, and targets."""
+    if features is None:
+        return basis_of(config, outputs)
     return Wide(config, features).basis(target_columns(config, outputs))
 
 

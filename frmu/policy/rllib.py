@@ -11,7 +11,7 @@ left to itself here.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,15 +227,16 @@ def _module() -> Any:
 def log_gain(*, samples: Sequence[Any], metrics_logger: Any, **_: Any) -> None:
     """Log the mean gain over all steps of a sample; RLlib calls this on its env runners."""
     # A chunk of an episode begins with the last info of the chunk before.
-    gains = [info["gain"] for episode in samples for info in episode.get_infos()[1:] if "gain" in info]
-    if finite := [gain for gain in gains if np.isfinite(gain)]:
-        metrics_logger.log_value("gain", float(np.mean(finite)), window=1)
+    _log_mean((info.get("gain", np.nan) for episode in samples for info in episode.get_infos()[1:]), metrics_logger)
 
 
 def log_evaluation(*, samples: Sequence[Any], metrics_logger: Any, **_: Any) -> None:
     """Log the mean gain where tasks ended; RLlib calls this on its evaluation worker."""
-    ends = [episode.get_infos()[-1].get("gain", np.nan) for episode in samples]
-    if finite := [gain for gain in ends if np.isfinite(gain)]:
+    _log_mean((episode.get_infos()[-1].get("gain", np.nan) for episode in samples), metrics_logger)
+
+
+def _log_mean(gains: Iterable[float], metrics_logger: Any) -> None:
+    if finite := [gain for gain in gains if np.isfinite(gain)]:
         metrics_logger.log_value("gain", float(np.mean(finite)), window=1)
 
 

@@ -170,15 +170,15 @@ class SolveModel:
     def perform(self, server: Server, payloads: Mapping[str, Payload]) -> Aggregated:
         """Whole numbers by whole numbers, and one solve; another where not everything counts in full."""
         steps = denominator(self.config)
-        whole = (
-            basis_of(self.config, self.outputs)
-            if self.features is None
-            else basis_of_features(self.config, self.features, self.outputs)
-        )
+        whole = basis_of_features(self.config, self.features, self.outputs)
         changes = [(1, Sums(payload["change"])) for payload in payloads.values()]
         weighed = total([(self.common * steps, self.total), *changes], whole.D)
-        fitted, kept = whole.statistics(weighed, WEIGHTS * steps), whole.statistics(self.total)
-        parameters = {HEAD: solve(fitted.G, fitted.b, self.ridge)}
+        fitted = whole.statistics(weighed, WEIGHTS * steps)
+        head = keep = solve(fitted.G, fitted.b, self.ridge)
+        if changes or self.common != WEIGHTS:
+            kept = whole.statistics(self.total)
+            keep = solve(kept.G, kept.b, self.ridge)
+        parameters = {HEAD: head}
         parameters |= {f"{METRIC}.{at}": one for at, one in enumerate(self.metrics, start=1)}
         state = State(
             config=self.config.fingerprint(),
@@ -190,7 +190,7 @@ class SolveModel:
             numerics=numerics(),
             learned=self.learned,
         )
-        return Aggregated(state, solve(kept.G, kept.b, self.ridge), self.scores)
+        return Aggregated(state, keep, self.scores)
 
 
 def states_of(records: Mapping[str, Mapping[str, Any]], attention: Mapping[str, float]) -> tuple[ClientState, ...]:

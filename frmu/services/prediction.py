@@ -22,7 +22,7 @@ from frmu.data import parquet
 from frmu.data.clipping import beyond
 from frmu.data.columns import CLIENT
 from frmu.data.shard import features
-from frmu.data.transform import raw_units, target_ranges
+from frmu.data.transform import head_widths, raw_units
 from frmu.errors import RequestError, StoreError
 from frmu.models.features import head_of, predictor
 from frmu.models.residuals import LEAST, needed, reach
@@ -103,9 +103,7 @@ class Model:
                 f"an interval of {interval:g} needs a model that {needed(interval):,} validation records judged, and "
                 f"{has}; ask for less, or widen the validation part of [split]"
             )
-        low, high = target_ranges(self.config)
-        width = high - low if len(low) == 1 else np.full(len(low), 2.0)
-        return np.array([reach(one.astype(np.int64), interval) for one in counts]) * width
+        return np.array([reach(one.astype(np.int64), interval) for one in counts]) * head_widths(self.config)
 
     def _answer(self, file: str | Path, table: pa.Table, outputs: Float, within: Float | None) -> pa.Table:
         data = self.config.data

@@ -13,18 +13,13 @@ from frmu.clients.layers import FIT, learned_rows, sums_of_rows
 from frmu.clients.tasks.selection import weighted_sums
 from frmu.federation import Answer
 from frmu.models.features import Features, basis_of_features
-from frmu.models.grid import QUARTERS, WEIGHTS, Basis, total
+from frmu.models.grid import QUARTERS, WEIGHTS, total
 from frmu.models.statistics import denominator
 from frmu.types import Sums
 
-__all__ = ["AddChanges", "Influences", "basis_for", "changed_sums"]
+__all__ = ["AddChanges", "Influences", "changed_sums"]
 
 Influences = tuple[Mapping[str, float], Mapping[str, Mapping[str, float]]]  # of slices; of modalities within them
-
-
-def basis_for(client: Client, features: Features | None, outputs: tuple[str, ...]) -> Basis:
-    """The way from the integers of a record to learned features, or to the frozen ones, and targets."""
-    return client.basis(outputs) if features is None else basis_of_features(client.config, features, outputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +46,7 @@ class AddChanges:
             weight = self.attention[client.name]
             parts += changed_sums(client, self.features, self.outputs, influence, below, weight, self.common)
         if parts:
-            D = basis_for(clients[0], self.features, self.outputs).D
+            D = basis_of_features(clients[0].config, self.features, self.outputs).D
             clients[0].prepared = {"change": total([(1, one) for one in parts], D).packed}
 
     def perform(self, client: Client) -> Answer:

@@ -13,12 +13,12 @@ import numpy as np
 
 from frmu.clients.client import Client
 from frmu.clients.layers import VALIDATION
-from frmu.clients.tasks.changes import Influences, basis_for, changed_sums
+from frmu.clients.tasks.changes import Influences, changed_sums
 from frmu.clients.tasks.task import EachClient
 from frmu.data.columns import TIME
 from frmu.data.transform import scaled_targets
 from frmu.federation import Answer
-from frmu.models.features import Features, Head
+from frmu.models.features import Features, Head, basis_of_features
 from frmu.models.grid import Basis, total
 from frmu.models.ridge import solve
 from frmu.models.statistics import denominator, targets, weights_of
@@ -49,7 +49,7 @@ class GuardInfluences:
     def prepare(self, clients: Sequence[Client]) -> None:
         """Solve once for the head that keeps everything."""
         if clients:
-            basis = basis_for(clients[0], self.features, self.outputs)
+            basis = basis_of_features(clients[0].config, self.features, self.outputs)
             kept = self._head(basis, self.total, 1)
             for client in clients:
                 client.prepared = (basis, kept)

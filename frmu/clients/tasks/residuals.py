@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from frmu.clients.client import Client
 from frmu.clients.layers import VALIDATION, chunks
 from frmu.data.shard import Shard
-from frmu.data.transform import scaled_targets, target_ranges
+from frmu.data.transform import head_widths, scaled_targets
 from frmu.federation import Answer
 from frmu.models.features import Head
 from frmu.models.residuals import CELLS, counts_of
@@ -39,12 +39,11 @@ class CountResiduals:
         first = clients[0]
         counts = np.zeros((self.head.W.shape[1], CELLS), dtype=np.int64)
         parts = ((client.shard, self._rows(client.shard)) for client in clients)
-        low, high = target_ranges(first.config)
-        width = high - low if len(low) == 1 else 2.0
+        widths = head_widths(first.config)
         for X, y in chunks(parts):
             said = first.predict(self.head, X)
             truth = scaled_targets(y, first.config).reshape(said.shape)
-            counts += counts_of((truth - said) / width)
+            counts += counts_of((truth - said) / widths)
         first.prepared = counts
 
     def _rows(self, shard: Shard) -> NDArray[np.intp]:
