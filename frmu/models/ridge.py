@@ -74,7 +74,10 @@ class Factor:
     def __call__(self, B: Float) -> Float:
         """(H + ridge)^-1 B for B (..., d, columns)."""
         if self.L.ndim > 2:
-            return np.stack([Factor(L)(one) for L, one in zip(self.L, B, strict=True)])
+            X = np.empty(B.shape)
+            for at, L in enumerate(self.L):
+                X[at] = Factor(L)(B[at])
+            return X
         X, _ = dpotrs(self.L, np.asfortranarray(B), lower=1)
         return np.asarray(X, dtype=np.float64)
 
@@ -85,11 +88,12 @@ def factorise(H: Float, ridge: float) -> Factor:
     >>> factorise(np.diag([1.0, 4.0]), 1e-9)(np.array([[1.0], [8.0]]))[:, 0].round(3).tolist()
     [1.0, 2.0]
     """
-    if H.ndim > 2:
-        return Factor(np.stack([factorise(one, ridge).L for one in H]))
-    L, info = dpotrf(regularised(H, ridge).T, lower=1, overwrite_a=1)
-    _check(info, len(H), ridge)
-    return Factor(L)
+    A = regularised(H, ridge)
+    for one in A.reshape(-1, *H.shape[-2:]):
+        # Symmetric, so C order read as Fortran's is itself: the factor is written where the sums were.
+        _, info = dpotrf(one.T, lower=1, overwrite_a=1)
+        _check(info, len(one), ridge)
+    return Factor(np.swapaxes(A, -1, -2))
 
 
 def _check(info: int, d: int, ridge: float) -> None:

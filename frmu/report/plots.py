@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,19 @@ from frmu.config import CALENDAR
 from frmu.data.shard import span
 from frmu.types import ClientState, State
 
-__all__ = ["plot_explanation", "plot_influence"]
+__all__ = ["plot_explanation", "plot_influence", "ready"]
 
 FORGOTTEN, ATTENUATED, KEPT = "#b2182b", "#fdb863", "#5b9bc9"  # told apart by the colour-blind, too
 _NAME = 28  # characters of a client's name
 _LABELS = 45  # names down the side before some are left out
 _LINED = 200  # clients between whose rows a white line can be seen
+
+
+def ready() -> None:
+    """Import matplotlib: it takes a second, which somebody who waits for something else has."""
+    import matplotlib.backends.backend_agg
+    import matplotlib.dates
+    import matplotlib.figure  # noqa: F401
 
 
 def plot_influence(state: State, by: str, path: Path) -> None:
@@ -82,11 +90,16 @@ def _ratios(height: float, below: float) -> list[float]:
 
 def _colour(influence: float) -> Any:
     """Red at 0, amber halfway in between, blue at 1; only what is forgotten or kept in full has their colours."""
-    from matplotlib.colors import LinearSegmentedColormap
-
     if influence in (0.0, 1.0):
         return FORGOTTEN if influence == 0.0 else KEPT
-    return LinearSegmentedColormap.from_list("attenuated", ["#e66101", ATTENUATED, "#fee8c8"])(influence)
+    return _between()(influence)
+
+
+@cache
+def _between() -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("attenuated", ["#e66101", ATTENUATED, "#fee8c8"])
 
 
 def _boxes(axes: Any, clients: Sequence[ClientState], places: Mapping[str, tuple[float, float]]) -> None:

@@ -103,6 +103,30 @@ def _silence() -> None:
         worker.print_to_stdstream = lambda data, ignore_prefix: _log.debug("%s", data["lines"])
 
 
+@contextmanager
+def _lean() -> Iterator[None]:
+    """Start a private Ray without what nobody asks there, and waits for: API server, autoscaler and log monitor.
+
+    Three Python processes, of which `ray.init` waits for the first; `ray start` has switches for two, `ray.init` for
+    none. Where Ray is built otherwise it starts them as ever.
+    """
+    from ray._private.node import Node
+
+    parts = [name for name in ("start_api_server", "start_monitor", "start_log_monitor") if hasattr(Node, name)]
+    before = {name: getattr(Node, name) for name in parts}
+    for name in parts:
+        setattr(Node, name, _nothing)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
+
+
+def _nothing(node: Any, **_: Any) -> None:
+    """Stand for a process that is not started."""
+
+
 def _named(address: str | None) -> str | None:
     """The address of the cluster to attach to, or None; Ray itself would import what stands before other ://."""
     named = address or os.environ.get("RAY_ADDRESS")
@@ -126,7 +150,8 @@ def _connect(named: str | None, folder: str | None, insecure: bool) -> None:
         if named:
             ray.init(address=preflight(named, insecure), **quiet)
         else:
-            ray.init(address="local", include_dashboard=False, _temp_dir=folder, **quiet)
+            with _lean():
+                ray.init(address="local", include_dashboard=False, _temp_dir=folder, **quiet)
     except FederationError:
         raise
     except Exception as error:  # noqa: BLE001 - of many kinds; the bare class where a node is slow to start

@@ -103,7 +103,10 @@ class _Stacked(Statistics):
 
 
 def stack(problems: Sequence[SelectionProblem]) -> SelectionProblem:
-    """Problems side by side, of as many slices and as many stretches each, and by themselves or not, all alike."""
+    """Problems side by side, of as many slices and as many stretches each, and by themselves or not, all alike.
+
+    `later` is that of the first: what judges side by side is not shown what came later.
+    """
     one = problems[0]
     arrays = {name: np.stack([getattr(p, name) for p in problems]) for name in ("n", "G", "b", "c", "age")}
     return SelectionProblem(
@@ -112,7 +115,7 @@ def stack(problems: Sequence[SelectionProblem]) -> SelectionProblem:
         rest=_side_by_side([p.rest for p in problems]),
         validation=_side_by_side([p.validation for p in problems]),
         parts=tuple(_side_by_side(same) for same in zip(*(p.parts for p in problems), strict=True)),
-        later=_side_by_side([p.later for p in problems]),
+        later=one.later,
         ridge=one.ridge,
     )
 
@@ -126,7 +129,7 @@ def pick(stacked: SelectionProblem, which: NDArray[np.bool_]) -> SelectionProble
 
     return SelectionProblem(
         keys=(), **arrays, rest=some(stacked.rest), validation=some(stacked.validation),
-        parts=tuple(map(some, stacked.parts)), later=some(stacked.later), ridge=stacked.ridge,
+        parts=tuple(map(some, stacked.parts)), later=stacked.later, ridge=stacked.ridge,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from frmu.models.grid import on_grid
 from frmu.models.ridge import Factor
@@ -104,17 +105,26 @@ def guided(network: Network, account: RefitCounter, first: Observation, steps: i
 
 def _valued_most(met: Sequence[Guided]) -> Guided:
     """Return what the policy values most; of a stack, for each problem."""
-    values = np.stack([np.asarray(one.value) for one in met])
-    best = np.argmax(values, axis=0)
+    best = np.argmax(np.stack([np.asarray(one.value) for one in met]), axis=0)
     if not best.ndim:
         return met[int(best)]
-    at = (best, np.arange(len(best)))
     fits = [one.fit for one in met]
-    influence, H, B, L, W, losses = (
-        np.stack(arrays)[at]
-        for arrays in zip(*((f.influence, f.H, f.B, f.factor.L, f.W, f.loss) for f in fits), strict=True)
+    influence, H, B, rows, W, losses = (
+        _each_of(best, arrays)
+        for arrays in zip(
+            *((f.influence, f.H, f.B, np.swapaxes(f.factor.L, -1, -2), f.W, f.loss) for f in fits), strict=True
+        )
     )
-    return Guided(Fit(fits[0].task, influence, H, B, Factor(L), W, losses), values[at], met[0].pool)
+    fit = Fit(fits[0].task, influence, H, B, Factor(np.swapaxes(rows, -1, -2)), W, losses)
+    return Guided(fit, _each_of(best, [one.value for one in met]), met[0].pool)
+
+
+def _each_of(best: NDArray[np.intp], arrays: Sequence[Float]) -> Float:
+    """Of some arrays (problems, ...), for each problem the row of the one that is best there, (problems,)."""
+    found = arrays[0].copy()
+    for at in range(1, len(arrays)):
+        found[best == at] = arrays[at][best == at]
+    return found
 
 
 def decide(

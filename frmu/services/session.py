@@ -22,7 +22,7 @@ from frmu.methods.choice import method_of
 from frmu.methods.method import Round
 from frmu.models.files import check_files
 from frmu.report.figures import account_of_slices, summed_up
-from frmu.report.plots import plot_influence
+from frmu.report.plots import plot_influence, ready
 from frmu.runtime import job
 from frmu.selection.network import Network, current_policy
 from frmu.services.requests import check_anchor
@@ -116,7 +116,9 @@ class Session:
         import ray  # noqa: F401 - here, so that two threads do not import what both need
 
         pool = stack.enter_context(ThreadPoolExecutor(1))
-        return pool.submit(tracker_of, self.config, self.outbox)
+        opening = pool.submit(tracker_of, self.config, self.outbox)
+        pool.submit(ready)
+        return opening
 
     @property
     def tracker(self) -> Tracker:

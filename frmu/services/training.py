@@ -47,7 +47,6 @@ def train(session: Session, until: dt.date | None = None) -> dict[str, Any]:
         )
     session.move(until or dt.datetime.now(dt.UTC).date())
     session.sites.connect()
-    session.deliver()
     network = session.network()  # a policy that cannot be read is told before anything is written
     _same_names(session, _names(session))
     inventory = session.sites.look(source=True)
@@ -60,6 +59,7 @@ def train(session: Session, until: dt.date | None = None) -> dict[str, Any]:
     federation.away.update({client: why for client, why in inventory.away.items() if client in expected})
     if federation.away:
         _without(session, federation.away, expected)
+    session.deliver()  # not before: MLflow is being imported while hosts start
     with session.run(
         "train", session.holds(expected)
     ) as run:  # tagged before anything is logged: lineage misses nothing

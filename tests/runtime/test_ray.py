@@ -32,6 +32,14 @@ def ray_is_up() -> Iterator[None]:
         yield
 
 
+def test_a_private_ray_starts_nothing_that_nobody_asks() -> None:
+    import ray
+
+    running = set(ray._private.worker._global_node.all_processes)
+    assert {"gcs_server", "raylet"} <= running
+    assert not running & {"dashboard", "monitor", "log_monitor"}
+
+
 def packed(folder: Path, table: pd.DataFrame, per_actor: int | str) -> Config:
     value = f'"{per_actor}"' if isinstance(per_actor, str) else per_actor
     return put(folder, table, f"{CONFIG}\n[placement]\nclients_per_actor = {value}\n")
