@@ -72,6 +72,7 @@ class Client:
         self._groups: dict[int, dict[str, NDArray[np.intp]]] = {}
         self.network: Network | None = None
         self.rehearsals: dict[tuple[int, int, int], tuple[Rehearsal, ...]] = {}  # by seed, most, rounds
+        self.decided: dict[tuple[Any, ...], Answer] = {}  # what was chosen of these records, by what it was chosen by
 
     @property
     def shard(self) -> Shard:
@@ -120,6 +121,7 @@ class Client:
         self._digest = None
         self._groups.clear()
         self.rehearsals.clear()
+        self.decided.clear()
 
     def drop(self, rows: NDArray[np.bool_]) -> None:
         """Purge rows, (n,) bool: the shard is rewritten, and their sums are subtracted from those of their slices."""
@@ -306,25 +308,44 @@ class Client:
             self._parts[outputs] = [found.get(str(at), nothing) for at in range(PARTS)]
         return self._parts[outputs]
 
-    def task(self, slices: Mapping[str, Statistics], total: Sums, outputs: tuple[str, ...]) -> SelectionProblem:
-        """The task of choosing influences for some slices, by key, within the federation's total."""
-        rest = total - self.split_sums("fit", outputs)  # of the other clients
-        sums = [rest, self.split_sums("later", outputs), *self._stretches(outputs)]
+    def cohort_sums(self, share: int, outputs: tuple[str, ...]) -> Sums:
+        """The sums of the records to fit that are in a cohort of one in 2^share, see `Shard.cohort`."""
+        if share == 0:
+            return self.split_sums("fit", outputs)
+        name = f"fit {share}"
+        if (name, outputs) not in self._totals:
+            rows = np.flatnonzero(self.shard.split == SPLITS.index("fit"))
+            self._totals[name, outputs] = self.sums_of_rows(rows[self.shard.drawn(rows, share)], outputs)
+        return self._totals[name, outputs]
+
+    def _others(self, drawn: Sums, outputs: tuple[str, ...], share: int) -> Sums:
+        """The sums of the other clients, as those of one record in 2^share tell them."""
+        others = drawn - self.cohort_sums(share, outputs)
+        return others if share == 0 else total([(2**share, others)], others.D)
+
+    def task(
+        self, slices: Mapping[str, Statistics], total: Sums, outputs: tuple[str, ...], share: int = 0
+    ) -> SelectionProblem:
+        """The task of choosing influences for some slices, by key, within the federation.
+
+        `total` are the sums of its records to fit, or of those in a cohort of one in 2^share.
+        """
+        sums = [self._others(total, outputs, share), self.split_sums("later", outputs), *self._stretches(outputs)]
         others, later, *parts = self.basis(outputs).each(sums)
         ages = shards.ages(sorted(slices), self.config)
         return problem_of(slices, ages, others, parts, later, self.config.model.frozen_ridge)
 
-    def problem(self, total: Sums, outputs: tuple[str, ...], keep: bool = False) -> SelectionProblem:
-        """The task of choosing influences for every slice.
+    def problem(self, total: Sums, outputs: tuple[str, ...], keep: bool = False, share: int = 0) -> SelectionProblem:
+        """The task of choosing influences for every slice, see `task`.
 
         With `keep` what follows from the client's own records is kept for the next time: it is large.
         """
         if outputs in self._problems:
-            rest = self.basis(outputs).statistics(total - self.split_sums("fit", outputs))
+            rest = self.basis(outputs).statistics(self._others(total, outputs, share))
             return replace(self._problems[outputs], rest=rest)
         sums = self.sums("fit", outputs)
         slices = dict(zip(sums, self.basis(outputs).each(list(sums.values())), strict=True))
-        found = self.task(slices, total, outputs)
+        found = self.task(slices, total, outputs, share)
         if keep:
             self._problems[outputs] = found
         return found

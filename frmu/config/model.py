@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -19,7 +20,6 @@ LEARNED = (
     "bandwidth",
     "bins",
     "lattice",
-    "cohort",
     "hidden",
     "judges",
 )  # of learned features alone
@@ -40,7 +40,8 @@ class Model(Table):
     how many `layers` the metric is learned in, how many `bins` a column has for jumps along it, and the `ridge`. The
     default of `kind` is "relu", of `metric` "diagonal", of `bandwidth` 1, by which directions are multiplied. The
     metric is rounded to multiples of `lattice`, so that it rests where an erasure moves it little. It is learned from
-    one record of 2^k, by a hash of their ids, with the least k that leaves about `cohort` records. One record of
+    one record of 2^k, by a hash of their ids, with the least k that leaves about `cohort` records; beside the same
+    records slices are judged, with any encoder. One record of
     `hidden`, by another hash, is learned from a second time with a lag hidden, so that the model can do without where
     there is none (0: no record is). Slices are judged with `judges` frozen features a modality.
     """
@@ -61,6 +62,14 @@ class Model(Table):
     cohort: int = Field(default=65_536, ge=256)
     hidden: int = Field(default=6, ge=0)
     judges: int = Field(default=FROZEN_FEATURES, ge=1, le=1024)
+
+    def share(self, fitted: int) -> int:
+        """Return k: of so many fitted records one in 2^k is in the cohort.
+
+        >>> [Model(cohort=1000).share(fitted) for fitted in (0, 1000, 1001, 4000)]
+        [0, 0, 1, 2]
+        """
+        return max(0, math.ceil(math.log2(max(1, fitted) / self.cohort)))
 
     @property
     def frozen_features(self) -> int:

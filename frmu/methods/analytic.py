@@ -15,7 +15,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,7 +37,7 @@ from frmu.selection.network import Network
 from frmu.server.server import HeldClients, SumStatistics
 from frmu.types import HEAD, RESIDUALS, State, Sums
 
-__all__ = ["analytic", "digests_of", "outputs_of", "total_of"]
+__all__ = ["FederationSums", "analytic", "digests_of", "outputs_of", "sums_of", "total_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -87,13 +87,15 @@ def _attempt(config: Config, fingerprint: str, federation: Federation, network: 
     if used is not None:
         new = [reply.client for reply in held if reply.record["policy"] != policy]
         list(federation.run(LoadPolicy(used), on=new))
-    total, missing = total_of(config, fingerprint, federation, names, outputs, digests_of(held))
-    replies = in_order(federation.run(SelectInfluences(outputs, total), on=names))
+    fitted, judging = (sum(reply.record["splits"][part] for reply in held) for part in ("fit", "validation"))
+    share = config.model.share(fitted)
+    sums = sums_of(config, fingerprint, federation, names, outputs, digests_of(held), share)
+    total, missing = sums.total, sums.missing
+    replies = in_order(federation.run(SelectInfluences(outputs, sums.cohort, share), on=names))
     records: Records = {reply.client: reply.record for reply in replies}
     changed = [reply for reply in replies if reply.payload is not None]
     fitting = Fitting(config, federation, policy, outputs, total, config.model.frozen_ridge)
     if config.learns:
-        fitted, judging = (sum(reply.record["splits"][part] for reply in held) for part in ("fit", "validation"))
         one = learn_features(config, federation, names, outputs, fitted, judging)
         fitting = replace(
             fitting, total=one.total, ridge=one.ridge, features=one.features, learned=one.header, metrics=one.metrics
@@ -122,6 +124,18 @@ def digests_of(described: Iterable[Reply]) -> dict[str, str]:
     return {reply.client: reply.record["digest"] for reply in described}
 
 
+@dataclass(frozen=True, slots=True)
+class FederationSums:
+    """The sums of a federation at full influence: of all records to fit, and of those in its cohort.
+
+    `missing` had to compute for it.
+    """
+
+    total: Sums
+    cohort: Sums
+    missing: tuple[str, ...]
+
+
 def total_of(
     config: Config,
     fingerprint: str,
@@ -130,15 +144,32 @@ def total_of(
     outputs: tuple[str, ...],
     digests: Mapping[str, str] | None = None,
 ) -> tuple[Sums, tuple[str, ...]]:
-    """The federation's sums at full influence, and which clients had to compute for it.
+    """The federation's sums at full influence, and which clients had to compute for it; see `sums_of`."""
+    found = sums_of(config, fingerprint, federation, names, outputs, digests)
+    return found.total, found.missing
+
+
+def sums_of(
+    config: Config,
+    fingerprint: str,
+    federation: Federation,
+    names: tuple[str, ...],
+    outputs: tuple[str, ...],
+    digests: Mapping[str, str] | None = None,
+    share: int = 0,
+) -> FederationSums:
+    """The federation's sums at full influence, and those of its cohort of one record in 2^share.
 
     `digests` of the shards, by client, tell which of the sums that the server has are still those of the records;
     without them all are, as in a federation that began with this call.
     """
-    spec = hashlib.sha256("\n".join([fingerprint, *outputs]).encode()).hexdigest()
+    drawn = [f"cohort {share}"] if share else []
+    spec = hashlib.sha256("\n".join([fingerprint, *outputs, *drawn]).encode()).hexdigest()
     there = set(federation.serve(HeldClients(spec, digests)))
     missing = tuple(name for name in names if name not in there)
-    sums = in_order(federation.run(ComputeStatistics(outputs, not config.attention.by_client), on=missing))
+    work = ComputeStatistics(outputs, not config.attention.by_client, share)
+    sums = in_order(federation.run(work, on=missing))
     carriers = [reply for reply in sums if reply.payload is not None]
     members = {reply.client: tuple(reply.record["members"]) for reply in carriers}
-    return federation.serve(SumStatistics(members, basis_of(config, outputs).D, digests), carriers), missing
+    total, cohort = federation.serve(SumStatistics(members, basis_of(config, outputs).D, digests), carriers)
+    return FederationSums(total, cohort, missing)

@@ -15,7 +15,6 @@ simplest is taken, and that is said.
 from __future__ import annotations
 
 import logging
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -71,7 +70,7 @@ class _Learning:
     ) -> None:  # fmt: skip
         self.config, self.federation, self.names, self.outputs = config, federation, names, outputs
         self.fitted, model = fitted, config.model
-        self.share = max(0, math.ceil(math.log2(max(1, fitted) / model.cohort)))
+        self.share = model.share(fitted)
         self.enough = ENOUGH if judging / 2**self.share >= ENOUGH else sys.maxsize
         self.width = most_features(config, fitted, len(outputs))
         self.first = Features(model.kind, self.width, model.bandwidth, 0, model.lattice)

@@ -32,12 +32,14 @@ __all__ = ["Aggregated", "AttendClients", "HeldClients", "Server", "SolveModel",
 class Contribution:
     """The part of one client, or of several whose host has added them up: sums of records to fit, at full influence.
 
-    `validation` are those of one client's validation records, None of several. `digests` are those of the shards, by
-    client, each empty where nobody asked.
+    `validation` are those of one client's validation records, None of several; `cohort` those of the records to fit
+    that are in the cohort, where not all are. `digests` are those of the shards, by client, each empty where nobody
+    asked.
     """
 
     fit: Sums
     validation: Sums | None
+    cohort: Sums | None
     digests: Mapping[str, str]
 
 
@@ -81,7 +83,7 @@ class HeldClients:
 
 @dataclass(frozen=True, slots=True)
 class SumStatistics:
-    """Take new contributions and give the federation's sums at full influence, (D, D).
+    """Take new contributions and give the federation's sums at full influence, (D, D), and those of its cohort.
 
     `members` says whose sums each payload holds, by the client that sends it.
     """
@@ -90,13 +92,17 @@ class SumStatistics:
     D: int
     digests: Mapping[str, str] | None = None
 
-    def perform(self, server: Server, payloads: Mapping[str, Payload]) -> Sums:
-        """The total over the records to fit."""
+    def perform(self, server: Server, payloads: Mapping[str, Payload]) -> tuple[Sums, Sums]:
+        """The totals over the records to fit, and over those of them that are in the cohort: all, where there is
+        none."""
         for name, payload in payloads.items():
-            validation = Sums(payload["validation"]) if "validation" in payload else None
+            validation, cohort = (Sums(payload[part]) if part in payload else None for part in ("validation", "cohort"))
             digests = {client: (self.digests or {}).get(client, "") for client in self.members[name]}
-            server.contributions[name] = Contribution(Sums(payload["fit"]), validation, digests)
-        return total([(1, part.fit) for part in server.contributions.values()], self.D)
+            server.contributions[name] = Contribution(Sums(payload["fit"]), validation, cohort, digests)
+        parts = list(server.contributions.values())
+        whole = total([(1, part.fit) for part in parts], self.D)
+        drawn = [(1, part.cohort) for part in parts if part.cohort is not None]
+        return whole, total(drawn, self.D) if drawn else whole
 
 
 @dataclass(frozen=True, slots=True)

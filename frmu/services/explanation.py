@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from frmu.clients.tasks.explanation import ExplainSlices
+from frmu.clients.tasks.importing import DescribeShard
 from frmu.errors import RequestError, StoreError, TrackingUnavailableError, near_miss
 from frmu.federation import Federation, in_order
-from frmu.methods.analytic import total_of
+from frmu.methods.analytic import sums_of
 from frmu.methods.method import Round
 from frmu.report.figures import influences_in
 from frmu.report.plots import plot_explanation
@@ -46,8 +47,10 @@ def explain(
     with _again(session, state) as (federation, done):
         influences = {one.name: one.influence for one in state.clients}
         names = tuple(sorted(influences))
-        total, _ = total_of(session.config, state.config, federation, names, state.outputs)
-        work = ExplainSlices(state.outputs, total, influences)
+        described = federation.run(DescribeShard(), on=names)
+        share = session.config.model.share(sum(reply.record["splits"]["fit"] for reply in described))
+        sums = sums_of(session.config, state.config, federation, names, state.outputs, share=share)
+        work = ExplainSlices(state.outputs, sums.cohort, influences, share)
         accounts = {reply.client: reply.record for reply in in_order(federation.run(work, on=list(chosen)))}
     history = _history(session, chosen)
     told = {

@@ -23,18 +23,22 @@ __all__ = ["ExplainSlices"]
 
 @dataclass(frozen=True, slots=True)
 class ExplainSlices(EachClient):
-    """Ask how a client's slices look under applied influences, by client and slice, within the federation's total."""
+    """Ask how a client's slices look under applied influences, by client and slice, within the federation.
+
+    `total` and `share` are those of `frmu.clients.tasks.selection.SelectInfluences`.
+    """
 
     outputs: tuple[str, ...]
     total: Sums
     influences: Mapping[str, Mapping[str, float]]
+    share: int = 0
 
     def perform(self, client: Client) -> Answer:
         """Losses on the client's validation records, mean squared errors; None where it has none."""
         slices = client.slices("fit", self.outputs)
         if not slices:
             return Answer(client.name, {"validation_records": 0, "loss": None, "slices": {}})
-        task = client.task(slices, self.total, self.outputs)
+        task = client.task(slices, self.total, self.outputs, self.share)
         applied = np.array([self.influences[client.name][key] for key in task.keys])
         judged = task.validation.n > 0
         here = fit(task, applied)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -48,20 +49,29 @@ class SelectInfluences:
     The choice rests on the records that are there, the config and the policy file alone. Clients of a host are judged
     many at a time (`frmu.selection.selectors.decide_all`), each as if it were alone. The weighted sums are for the
     attention over clients; where the config asks for none of single clients, none is sent.
+
+    `total` are the sums of the records to fit, or of those in a cohort of one in 2^share (`frmu.config.Model`). So
+    what is erased elsewhere mostly leaves all that a client chose by where it was, and then it is not chosen again.
     """
 
     doing: ClassVar[str] = "judging slices"
 
     outputs: tuple[str, ...]
     total: Sums
+    share: int = 0
 
     def prepare(self, clients: Sequence[Client]) -> None:
         """Judge the clients, as many at once as fit in the memory that is set aside for it."""
-        total, some, size, kept = self.total, [], 0, 0
+        some, size, kept = [], 0, 0
+        within = hashlib.sha256(self.total.packed.tobytes()).hexdigest()
         for client in clients:
+            given = (within, self.share, self.outputs, client.network and client.network.digest)
+            if given in client.decided:
+                continue
+            client.decided = {given: Answer(client.name, {"rows": len(client.shard), **_NOTHING})}
             if not client.sums("fit", self.outputs):
                 continue
-            task = client.problem(total, self.outputs, keep=kept < KEPT)
+            task = client.problem(self.total, self.outputs, kept < KEPT, self.share)
             some.append((client, task))
             size, kept = size + task.G.nbytes, kept + task.G.nbytes
             if size >= AT_ONCE:
@@ -77,13 +87,13 @@ class SelectInfluences:
             [task for _, task in some], first.network, policy.selector, policy.margin, policy.steps, policy.budget
         )
         for (client, task), decision in zip(some, decisions, strict=True):
-            client.prepared = self._answer(client, task, decision)
+            client.decided = dict.fromkeys(client.decided, self._answer(client, task, decision))
 
     def perform(self, client: Client) -> Answer:
         """Influences and losses in the record; packed sums in the payload, where they differ from
         `ComputeStatistics`."""
-        answer, client.prepared = client.prepared, None
-        return answer or Answer(client.name, {"rows": len(client.shard), **_NOTHING})
+        (answer,) = client.decided.values()
+        return answer
 
     def _answer(self, client: Client, task: SelectionProblem, decision: Decision) -> Answer:
         muting = self._muted(client, task, decision)

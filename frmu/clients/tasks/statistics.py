@@ -17,7 +17,7 @@ from frmu.federation import Answer
 from frmu.models.features import Head
 from frmu.models.grid import total
 from frmu.models.statistics import targets, weights_of
-from frmu.types import Float
+from frmu.types import Float, Sums
 
 __all__ = ["ComputeStatistics", "MeasureErrors", "errors_of"]
 
@@ -27,32 +27,43 @@ class ComputeStatistics:
     """Send the sums of all records to fit, at full influence, and of the validation records.
 
     Where nobody asks for those of single clients (`together`), the clients of a host that are asked send one sum to
-    fit: it is the payload of the first of them, whose record names its `members`.
+    fit: it is the payload of the first of them, whose record names its `members`. With a `share` those of the records
+    in a cohort of one in 2^share are sent as well: slices are judged beside them.
     """
 
     doing: ClassVar[str] = "adding up records"
 
     outputs: tuple[str, ...]
     together: bool = False
+    share: int = 0
 
     def prepare(self, clients: Sequence[Client]) -> None:
         """Add up, where that is asked for."""
         if self.together and clients:
-            sums = ((1, client.split_sums("fit", self.outputs)) for client in clients)
-            whole = total(sums, clients[0].basis(self.outputs).D)
+            D = clients[0].basis(self.outputs).D
+            parts = [self._fitted(client) for client in clients]
+            whole = {name: total([(1, part[name]) for part in parts], D) for name in parts[0]}
             clients[0].prepared = (whole, [client.name for client in clients])
 
     def perform(self, client: Client) -> Answer:
         """Packed sums in the payload."""
         rows = len(client.shard)
         if not self.together:
-            payload = {split: client.split_sums(split, self.outputs).packed for split in ("fit", "validation")}
-            return Answer(client.name, {"rows": rows, "members": [client.name]}, payload)
+            parts = self._fitted(client) | {"validation": client.split_sums("validation", self.outputs)}
+            return Answer(client.name, {"rows": rows, "members": [client.name]}, _packed(parts))
         prepared, client.prepared = client.prepared, None
         if prepared is None:
             return Answer(client.name, {"rows": rows, "members": []})
         whole, members = prepared
-        return Answer(client.name, {"rows": rows, "members": members}, {"fit": whole.packed})
+        return Answer(client.name, {"rows": rows, "members": members}, _packed(whole))
+
+    def _fitted(self, client: Client) -> dict[str, Sums]:
+        found = {"fit": client.split_sums("fit", self.outputs)}
+        return found | ({"cohort": client.cohort_sums(self.share, self.outputs)} if self.share else {})
+
+
+def _packed(parts: Mapping[str, Sums]) -> dict[str, Any]:
+    return {name: sums.packed for name, sums in parts.items()}
 
 
 @dataclass(frozen=True, slots=True)
