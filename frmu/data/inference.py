@@ -22,7 +22,7 @@ from frmu.config import load
 from frmu.config.columns import MOST_WEIGHT
 from frmu.data.checks import is_number, is_text, key_of, numbers, plain, proposed_range, text_of
 from frmu.data.parquet import read_parquet
-from frmu.data.proposals import Proposal, propose, skewed, within
+from frmu.data.proposals import Proposal, propose, skewed, taken_as_log1p, within
 from frmu.errors import ConfigError, DataError, near_miss
 
 __all__ = ["infer_config"]
@@ -208,8 +208,12 @@ def _render(
     lines += ["", "[data.modalities]", f"all = {_list([one.name for one in features])}"]
     lines += _categories(features)
     ranges = [f"{key_of(one.name)} = {one.range}" for one in features if one.kind == "number"]
-    ranged, transforms = _target(table, roles["target"], notes) if regression else ([], [])
-    lines += ["", "[data.ranges]", *ranges, *ranged, *transforms]
+    transforms = [f"{key_of(one.name)} = {_quote(one.transform)}" for one in features if one.transform]
+    if regression:
+        ranged, transformed = _target(table, roles["target"], notes)
+        ranges, transforms = [*ranges, *ranged], [*transforms, *transformed]
+    lines += ["", "[data.ranges]", *ranges]
+    lines += ["", "[data.transforms]", *transforms] if transforms else []
     lines += ["", "[slices]", *_slices(table, roles, notes)]
     lines += ["", "[split]", *_split(table, roles, notes)]
     return "\n".join(lines) + "\n"
@@ -257,12 +261,8 @@ def _target(table: pa.Table, name: str, notes: list[str]) -> tuple[list[str], li
     skew = skewed(values)
     if skew is None:
         return [f"{key_of(name)} = {proposed_range(values)}"], []
-    notes.append(
-        f'"{name}": learned as log1p, for it is never negative and skewed to the right (skewness {skew[0]:.1f}, and '
-        f"{skew[1]:.1f} after it)"
-    )
-    lines = ["", "[data.transforms]", f'{key_of(name)} = "log1p"']
-    return [f"{key_of(name)} = {proposed_range(values, 'log1p')}"], lines
+    notes.append(f'"{name}": {taken_as_log1p(skew)}')
+    return [f"{key_of(name)} = {proposed_range(values, 'log1p')}"], [f'{key_of(name)} = "log1p"']
 
 
 def _slices(table: pa.Table, roles: Mapping[str, str], notes: list[str]) -> list[str]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from frmu.data.checks import is_number, is_text, no_value, numbers, proposed_range, text_of
 from frmu.errors import DataError
 
-__all__ = ["Proposal", "propose", "skewed", "within"]
+__all__ = ["Proposal", "propose", "skewed", "taken_as_log1p", "within"]
 
 LISTED, HASHED, BUCKETS, FEWER = 32, 4096, 64, 16  # values in a list; values at most; buckets for those in between
 ROOM = 512  # columns of all categories together: sums grow with their square
@@ -29,7 +29,8 @@ SKEWED = 2.0  # skewness of an exponential distribution
 class Proposal:
     """The use that is proposed for a column, and a line that says why; a number that needs no word has none.
 
-    `declared` are the values of a category, or its buckets; `range` is that of a number as TOML.
+    `declared` are the values of a category, or its buckets; `range` is that of a number as TOML, which may have a
+    `transform`.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Proposal:
     missing: bool = False
     range: str = ""
     declared: tuple[str, ...] | int = ()
+    transform: str = ""
 
     @property
     def width(self) -> int:
@@ -70,9 +72,12 @@ def _number(name: str, values: NDArray[np.float64], gone: NDArray[np.bool_], kin
     said += [_gaps(gone)] if gone.any() else []
     if np.isinf(there).any():
         said.append("it has values that are not finite, which `frmu train` will refuse")
-    declared = "[0.0, 1.0]" if boolean else proposed_range(there)
+    skew = None if boolean else skewed(there)
+    transform = "" if skew is None else "log1p"
+    said += [] if skew is None else [taken_as_log1p(skew)]
+    declared = "[0.0, 1.0]" if boolean else proposed_range(there, transform)
     note = f'"{name}": {"; ".join(said)}' if said else ""
-    return Proposal(name, "number", note, bool(gone.any()), declared)
+    return Proposal(name, "number", note, bool(gone.any()), declared, transform=transform)
 
 
 def _gaps(gone: NDArray[np.bool_]) -> str:
@@ -126,6 +131,14 @@ def skewed(values: NDArray[np.float64]) -> tuple[float, float] | None:
         return None
     before, after = _skewness(there), _skewness(np.log1p(there))
     return (before, after) if before > SKEWED and abs(after) < before / 2.0 else None
+
+
+def taken_as_log1p(skew: tuple[float, float]) -> str:
+    """Say why, by what `skewed` found."""
+    return (
+        f"learned as log1p, for it is never negative and skewed to the right (skewness {skew[0]:.1f}, and "
+        f"{skew[1]:.1f} after it)"
+    )
 
 
 def _skewness(values: NDArray[np.float64]) -> float:

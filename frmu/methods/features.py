@@ -24,7 +24,7 @@ from frmu.clients.layers import Layer
 from frmu.clients.tasks.layers import SumLayers
 from frmu.config import Config
 from frmu.federation import Federation, in_order
-from frmu.models.features import LEAST, Features, most_features
+from frmu.models.features import LEAST, Features, bins_to_try, most_features
 from frmu.server.layers import AddLayer, ChooseFeatures, Chosen, FitLayer
 from frmu.types import Float, Sums
 
@@ -74,7 +74,7 @@ class _Learning:
         self.enough = ENOUGH if judging / 2**self.share >= ENOUGH else sys.maxsize
         self.width = most_features(config, fitted, len(outputs))
         self.first = Features(model.kind, self.width, model.bandwidth, 0, model.lattice)
-        self.bins = (0, BINS) if model.bins == "auto" else (model.bins,)
+        self.bins = bins_to_try(config, BINS, TRIED) if model.bins == "auto" else (model.bins,)
         # Metrics, and then layers and ramps, are tried on fewer features: the first of those that the model has.
         self.trial = replace(self.first, width=min(self.width, TRIED), bins=self.bins[-1])
         if self.enough > ENOUGH:
@@ -128,7 +128,7 @@ class _Learning:
         bins = self.bins
         if model.layers != "auto":
             tried = tried[-1:]
-        if model.bins == "auto" and self.fitted >= MANY and self._columns_in_bins() * FINE_BINS <= self.width * 2:
+        if model.bins == "auto" and self.fitted >= MANY and bins_to_try(self.config, FINE_BINS, self.width)[-1]:
             tried.append(replace(self.trial, bins=FINE_BINS, metric=features[0].metric))
             bins = (*bins, FINE_BINS)
         first = self._choice(tried, bins, (self.trial.width,))
@@ -150,11 +150,6 @@ class _Learning:
         work = ChooseFeatures(self.config, asked, bins, widths, ridges, self.enough)
         found: Chosen = self.federation.serve(work, self._sums(asked))
         return found
-
-    def _columns_in_bins(self) -> int:
-        return sum(
-            len(self.config.continuous(name)) for name in self.config.data.modalities if self.config.learned(name)
-        )
 
     def _sums(self, layers: tuple[Layer, ...]) -> list[Any]:
         replies = in_order(self.federation.run(SumLayers(layers), on=self.names))

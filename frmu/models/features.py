@@ -30,7 +30,7 @@ from frmu.models.statistics import basis_of, target_columns
 from frmu.types import Float, State, Sums
 
 __all__ = [
-    "LEAST", "METRIC", "Features", "Head", "Wide", "basis_of_features", "described", "features_of",
+    "LEAST", "METRIC", "Features", "Head", "Wide", "basis_of_features", "bins_to_try", "described", "features_of",
     "head_of", "metric_of", "most_features", "nested", "on_lattice", "predictor", "ridge_of", "what_moved", "without",
 ]  # fmt: skip
 
@@ -305,6 +305,15 @@ def on_lattice(M: Float, lattice: float, diagonal: bool) -> Float | None:
         root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
     found = np.rint(root / lattice) + 0.0
     return found if found.any() else None
+
+
+def bins_to_try(config: Config, bins: int, features: int) -> tuple[int, ...]:
+    """Return with how many ramps a column to try: none where they would be more than twice the features.
+
+    Sums grow with the square of both.
+    """
+    columns = sum(len(config.continuous(name)) for name in config.data.modalities if config.learned(name))
+    return (0, bins) if columns * bins <= 2 * features else (0,)
 
 
 def most_features(config: Config, fitted: int, outputs: int) -> int:

@@ -90,6 +90,14 @@ def test_a_long_tail_is_told_from_a_short_one() -> None:
     assert skewed(rng.lognormal(-12, 1, 1000)) is None  # log1p changes nothing there
 
 
+def test_a_feature_of_a_long_tail_is_proposed_with_its_logarithm() -> None:
+    found = one(np.floor(rng.lognormal(3, 1.2, 1000)))
+    assert found.transform == "log1p"
+    assert "learned as log1p" in found.note
+    assert found.range.startswith("[0.0, ")
+    assert one(rng.normal(10, 1, 1000)).transform == ""
+
+
 def untidy() -> pa.Table:
     table = homes(2)
     n = len(table)
@@ -109,6 +117,7 @@ def untidy() -> pa.Table:
         "half": pa.array(drawn.random(n).astype(np.float16)),
         "level": pa.array(drawn.integers(0, 5, n).astype(np.float32)).dictionary_encode(),
         "sold": pa.array(np.floor(drawn.lognormal(3, 1.2, n))),
+        "visitors": pa.array(np.floor(drawn.lognormal(3, 1.2, n))),
     }
     whole = pa.Table.from_pandas(table.drop(columns=["load", "band"]), preserve_index=False)
     for name, values in columns.items():
@@ -132,7 +141,7 @@ def test_an_untidy_table_is_proposed_and_trained(tmp_path: Path) -> None:
     assert data.categories == {
         "colour": ("blå", 'gr"een', "red"), "kind of": tuple(f"kind {i}" for i in range(4)), "code": 64,
     }  # fmt: skip
-    assert data.transforms == {"sold": "log1p"}
+    assert data.transforms == {"visitors": "log1p", "sold": "log1p"}
     assert data.ranges["sold"][0] == 0.0
     assert data.ranges["flag"] == [0.0, 1.0]
     assert {"price", "half", "level", "temperature"} <= set(data.features)

@@ -15,6 +15,7 @@ from frmu.models.features import (
     Features,
     Wide,
     basis_of_features,
+    bins_to_try,
     described,
     features_of,
     head_of,
@@ -204,6 +205,12 @@ def test_a_frozen_state_says_nothing_of_features() -> None:
     assert features_of(frozen) is None
     assert (described(frozen), what_moved(frozen, frozen)) == ("", "")
     assert ridge_of(frozen, config_of(encoder="relu")) == 1e-3
+
+
+def test_many_columns_get_no_ramps() -> None:
+    few, many = ([f"c{at}" for at in range(columns)] for columns in (64, 65))
+    assert bins_to_try(config_of({"first": few}), 16, 512) == (0, 16)
+    assert bins_to_try(config_of({"first": many}), 16, 512) == (0,)
 
 
 def test_the_most_features_follow_from_records_and_outputs() -> None:
