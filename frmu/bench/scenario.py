@@ -33,7 +33,7 @@ from frmu.datasets import cached
 from frmu.runtime.local import LocalFederation
 from frmu.selection.disturbance import disturb, draw
 
-__all__ = ["KEY", "SETS", "VARIANTS", "Scenario", "filled", "held", "scenario"]
+__all__ = ["KEY", "SETS", "VARIANTS", "Scenario", "filled", "held", "scenario", "spoiled"]
 
 SETS = {
     "energy": ("appliances", False),
@@ -145,6 +145,18 @@ def _groups(table: pd.DataFrame, config: Config, kind: str, rng: np.random.Gener
     hit = pd.concat(parts).set_index(["client", "record"])["slice"]
     rows = pd.MultiIndex.from_arrays([table[config.data.client].astype(str), table[config.data.record].astype(str)])
     return pd.Series(hit.reindex(rows).to_numpy(dtype=object), table.index)
+
+
+def spoiled(
+    table: pd.DataFrame, config: Config, variant: str, rng: np.random.Generator
+) -> tuple[pd.DataFrame, pd.Series]:
+    """The table with records gone wrong at half of the clients, and the slice of each record that is hit, by row.
+
+    `variant` is one of an outdated or an irrelevant kind; the table is what the config's source holds.
+    """
+    kind = next(kind for kind, variants in VARIANTS.items() if variant in variants)
+    hit = _groups(table, config, kind, rng)
+    return _wrong(table, hit, config, variant, rng), hit
 
 
 def _wrong(table: pd.DataFrame, hit: pd.Series, config: Config, variant: str, rng: np.random.Generator) -> pd.DataFrame:

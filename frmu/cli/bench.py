@@ -160,13 +160,36 @@ def bench_scale(seconds: float, seeds: int, processes: int, out: Path | None, ca
 @json_option
 def bench_clean(federations: int, encoder: str, significance: float | None, cache: Path, as_json: bool) -> None:
     """Small federations in which nothing is wrong: what choosing influences costs there."""
-    from frmu.bench.clean import bench_clean as measure
+    from frmu.bench.applied import bench_clean as measure
 
     told = measure(cache, federations, encoder, significance, lambda line: click.echo(line, err=True))
     show(as_json, told, lambda r: say(
         f"test RMSE is lower by {r['mean']:.2f} ± {r['error']:.2f} % on the mean of {len(r['rows'])} federations, "
         f"{r['worst']:+.1f} % in the worst and {r['best']:+.1f} % in the best; in {r['changed']} a slice counts less"
     ))  # fmt: skip
+
+
+@command(bench, "applied")
+@click.option("--federations", type=click.IntRange(2), default=20, show_default=True)
+@click.option("--sites", type=click.IntRange(1), help="Of each federation; default: two to ten.")
+@cache_option
+@json_option
+def bench_applied(federations: int, sites: int | None, cache: Path, as_json: bool) -> None:
+    """Federations in which something is wrong: what influences gain as applied, with learned and frozen features."""
+    from frmu.bench.applied import bench_applied as measure
+
+    told = measure(cache, federations, sites, lambda line: click.echo(line, err=True))
+    show(as_json, told, _tell_applied)
+
+
+def _tell_applied(result: dict[str, Any]) -> None:
+    columns = ["features", "lower test RMSE %", "worst", "best", "changed"]
+    rows = [
+        [name, f"{one['mean']:.2f} ± {one['error']:.2f}", f"{one['worst']:+.1f}", f"{one['best']:+.1f}", str(one["changed"])]
+        for name, one in result.items() if name != "difference"
+    ]  # fmt: skip
+    table("Influences as applied", columns, rows)
+    say("learned less frozen: {mean:+.2f} ± {error:.2f} points".format(**result["difference"]))
 
 
 @command(bench, "surrogates")
