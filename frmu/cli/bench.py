@@ -185,7 +185,8 @@ def bench_applied(federations: int, sites: int | None, cache: Path, as_json: boo
 def _tell_applied(result: dict[str, Any]) -> None:
     columns = ["features", "lower test RMSE %", "worst", "best", "changed"]
     rows = [
-        [name, f"{one['mean']:.2f} ± {one['error']:.2f}", f"{one['worst']:+.1f}", f"{one['best']:+.1f}", str(one["changed"])]
+        [name, f"{one['mean']:.2f} ± {one['error']:.2f}", *(f"{one[end]:+.1f}" for end in ("worst", "best")),
+         str(one["changed"])]
         for name, one in result.items() if name != "difference"
     ]  # fmt: skip
     table("Influences as applied", columns, rows)
