@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import settings
 from memory_tracking import MemoryBackend
 from postgres import postgres_database, postgres_url
 
@@ -22,6 +23,10 @@ from frmu.runtime.dispatch import ActorHandle
 from frmu.runtime.local import LocalFederation
 
 __all__ = ["postgres_database", "postgres_url"]  # fixtures of every test
+
+# A machine that does other things as well is slow at times, which is no fault of what is tested.
+settings.register_profile("frmu", deadline=None)
+settings.load_profile("frmu")
 
 # Every Ray of the tests listens on loopback only. Ray reads this once in a process, when it is first imported.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

@@ -33,7 +33,7 @@ def of(config: Config) -> Client:
     return Client("home 1", config, config.folder / "shards", encoders(config), time.time_ns())
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(chosen=st.lists(st.integers(0, 423), max_size=60))
 def test_rows_that_are_dropped_were_never_there(tmp_path_factory: pytest.TempPathFactory, chosen: list[int]) -> None:
     config = put(tmp_path_factory.mktemp("homes"), homes(2), NO_LAGS)

@@ -52,7 +52,7 @@ def same(found: list[LayerSums], wanted: list[LayerSums]) -> bool:
 
 
 @pytest.mark.parametrize("text", [NO_LAGS, LEARNED], ids=["plain", "lags"])
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 @given(chosen=st.lists(st.integers(0, 211), max_size=60), whole=st.booleans())
 def test_rows_that_are_dropped_were_never_there(
     tmp_path_factory: pytest.TempPathFactory, text: str, chosen: list[int], whole: bool

@@ -151,7 +151,7 @@ def test_rows_to_predict_for_may_lack_what_is_declared(tmp_path: Path, table: pd
         inputs(changed, str(tmp_path / "homes.parquet"))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.one_of(st.none(), st.floats(-50, 150)), min_size=2, max_size=12),
     st.data(),

@@ -191,14 +191,14 @@ def joined(inner: st.SearchStrategy[Pair]) -> st.SearchStrategy[Pair]:
 filters = st.recursive(comparisons(), joined, max_leaves=8)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(filters, st.sampled_from([CLIENT, "ada", "7", "été"]))
 def test_a_mask_is_what_python_says_of_each_row(pair: Pair, client: str) -> None:
     text, meant = pair
     assert mask(text, client=client) == [meant(row | {"client": client}) for row in ROWS], text
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(filters, filters)
 def test_the_laws_of_de_morgan(one: Pair, other: Pair) -> None:
     a, b = np.array(mask(one[0])), np.array(mask(other[0]))
@@ -207,7 +207,7 @@ def test_the_laws_of_de_morgan(one: Pair, other: Pair) -> None:
     assert mask(f"not (({one[0]}) and ({other[0]}))") == (~a | ~b).tolist()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.sampled_from(["temperature > 0", "end = 1", "person = 'ada'", "load < 1"]), min_size=2, max_size=9))
 def test_and_binds_before_or_and_not_before_both(parts: list[str]) -> None:
     words = ["and" if len(part) % 2 else "or" for part in parts[1:]]
@@ -469,7 +469,7 @@ words = st.sampled_from(WORDS.split())
 soup = st.lists(words | st.text(max_size=3), max_size=25).map(" ".join)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(soup | st.text(max_size=60) | st.lists(words, max_size=40).map("".join))
 @example("end = 1 {% raw")
 @example("e'")

@@ -79,7 +79,7 @@ def several(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
     return {"first": X["first"], "said": words[rng.integers(0, 3, (n, 1))], "other": X["other"]}
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 12), st.sampled_from([0, 3]), st.sampled_from(["relu", "fourier"]))
 def test_fewer_features_are_the_first_of_more(width: int, bins: int, kind: str) -> None:
     config = config_of(SEVERAL, encoders={"said": "hash"}, judges=5)
@@ -151,7 +151,6 @@ def test_keys_tell_features_apart() -> None:
     assert Features("relu", 16, metric=S.copy()).key == keys[6]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5), st.floats(1e-6, 1e6), st.integers(0, 2**32 - 1), st.booleans())
 def test_a_lattice_point_knows_no_scale(columns: int, scale: float, seed: int, diagonal: bool) -> None:
     A = np.random.default_rng(seed).normal(size=(columns, columns))

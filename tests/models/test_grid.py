@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from frmu.errors import FrmuError
@@ -30,7 +30,6 @@ def exact(Z: np.ndarray) -> np.ndarray:
     return (whole.T @ whole).astype(np.int64)
 
 
-@settings(deadline=None)
 @given(seeds, st.integers(1, 4), st.booleans())
 def test_a_head_predicts_from_whole_numbers_what_it_does_from_features(seed: int, outputs: int, optional: bool) -> None:
     rng = np.random.default_rng(seed)
@@ -41,7 +40,6 @@ def test_a_head_predicts_from_whole_numbers_what_it_does_from_features(seed: int
     assert np.allclose(whole.predictions(Z, W), encode(X, {"a": relu}) @ W, rtol=0, atol=1e-10)
 
 
-@settings(deadline=None)
 @given(seeds, st.integers(0, 300), st.randoms(use_true_random=False))
 def test_any_order_any_split_any_grouping_gives_the_same_bits(seed: int, n: int, random: object) -> None:
     Z = rows(seed, n)
@@ -55,7 +53,6 @@ def test_any_order_any_split_any_grouping_gives_the_same_bits(seed: int, n: int,
         assert found.n == n
 
 
-@settings(deadline=None)
 @given(seeds, st.integers(1, 300), st.integers(0, 300))
 def test_rows_that_are_subtracted_were_never_added(seed: int, kept: int, gone: int) -> None:
     Z = rows(seed, kept + gone)
@@ -135,7 +132,6 @@ def columns_of(by: dict[str, Encoder | Words]) -> dict[str, Columns]:
     return {name: encoder.columns for name, encoder in by.items()}
 
 
-@settings(deadline=None)
 @given(seeds, st.integers(1, 60))
 def test_statistics_are_those_of_the_features(seed: int, n: int) -> None:
     modalities, by, y = made(seed, n)
@@ -150,7 +146,6 @@ def test_statistics_are_those_of_the_features(seed: int, n: int) -> None:
     assert found.n == n == found.G[-1, -1]
 
 
-@settings(deadline=None)
 @given(seeds, st.integers(1, 40), st.integers(0, QUARTERS), st.sampled_from(["a", "b", "said"]))
 def test_muting_whole_numbers_is_muting(seed: int, n: int, quarters: int, name: str) -> None:
     modalities, by, _ = made(seed, n)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from frmu.config import Config, parse
@@ -49,7 +49,6 @@ def of(modalities: dict[str, np.ndarray], config: Config, Y: np.ndarray) -> Stat
 numeric = st.sampled_from(["relu", "fourier", "linear"])
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 30), numeric, numeric, st.sampled_from(sorted(MODALITIES)))
 def test_muting_gives_the_sums_of_records_that_lack_the_modality(
     seed: int, n: int, calendar: str, weather: str, lost: str
@@ -64,7 +63,6 @@ def test_muting_gives_the_sums_of_records_that_lack_the_modality(
     assert np.array_equal(whole.b, lacking.b)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 20), st.floats(0, 1))
 def test_an_influence_mixes_records_with_and_without(seed: int, n: int, q: float) -> None:
     config = config_of({"notes": "hash"})

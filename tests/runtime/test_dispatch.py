@@ -184,7 +184,7 @@ def test_an_error_of_a_client_is_raised_as_it_was() -> None:
         ask(dispatcher(Network(), Rules(), ("a", Node(["errs"]))))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.lists(st.sampled_from(["dies", "starts again", "answers", "hangs", "ends"]), max_size=6), min_size=1,
              max_size=4),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import CONFIG
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from frmu.config import Config, Placement, parse
@@ -29,7 +29,6 @@ def homes(by_site: dict[str, int]) -> dict[str, SiteLocation]:
     }
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["", "a", "b"]), st.integers(1, 300), min_size=1), st.integers(2, 200))
 def test_every_client_has_one_host_that_fits(by_site: dict[str, int], gib: int) -> None:
     nodes = [Node("a", gib * GIB), Node("b", gib * GIB), Node(None, gib * GIB)]
