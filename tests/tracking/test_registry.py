@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from frmu.errors import TrackingError
@@ -365,7 +365,6 @@ def test_no_tag_is_longer_than_mlflow_takes(count: int) -> None:
     assert len(held(tags)) == count
 
 
-@settings(deadline=None)  # the first one imports mlflow
 @given(st.text(max_size=220), st.text(max_size=220))
 def test_mlflow_takes_every_name_and_two_stay_two(one: str, two: str) -> None:
     from mlflow.utils.validation import _validate_model_name
