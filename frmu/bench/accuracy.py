@@ -3,7 +3,8 @@
 Every method has the same rows, columns - lags among them - and split: it is fitted on `fit`, may choose on `validation`
 and is judged on `test`. Rivals see the records of all sites together; ours stay at their sites. An erasure of ours is
 one record at the largest site, to the new state, held against a federation that is built from nothing on the shards
-that are left; a rival has nothing but to fit again. All run on one thread.
+that are left; a rival has nothing but to fit again. All run on one thread. Of a regression it is counted as well for
+how many test records an interval of 90 % holds, which rests on the residuals of validation records.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ from frmu.bench.rivals import RIVALS, Rows, measured
 from frmu.bench.scenario import filled, held
 from frmu.config import Config, load
 from frmu.data.shard import SPLITS
+from frmu.data.transform import head_widths, scaled_targets
 from frmu.datasets import cached
 from frmu.methods.analytic import analytic
+from frmu.models.features import head_of
+from frmu.models.residuals import reach
 from frmu.models.statistics import one_thread
 from frmu.report.figures import measure
 from frmu.runtime.local import LocalFederation
+from frmu.types import RESIDUALS, State
 
 __all__ = ["KNOWN", "METHODS", "OURS", "SETS", "WIDTHS", "bench_accuracy", "config_for", "draw_accuracy"]
 
@@ -44,6 +49,7 @@ MORE: Mapping[str, Mapping[str, Any]] = {
     "no lattice": {"encoder": "learned", "features": "auto", "lattice": 1e-4},  # finer, and sums would not be whole
 }
 ALL_OURS: Mapping[str, Mapping[str, Any]] = {**OURS, **WIDTHS, **MORE}
+LEVEL = 0.9  # of intervals
 METHODS = (*RIVALS, *OURS)
 KNOWN = (*RIVALS, *ALL_OURS)
 Tell = Callable[[str], None]
@@ -113,8 +119,24 @@ def _ours(config: Config, erase: bool = True) -> dict[str, Any]:
         began = time.perf_counter()
         done = method.apply(federation, method.init(), None)
         fit = time.perf_counter() - began
-        found = {"error": _error_of(measure(federation, done), federation), "fit": fit}
+        error, holds = _error_of(measure(federation, done), federation), _holds(config, federation, done.state)
+        found = {"error": error, "fit": fit, "holds": holds}
         return found | (_erased(config, federation, Path(folder)) if erase else {"erase": None, "exact": None})
+
+
+def _holds(config: Config, federation: LocalFederation, state: State) -> float | None:
+    """The share of test records within the interval of `LEVEL`; None where the model has none."""
+    counts = state.parameters.get(RESIDUALS)
+    if counts is None:
+        return None
+    head, within = head_of(state), [reach(one.astype(np.int64), LEVEL) for one in counts] * head_widths(config)
+    inside, records = 0, 0
+    for client in held(federation):
+        rows = np.flatnonzero(client.shard.split == SPLITS.index("test"))
+        said = client.predictions({"": head}, client.shard.modalities, rows)[""]
+        truth = scaled_targets(client.shard.learned_target[rows], config).reshape(said.shape)
+        inside, records = inside + int(np.sum(np.abs(truth - said) <= within)), records + said.size
+    return inside / max(1, records)
 
 
 def _erased(config: Config, federation: LocalFederation, folder: Path) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def summed_up(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         mine = [line for line in lines if (line["set"], line["method"]) == (name, method)]
         trees = [line["error"] for line in lines if (line["set"], line["method"]) == (name, "boosted trees")]
         errors, erasures = ([line[of] for line in mine] for of in ("error", "erase"))
+        holds = [line["holds"] for line in mine if line.get("holds") is not None]
         rows.append(
             {
                 "set": name, "method": method, "seeds": len(mine), "error": mean(errors),
@@ -68,6 +69,7 @@ def summed_up(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "against": 100.0 * (mean(errors) / mean(trees) - 1.0) if trees and mean(trees) else None,
                 "fit": mean(line["fit"] for line in mine), "erase": None if None in erasures else mean(erasures),
                 "exact": None if mine[0]["exact"] is None else all(line["exact"] for line in mine),
+                "holds": mean(holds) if holds else None,
             }
         )  # fmt: skip
     return rows
@@ -79,10 +81,11 @@ def _tell_accuracy(result: dict[str, Any]) -> None:
             [r["method"], f"{r['error']:.4f}" + ("" if r["spread"] is None else f" ± {r['spread']:.4f}"),
              "" if r["against"] is None else f"{r['against']:+.1f}", f"{r['fit']:.1f}",
              "" if r["erase"] is None else f"{r['erase']:.2f}",
-             "" if r["exact"] is None else "yes" if r["exact"] else "NO"]
+             "" if r["exact"] is None else "yes" if r["exact"] else "NO",
+             "" if r["holds"] is None else f"{100 * r['holds']:.1f}"]
             for r in result["rows"] if r["set"] == name
         ]  # fmt: skip
-        columns = ["", "test error", "against trees, %", "fit, s", "erase, s", "exact"]
+        columns = ["", "test error", "against trees, %", "fit, s", "erase, s", "exact", "90 % interval holds, %"]
         table(f"{name}: RMSE in standard deviations of what is fitted, or % of wrong classes", columns, rows)
 
 

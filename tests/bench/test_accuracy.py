@@ -35,6 +35,7 @@ def test_ours_is_erased_exactly_and_its_error_is_in_standard_deviations(learned:
     assert 0.0 < found["error"] < 1.0
     assert found["fit"] > 0.0
     assert found["erase"] > 0.0
+    assert 0.5 < found["holds"] <= 1.0
     assert accuracy._ours(learned, erase=False) | {"fit": 0.0} == {**found, "fit": 0.0, "erase": None, "exact": None}
 
 
