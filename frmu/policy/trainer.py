@@ -45,25 +45,30 @@ _log = logging.getLogger(__name__)
 Weights = Mapping[str, NDArray[np.float32]]
 
 
-def runners_for(setting: int | str, cpus: float, clients: int, parts: int) -> int:
-    """Return how many env runners: as set, else from the CPUs that are free in the cluster.
+def runners_for(setting: int | str, free: Sequence[float], clients: int, parts: int) -> int:
+    """Return how many env runners: as set, else from the CPUs that are `free` on the nodes of the cluster.
 
     "auto" is none on a laptop; on a cluster half the CPUs but one, so that the clients that they step have the rest,
     and no more than there are clients to keep busy or `parts` of a batch to sample. Raises `PolicyError` for
     more than the cluster can place: Ray would wait for ever.
 
-    >>> [runners_for("auto", cpus, clients=24, parts=20) for cpus in (2, 4, 8, 16, 64)]
+    >>> [runners_for("auto", [cpus], clients=24, parts=20) for cpus in (2, 4, 8, 16, 64)]
     [0, 0, 3, 7, 20]
+    >>> runners_for(8, [0.9, 1.9, 1.9], clients=24, parts=20)
+    Traceback (most recent call last):
+    frmu.errors.PolicyError: policy.env_runners must be at most 7 here, got 8: each takes half a CPU of one node, and \
+4.7 CPUs are free on 3 nodes. Lower it, or set "auto"
     """
+    cpus, places = sum(free), sum(int(cpu / SHARE) for cpu in free)
     if setting == "auto":
         if cpus <= LAPTOP:
             return 0
-        return max(1, min(int((cpus - 1) // 2), clients, parts))
+        return max(1, min(int((cpus - 1) // 2), clients, parts, places))
     number = int(setting)
-    if number * SHARE > cpus:
+    if number > places:
         raise PolicyError(
-            f"policy.env_runners must be at most {int(cpus / SHARE)} here, half a CPU each, got {number}: {cpus:g} "
-            'CPUs are free in this cluster. Lower it, or set "auto"'
+            f"policy.env_runners must be at most {places} here, got {number}: each takes half a CPU of one node, and "
+            f'{cpus:.3g} CPUs are free on {len(free)} node{"s" * (len(free) != 1)}. Lower it, or set "auto"'
         )
     return number
 
