@@ -23,13 +23,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from frmu.errors import PolicyError
-from frmu.selection.network import shapes
+from frmu.selection.network import misfit, shapes
 from frmu.selection.observation import VERSION
 from frmu.storage.atomic import write_bytes
 
 __all__ = ["Progress", "lineage_of", "read_progress", "write_progress"]
 
 _FORMAT = "frmu-training/1"
+ADAM = ("exp_avg", "exp_avg_sq", "step")  # what torch keeps of each weight
 Tensors = Mapping[str, NDArray[np.float32]]
 
 
@@ -80,17 +81,29 @@ def read_progress(path: Path) -> tuple[Progress, dict[str, Any]]:
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")
         by.setdefault(part, {})[rest] = tensor
-    if {name: weight.shape for name, weight in by["weights"].items()} != shapes():
-        raise PolicyError(f"{path}: its weights are not those of the policy network; start anew with --no-resume")
+    if why := misfit(by["weights"]) or _misfit(by["moments"]):
+        raise PolicyError(f"{path}: not a training of this frmu: {why}; start anew with --no-resume")
     try:
         account, lineage = json.loads(metadata["account"]), json.loads(metadata["lineage"])
         progress = Progress(
             int(account["iterations"]), by["weights"], by["moments"], account["scores"],
             tuple(account["history"]), float(account["seconds"]),
         )  # fmt: skip
+        whole = progress.iterations == len(progress.history) and all("env_steps" in of for of in progress.history)
+        whole = whole and isinstance(lineage["clients"], list) and {"run", "parent", "buried"} <= set(lineage)
     except (KeyError, TypeError, ValueError) as error:
         raise PolicyError(f"{path}: not a whole checkpoint: {error!r}; start anew with --no-resume") from None
+    if not whole:
+        raise PolicyError(f"{path}: not a whole checkpoint: its account has gaps; start anew with --no-resume")
     return progress, lineage
+
+
+def _misfit(moments: Mapping[str, NDArray[Any]]) -> str:
+    """Return why moments are not those of Adam over the network: of every weight all three, or none at all."""
+    known = shapes()
+    wanted = {f"{kind}/{name}": () if kind == "step" else known[name] for kind in ADAM for name in known}
+    found = {name: moment.shape for name, moment in moments.items()}
+    return "" if found in ({}, wanted) else "its moments are not those of its weights"
 
 
 def lineage_of(path: Path) -> tuple[str, dict[str, Any] | None]:

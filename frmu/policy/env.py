@@ -157,6 +157,7 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         self.contexts = tuple(contexts)
         self._clients = [(number, name) for number, context in enumerate(self.contexts) for name in context.clients]
         self._site: int | None = None
+        self.turn = 0  # of those in which it is told where to draw from
         self.max_slices, self.steps, self.rounds, self.forget_penalty = max_slices, steps, rounds, forget_penalty
         self.tasks_per_episode, self.group, self.held_out = tasks_per_episode, group, held_out
         self._rng = np.random.Generator(np.random.PCG64(seed))
@@ -171,9 +172,9 @@ class SliceEnv(VectorEnv[Any, Any, Any]):
         """The names of the clients that did not answer when they were last asked."""
         return tuple(sorted(self._clients[client][1] for client in self._away))
 
-    def only(self, client: int | None) -> None:
+    def only(self, client: int | None, turn: int = 0) -> None:
         """From the next reset on, draw tasks from one client alone, by its number over all contexts; None: all."""
-        self._site = client
+        self._site, self.turn = client, turn
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

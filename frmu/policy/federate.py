@@ -14,7 +14,7 @@ learn the same. (FedAvg: McMahan et al., AISTATS 2017.)
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +58,10 @@ class Sites:
         self._copies: dict[str, dict[str, NDArray[np.float32]]] = {}
 
     def iterate(self, trainer: Trainer, scores: Sequence[NDArray[np.float64]]) -> dict[str, float]:
-        """One round: every site trains from the shared policy, the server averages; the means of their scalars."""
+        """One round: every site trains from the shared policy, the server averages; the means of their scalars.
+
+        One that does not answer, before its turn or in it, is left out. Raises `ClientsUnavailableError` where all are.
+        """
         shared, moments = trainer.weights(), trainer.moments()
         found, trained = [], {}
         away = self._away()
@@ -67,9 +70,16 @@ class Sites:
                 continue
             trainer.load(self._start(shared, site), moments)
             trainer.at(number)
-            found.append(trainer.iterate(scores))
+            try:
+                found.append(trainer.iterate(scores))
+            except ClientsUnavailableError as gone:
+                away[site] = "; ".join(gone.reasons.values())
+                _tell([site])
+                continue
             self._copies[site] = trainer.weights()
             trained[site] = self._copies[site] | {f"{_MOMENTS}{name}": m for name, m in trainer.moments().items()}
+        if not trained:
+            raise ClientsUnavailableError.of({_name(site): reason for site, reason in away.items()})
         mean = self._server.serve(Average(trained, {site: self._shares[site] for site in trained}))
         moments = {name.removeprefix(_MOMENTS): mean.pop(name) for name in sorted(mean) if name.startswith(_MOMENTS)}
         trainer.load(mean, moments)
@@ -77,12 +87,9 @@ class Sites:
         dropped = sum(metrics["dropped"] for metrics in found)
         return means | {key: found[-1][key] for key in ("env_steps", "env_runners")} | {"dropped": dropped}
 
-    def _away(self) -> set[str]:
-        """Return the sites that do not answer now: a round goes on without them.
-
-        Raises `ClientsUnavailableError` where none answers.
-        """
-        gone: set[str] = set()
+    def _away(self) -> dict[str, str]:
+        """Return the sites that do not answer now, and why: a round goes on without them."""
+        gone: dict[str, str] = {}
         number = 0
         for context in self._contexts:
             reasons: dict[str, str] = {}
@@ -90,12 +97,9 @@ class Sites:
                 list(context.federation.run(DescribeShard(), on=context.clients))
             except ClientsUnavailableError as error:
                 reasons = error.reasons
-                if set(context.clients) <= set(reasons) and len(self._contexts) == 1:
-                    raise
-            gone |= {self.names[number + at] for at, name in enumerate(context.clients) if name in reasons}
+            gone |= {self.names[number + at]: reasons[c] for at, c in enumerate(context.clients) if c in reasons}
             number += len(context.clients)
-        if gone:
-            _log.warning("This round goes on without %s", ", ".join(sorted(name.split(" ", 1)[1] for name in gone)))
+        _tell(gone)
         return gone
 
     def _start(self, shared: Weights, site: str) -> Weights:
@@ -103,3 +107,12 @@ class Sites:
         if own is None or self._beta == 1.0:
             return shared
         return {name: self._beta * weight + (1.0 - self._beta) * own[name] for name, weight in shared.items()}
+
+
+def _name(site: str) -> str:
+    return site.split(" ", 1)[1]
+
+
+def _tell(gone: Iterable[str]) -> None:
+    if names := sorted(_name(site) for site in gone):
+        _log.warning("This round goes on without %s", ", ".join(names))

@@ -20,7 +20,7 @@ import numpy as np
 from frmu.config import Policy
 from frmu.policy.env import GROUP, SliceEnv, TaskSource, spaces
 
-__all__ = ["EVALUATED", "PROBE", "Rate", "batches_of", "config_of", "copies_of", "parts_of", "rate_of", "steps_of"]
+__all__ = ["EVALUATED", "SILENCE", "Rate", "batches_of", "config_of", "copies_of", "parts_of", "rate_of", "steps_of"]
 
 GROUPS = 4  # tasks that PPO meets side by side
 TASKS = 32  # tasks that slope meets side by side, over all env runners
@@ -28,7 +28,7 @@ BATCH = 96  # steps of one gradient step along the slope
 LEAST = 4  # tasks that an env runner of slope meets side by side at least
 EVALUATED = 64  # tasks of held-out seeds that a policy is evaluated on, by the rounds of one
 SHARE = 0.5  # of a CPU, an env runner
-PROBE = 10.0  # seconds that RLlib waits for a sign of life of an env runner; its own restore timeout is half an hour
+SILENCE = 30.0  # seconds without a sign of life after which an env runner is taken for lost
 NEVER = 2**31  # iterations
 
 
@@ -190,11 +190,13 @@ def _environment(config: Any, policy: Policy, contexts: Sequence[TaskSource], ma
 
 
 def _machinery(config: Any, policy: Policy, runners: int, deadline: float) -> Any:
+    copies = copies_of(policy, runners)
+    rounds = math.ceil(config.total_train_batch_size / (copies * max(1, runners)))  # of all copies, in a batch
     return (
         config.env_runners(
             num_env_runners=runners,
             num_cpus_per_env_runner=SHARE,
-            num_envs_per_env_runner=copies_of(policy, runners),
+            num_envs_per_env_runner=copies,
             gym_env_vectorize_mode="vector_entry_point",
             rollout_fragment_length="auto",
             batch_mode="truncate_episodes",  # with gamma 0 nothing is bootstrapped where a chunk ends
@@ -203,13 +205,13 @@ def _machinery(config: Any, policy: Policy, runners: int, deadline: float) -> An
             env_to_module_connector=None, module_to_env_connector=None,
             merge_env_runner_states=False,  # no connector has a state
             compress_observations=False,
-            validate_env_runners_after_construction=False,  # that wait has no end where a node dies meanwhile
-            sample_timeout_s=min(60.0, deadline),
+            sample_timeout_s=deadline * (2 + 2 * rounds),  # each is a dispatch to the clients, or two
+            broadcast_env_runner_states=False,  # orders carry the weights (`frmu.policy.runners`)
         )
         .callbacks(on_sample_end=log_gain)
         .fault_tolerance(
             restart_failed_env_runners=True, delay_between_env_runner_restarts_s=1.0,
-            env_runner_health_probe_timeout_s=PROBE, env_runner_restore_timeout_s=PROBE,
+            env_runner_health_probe_timeout_s=min(SILENCE, deadline), env_runner_restore_timeout_s=deadline,
         )
         .learners(num_learners=0)  # the network is small: a gradient step is milliseconds
         .rl_module(rl_module_spec=_module())

@@ -9,14 +9,15 @@ learning to optimise: Andrychowicz et al., NeurIPS 2016.)
 The value learns beside it the reward of where a task stood before the action: with it the policy chooses among what it
 meets, which validation records that a search has already fitted cannot do.
 
-Sampling, weights and runners are RLlib's: a `training_step` samples one batch, takes one gradient step, and hands the
-weights out; so PPO's runners, local or remote, carry it unchanged.
+A `training_step` hands the weights out, samples one batch and takes one gradient step; runners, learner and weights are
+RLlib's, and PPO runs in the same way. What becomes of runners that are slow, silent or lost: `frmu.policy.runners`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -26,13 +27,12 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.algorithms.ppo import PPO
 from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.apis import ValueFunctionAPI
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.execution.rollout_ops import synchronous_parallel_sample
 from ray.rllib.utils.metrics import (
-    ALL_MODULES,
     ENV_RUNNER_RESULTS,
     LEARNER_RESULTS,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
@@ -42,6 +42,7 @@ from torch.nn.functional import smooth_l1_loss
 
 from frmu.policy.learner import TemporalDifference
 from frmu.policy.module import SliceModule, seen
+from frmu.policy.runners import Order, Runners, Sampled, sampled
 from frmu.selection.network import LIMIT
 
 __all__ = ["FinitePPO", "Slope", "SlopeConfig", "SlopeLearner", "SlopesFromInfos", "faults_of"]
@@ -168,28 +169,64 @@ def influence_of(logits: Tensor, mask: Tensor, by_itself: Tensor) -> Tensor:
 class _OnPolicy(Algorithm):
     """An algorithm that samples a batch, leaves out what is not finite, and learns once from the rest.
 
-    `faults` has, by client number, how many episodes were left out on its account since somebody set it anew.
+    `faults` has, by client number, how many episodes were left out on its account since somebody set it anew; `away`
+    the clients that did not answer in the last batch. `order` says where to sample, and goes out with the weights.
+    Of RLlib's settings it takes `env_runner_restore_timeout_s` as what runners have to start, `sample_timeout_s` as
+    what a batch may take, and `env_runner_health_probe_timeout_s` as how long one may be silent.
     """
 
     faults: Counter[int]
+    away: tuple[str, ...] = ()
+    order = Order(None)
+    runners: Runners | None = None
 
     def setup(self, config: Any) -> None:
-        """Begin without faults; RLlib calls this."""
+        """Build everything in this process, which waits for nobody, then start the runners; RLlib calls this."""
         self.faults = Counter()
-        super().setup(config)
+        alone = config.copy(copy_frozen=False).env_runners(num_env_runners=0)
+        alone.freeze()
+        self.config = alone
+        super().setup(alone)
+        if config.num_env_runners:
+            patience, silence = config.env_runner_restore_timeout_s, config.env_runner_health_probe_timeout_s
+            self.runners = Runners(config, config.num_env_runners, patience, silence)
+
+    def cleanup(self) -> None:
+        """End the runners first; RLlib calls this."""
+        if self.runners is not None:
+            self.runners.stop()
+        super().cleanup()
+
+    def evaluate(self, *_: Any, **__: Any) -> Any:
+        """Evaluate by the weights that are there: RLlib passes over those that no update has numbered."""
+        self.eval_env_runner_group.local_env_runner.set_state({COMPONENT_RL_MODULE: self._weights()})
+        return super().evaluate()
 
     def learn_once(self) -> bool:
-        """Sample, learn, and hand the weights out; False where no env runner gave anything."""
-        episodes, results = synchronous_parallel_sample(
-            worker_set=self.env_runner_group, max_env_steps=self.config.total_train_batch_size,
-            sample_timeout_s=self.config.sample_timeout_s, _uses_new_env_runners=True, _return_metrics=True,
-        )  # fmt: skip
-        if not episodes:
+        """Sample, and learn; False where no env runner gave anything."""
+        if not (found := self._sample()):
             return False
-        self.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
-        if sound := list(self._sound(episodes)):
+        self.away = tuple(sorted({name for said in found for name in said.away}))
+        self.metrics.aggregate([said.metrics for said in found], key=ENV_RUNNER_RESULTS)
+        if sound := list(self._sound([episode for said in found for episode in said.episodes])):
             self._update(sound)
         return True
+
+    def _sample(self) -> list[Sampled]:
+        """A batch by the weights that were just learned, whoever samples it."""
+        order = replace(self.order, weights=self._weights())
+        steps = self.config.total_train_batch_size
+        if self.runners is not None:
+            return self.runners.sample(order, steps, self.config.sample_timeout_s)
+        said = sampled(self.env_runner_group.local_env_runner, order, steps)
+        if said.error is not None:
+            raise said.error
+        return [said]
+
+    def _weights(self) -> Any:
+        part = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
+        state = self.learner_group.get_state(components=part, inference_only=True)
+        return state[COMPONENT_LEARNER][COMPONENT_RL_MODULE]
 
     def _sound(self, episodes: Sequence[Any]) -> Iterator[Any]:
         for episode in episodes:
@@ -199,15 +236,12 @@ class _OnPolicy(Algorithm):
                 yield episode
 
     def _update(self, episodes: Sequence[Any]) -> None:
-        sampled = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME))
+        steps = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME))
         found = self.learner_group.update(
-            episodes=episodes, timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: sampled}, num_epochs=self.config.num_epochs,
+            episodes=episodes, timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: steps}, num_epochs=self.config.num_epochs,
             minibatch_size=self.config.minibatch_size, shuffle_batch_per_epoch=self.config.shuffle_batch_per_epoch,
         )  # fmt: skip
         self.metrics.aggregate(found, key=LEARNER_RESULTS)
-        self.env_runner_group.sync_weights(
-            from_worker_or_learner_group=self.learner_group, policies=set(found[0]) - {ALL_MODULES}, inference_only=True
-        )
 
 
 def faults_of(episode: Any) -> set[int]:

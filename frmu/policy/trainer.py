@@ -1,8 +1,8 @@
 """An RLlib algorithm over the environment that the client actors feed, held as one resource.
 
 Env runners are in the learner's process on a laptop and actors on a cluster; they mostly wait for the clients, which
-do the refits, so a runner asks for half a core. One that dies is started again by Ray, and the training goes on with
-the others meanwhile. How RLlib is set, and why, `frmu.policy.rllib` says.
+do the refits, so a runner asks for half a core. What becomes of one that is lost, `frmu.policy.runners` says; how RLlib
+is set, and why, `frmu.policy.rllib`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frmu.config import Policy
-from frmu.errors import ClientsUnavailableError, FederationError, PolicyError
+from frmu.errors import ClientsUnavailableError, PolicyError
 from frmu.policy.env import TaskSource
-from frmu.policy.rllib import PROBE, RATES, SHARE, Rate, config_of, copies_of
+from frmu.policy.rllib import RATES, SHARE, Rate, config_of, copies_of
+from frmu.policy.runners import Order, cause_of
 from frmu.runtime.deadline import within
 from frmu.selection.scores import update
 
@@ -44,25 +45,30 @@ _log = logging.getLogger(__name__)
 Weights = Mapping[str, NDArray[np.float32]]
 
 
-def runners_for(setting: int | str, cpus: float, clients: int, parts: int) -> int:
-    """Return how many env runners: as set, else from the CPUs that are free in the cluster.
+def runners_for(setting: int | str, free: Sequence[float], clients: int, parts: int) -> int:
+    """Return how many env runners: as set, else from the CPUs that are `free` on the nodes of the cluster.
 
     "auto" is none on a laptop; on a cluster half the CPUs but one, so that the clients that they step have the rest,
     and no more than there are clients to keep busy or `parts` of a batch to sample. Raises `PolicyError` for
     more than the cluster can place: Ray would wait for ever.
 
-    >>> [runners_for("auto", cpus, clients=24, parts=20) for cpus in (2, 4, 8, 16, 64)]
+    >>> [runners_for("auto", [cpus], clients=24, parts=20) for cpus in (2, 4, 8, 16, 64)]
     [0, 0, 3, 7, 20]
+    >>> runners_for(8, [0.9, 1.9, 1.9], clients=24, parts=20)
+    Traceback (most recent call last):
+    frmu.errors.PolicyError: policy.env_runners must be at most 7 here, got 8: each takes half a CPU of one node, and \
+4.7 CPUs are free on 3 nodes. Lower it, or set "auto"
     """
+    cpus, places = sum(free), sum(int(cpu / SHARE) for cpu in free)
     if setting == "auto":
         if cpus <= LAPTOP:
             return 0
-        return max(1, min(int((cpus - 1) // 2), clients, parts))
+        return max(1, min(int((cpus - 1) // 2), clients, parts, places))
     number = int(setting)
-    if number * SHARE > cpus:
+    if number > places:
         raise PolicyError(
-            f"policy.env_runners must be at most {int(cpus / SHARE)} here, half a CPU each, got {number}: {cpus:g} "
-            'CPUs are free in this cluster. Lower it, or set "auto"'
+            f"policy.env_runners must be at most {places} here, got {number}: each takes half a CPU of one node, and "
+            f'{cpus:.3g} CPUs are free on {len(free)} node{"s" * (len(free) != 1)}. Lower it, or set "auto"'
         )
     return number
 
@@ -83,7 +89,7 @@ class Trainer:
         constant = RATES[policy.algorithm][1]
         rate = rate or Rate(constant, constant, 1)
         config = config_of(policy, contexts, max_slices, runners, samples, seed, rate, deadline)
-        self._algorithm = self._wait(f"RLlib to start {runners} env runners", config.build_algo, deadline)
+        self._algorithm = config.build_algo()
         self._away: tuple[str, ...] = ()
         self._names = [name for context in contexts for name in context.clients]
         self._faults: Counter[int] = Counter()  # by client: iterations in a row
@@ -94,8 +100,7 @@ class Trainer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(FederationError):  # what does not answer is stopped by Ray, with the job
-            self._wait("RLlib to stop", self._algorithm.stop, PROBE)
+        self._algorithm.stop()
 
     @staticmethod
     def _wait(what: str, call: Callable[[], T], seconds: float) -> T:
@@ -127,12 +132,12 @@ class Trainer:
                     f"its node back, or set policy.env_runners = 0. {RESUME}"
                 )
             time.sleep(AGAIN)
-            self.at(self._site)
         rate = (sampled - self._so_far) / (time.perf_counter() - began)
         self._so_far = sampled
         self._tell_away()
-        healthy = self._algorithm.env_runner_group.num_healthy_remote_workers()
-        own = {"env_runners": float(healthy), "steps_per_second": rate, "dropped": self._tell_faults()}
+        runners = self._algorithm.runners
+        own = {"env_runners": float(runners.there if runners is not None else 0), "steps_per_second": rate}
+        own |= {"dropped": self._tell_faults()}
         return scalars_of(result, scores) | own
 
     def evaluate(self) -> dict[str, float]:
@@ -142,7 +147,9 @@ class Trainer:
         """
         try:
             found = self._wait("an evaluation of RLlib", self._algorithm.evaluate, self._longest)
-        except ClientsUnavailableError as gone:
+        except Exception as error:
+            if not isinstance(gone := cause_of(error), ClientsUnavailableError):
+                raise
             _log.warning("The policy was not evaluated: %s", gone)
             return {}
         return {"evaluation_gain": float(found["env_runners"].get("gain", float("nan")))}
@@ -168,8 +175,7 @@ class Trainer:
 
     def _tell_away(self) -> None:
         """Say which clients the env runners do without, when that changed."""
-        found = self._algorithm.env_runner_group.foreach_env_runner(_away_of, timeout_seconds=PROBE)
-        away = tuple(sorted({name for names in found for name in names}))
+        away = self._algorithm.away
         if away != self._away:
             back = sorted(set(self._away) - set(away))
             _log.warning(
@@ -181,7 +187,7 @@ class Trainer:
     def at(self, site: int | None) -> None:
         """Sample at one client alone, by its number over all contexts, from clean episodes on; None: at all."""
         self._site = site
-        self._algorithm.env_runner_group.foreach_env_runner(partial(_at, site), timeout_seconds=self._deadline)
+        self._algorithm.order = Order(None, site, self._algorithm.order.turn + 1)
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """The weights, by the names they have in a policy file."""
@@ -189,11 +195,10 @@ class Trainer:
         return {name.removeprefix("network."): np.array(weight, dtype=np.float32) for name, weight in state.items()}
 
     def load(self, weights: Weights, moments: Weights | None = None) -> None:
-        """Take weights over, learner and env runners; and Adam's moments, or none: Adam begins anew."""
+        """Take weights over, and Adam's moments, or none: Adam begins anew. The next batch is sampled by them."""
         group = self._algorithm.learner_group
         group.set_weights({"default_policy": {f"network.{name}": np.array(w) for name, w in weights.items()}})
         group.foreach_learner(partial(_set_moments, moments or {}))
-        self._algorithm.env_runner_group.sync_weights(from_worker_or_learner_group=group, inference_only=True)
 
     def moments(self) -> dict[str, NDArray[np.float32]]:
         """Adam's moments and step counts, as `<kind>/<weight>`."""
@@ -216,16 +221,6 @@ def scalars_of(result: Mapping[str, Any], scores: Sequence[NDArray[np.float64]])
     gain = float(result["env_runners"].get("gain", float("nan")))
     told = {name: float(learner[key]) for name, key in LEARNED.items() if key in learner}
     return {"gain": gain, "env_steps": _sampled(result), "td_error": float("nan"), **told}
-
-
-def _away_of(runner: Any) -> tuple[str, ...]:
-    return runner.env.unwrapped.away if runner.env is not None else ()
-
-
-def _at(site: int | None, runner: Any) -> None:
-    if runner.env is not None:
-        runner.env.unwrapped.only(site)
-        runner.sample(num_timesteps=0, force_reset=True)
 
 
 def _adam(learner: Any) -> tuple[Any, list[str]]:

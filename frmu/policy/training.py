@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from frmu.clients.tasks.importing import DescribeShard
 from frmu.config import Config, Policy
 from frmu.errors import PolicyError
-from frmu.federation import Federation, in_order
+from frmu.federation import Federation, Reply, in_order
 from frmu.methods.analytic import digests_of, outputs_of, total_of
 from frmu.policy.checkpoint import Progress
 from frmu.policy.env import EnvContext, TaskSource
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("frmu.progress")
 
-__all__ = ["MOST", "Learned", "context_of", "train_policy"]
+__all__ = ["MOST", "Learned", "context_of", "runners_of", "train_policy"]
 
 EVERY = 5  # iterations between two evaluations; the last one is evaluated as well
 MOST = 64  # slices of one client that take part in training; the newest, where there are more
@@ -63,8 +63,8 @@ def context_of(
     ]
     if not able:
         raise PolicyError(
-            "no client has two slices to fit, validation records and later records; move the dates in [split], or "
-            "cut finer slices"
+            f"no client has two slices to fit, validation records and later records ({_counts(described)}); move the "
+            "dates in [split], or cut finer slices"
         )
     outputs = outputs_of(config, {label for reply in described for label in reply.record["classes"]})
     names = tuple(reply.client for reply in described)
@@ -78,6 +78,17 @@ def context_of(
         {reply.client: over for reply in able if (over := len(reply.record["slices"]) - MOST) > 0},
     )
     return context, {reply.client: sorted(reply.record["slices"])[-MOST:] for reply in able}
+
+
+def _counts(described: Sequence[Reply]) -> str:
+    """Return how many clients have what a training needs: where none has it all, something is missing at each."""
+    has = {
+        "two slices": [len(reply.record["slices"]) > 1 for reply in described],
+        "validation records": [reply.record["splits"]["validation"] > 0 for reply in described],
+        "later records": [reply.record["splits"]["later"] > 0 for reply in described],
+    }
+    told = ", ".join(f"{sum(of)} with {what}" for what, of in has.items())
+    return f"of {len(described)} with records: {told}"
 
 
 def train_policy(
@@ -99,6 +110,22 @@ def train_policy(
     """
     training = _Training(policy, contexts, parent, progress, iterations or policy.iterations, deadline, scratch)
     return training.run(on_iteration or (lambda number, metrics: None), keep or (lambda progress: None))
+
+
+def runners_of(policy: Policy, clients: int) -> int:
+    """Return how many env runners step so many clients, from what is free in the cluster now.
+
+    Raises `PolicyError` where more are asked for than there is room for.
+    """
+    import ray
+
+    from frmu.policy.rllib import parts_of
+    from frmu.policy.trainer import runners_for
+    from frmu.runtime.nodes import free_cpus
+
+    if not ray.is_initialized():
+        return 0 if policy.env_runners == "auto" else int(policy.env_runners)
+    return runners_for(policy.env_runners, free_cpus(), clients, parts_of(policy))
 
 
 class _Training:
@@ -129,7 +156,7 @@ class _Training:
     def run(self, on_iteration: Callable[[int, dict[str, float]], None], keep: Callable[[Progress], None]) -> Learned:
         from frmu.policy.trainer import quiet
 
-        runners = self._runners()
+        runners = runners_of(self.policy, len(self.slices))
         with quiet(), self._trainer(runners) as trainer:
             self._start(trainer)
             iterate = self._iterate(trainer)
@@ -179,19 +206,6 @@ class _Training:
             number + 1, self.iterations, last["env_steps"], 100 * last["gain"],
             f"{last['env_runners']:.0f} env runners" if last["env_runners"] else "in this process", self._seconds(),
         )  # fmt: skip
-
-    def _runners(self) -> int:
-        """From what is free in the cluster now, the clients being there already."""
-        import ray
-
-        from frmu.policy.rllib import parts_of
-        from frmu.policy.trainer import runners_for
-
-        setting = self.policy.env_runners
-        if not ray.is_initialized():
-            return 0 if setting == "auto" else int(setting)
-        cpus = float(ray.available_resources().get("CPU", 0.0))
-        return runners_for(setting, cpus, len(self.slices), parts_of(self.policy))
 
     def _start(self, trainer: Any) -> None:
         if self.progress is not None:

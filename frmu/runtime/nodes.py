@@ -13,7 +13,7 @@ from frmu.data.sites import SiteLocation, SiteTask
 from frmu.errors import FrmuError
 from frmu.runtime.placement import LABEL, HostPlan, Node, Plan, plan_for
 
-__all__ = ["LIGHT", "SiteWorkers", "absent", "await_labels", "plan_on", "request", "run_at_sites"]
+__all__ = ["LIGHT", "SiteWorkers", "absent", "await_labels", "free_cpus", "plan_on", "request", "run_at_sites"]
 
 ATTEMPTS, AGAIN = 10, 1.0  # times that a process which is lost is asked, and seconds between them
 LIGHT: dict[str, Any] = {"num_cpus": 0.01}  # as many processes as memory allows may share a machine
@@ -43,6 +43,13 @@ def plan_on(
     whole = sum(node.memory for node in nodes) or 1
     left = [replace(node, memory=max(0, node.memory - taken * node.memory // whole)) for node in nodes]
     return plan_for(locations, rows, placement, process, left)
+
+
+def free_cpus() -> list[float]:
+    """Return the CPUs that nobody has taken, a node each: an actor needs what it asks for on one of them."""
+    from ray._private.state import available_resources_per_node
+
+    return [float(of.get("CPU", 0.0)) for of in available_resources_per_node().values()]
 
 
 def _labels() -> set[str]:

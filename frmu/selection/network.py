@@ -29,8 +29,8 @@ from frmu.storage.atomic import write_bytes
 from frmu.types import Float
 
 __all__ = [
-    "BLOCKS", "HEADS", "RELATIONS", "WIDTH", "Network", "current_policy", "influence_of", "nearness", "read_policy",
-    "shapes", "shipped", "write_policy",
+    "BLOCKS", "HEADS", "RELATIONS", "WIDTH", "Network", "current_policy", "influence_of", "misfit", "nearness",
+    "read_policy", "shapes", "shipped", "write_policy",
 ]  # fmt: skip
 
 WIDTH, BLOCKS, HEADS = 48, 2, 4
@@ -152,13 +152,41 @@ def read_policy(path: Path) -> Network:
             f"{path}: made for observation version {version}, this frmu computes version {VERSION}; train it again "
             "with `frmu policy train`"
         )
-    if {name: weight.shape for name, weight in weights.items()} != shapes():
-        raise PolicyError(f"{path}: its weights are not those of the policy network")
+    if why := misfit(weights):
+        raise PolicyError(f"{path}: not a policy of this frmu: {why}; leave policy.file out, or name another")
     return Network(
         weights={name: weight.astype(np.float32) for name, weight in weights.items()},
         digest=hashlib.sha256(raw).hexdigest(),
-        lineage=json.loads(metadata.get("lineage", "{}")),
+        lineage=_lineage(path, metadata.get("lineage", "{}")),
     )
+
+
+def misfit(weights: Mapping[str, NDArray[Any]]) -> str:
+    """Return why weights are not those of the network: one that is missing, too many, of another shape or no number.
+
+    >>> misfit({"head.bias": np.zeros(1)})[:42]
+    'blocks.0.bias is missing, which has (4, 3)'
+    """
+    known = shapes()
+    for name, shape in sorted(known.items()):
+        if name not in weights:
+            return f"{name} is missing, which has {shape}"
+        if weights[name].shape != shape:
+            return f"{name} has {weights[name].shape} and not {shape}"
+        if not np.isfinite(weights[name]).all():
+            return f"{name} is not finite"
+    more = sorted(set(weights) - set(known))
+    return f"{more[0]} is none of its weights" if more else ""
+
+
+def _lineage(path: Path, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise PolicyError(f"{path}: nobody can tell what it learned from; leave policy.file out, or name another")
+    return found
 
 
 def write_policy(weights: Mapping[str, Any], lineage: Mapping[str, Any], path: Path) -> Network:

@@ -50,12 +50,13 @@ def learn(
     Where the trained policy is not ahead of the one in force on rehearsals (`frmu.policy.compare`) that one stays,
     and the trained one is let go; with `adopt` "always" it takes its place whatever comes out.
     """
-    from frmu.policy.training import context_of, train_policy
+    from frmu.policy.training import context_of, runners_of, train_policy
 
     if session.address == "local":
         raise RequestError("a policy is trained by RLlib on Ray; leave out --address local")
     state = session.state()
     learners = [client.name for client in state.clients]
+    runners_of(session.config.policy, len(learners))  # before a host is started for those who have no room
     progress, lineage = _progress(session, start, resume, learners)
     parent = session.network() if start == "current" and progress is None else None
     if progress is None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,10 +20,13 @@ import pytest
 from conftest import CONFIG, drain, homes, put, train
 
 from frmu import api
-from frmu.config import Config
-from frmu.errors import PolicyError
+from frmu.config import Config, Policy
+from frmu.errors import ClientsUnavailableError, PolicyError
 from frmu.policy.checkpoint import read_progress
 from frmu.types import Selection
+
+if TYPE_CHECKING:
+    from frmu.policy.trainer import Trainer
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -230,18 +234,75 @@ def test_another_setting_is_another_training(killed: Config, tmp_path: Path) -> 
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize(("algorithm", "steps"), [("slope", 32), ("ppo", 48)])
+@pytest.mark.parametrize(("algorithm", "steps", "runners"), [("slope", 32, 0), ("slope", 32, 2), ("ppo", 48, 0)])
 def test_sites_train_alone_and_the_server_averages(
-    tmp_path: Path, table: pd.DataFrame, algorithm: str, steps: int
+    tmp_path: Path, table: pd.DataFrame, algorithm: str, steps: int, runners: int
 ) -> None:
-    config = with_policy(tmp_path / "federated", table, federated=True, beta=0.5, algorithm=algorithm)
+    config = with_policy(
+        tmp_path / "federated", table, federated=True, beta=0.5, algorithm=algorithm, env_runners=runners
+    )
     train(config)
     learned = learn(config, iterations=2, adopt="always")
     assert learned["federated"]
+    assert learned["env_runners"] == runners
     assert learned["env_steps"] == 2 * 4 * steps  # rounds, sites, steps at each
     assert np.isfinite(learned["gain_last"])
     assert np.isfinite(learned["evaluation_gain"])
     assert train(config)["policy"] == learned["policy"] != learned["parent"]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("runners", [0, 2])
+def test_a_site_begins_where_the_others_do_and_samples_at_itself(
+    tmp_path: Path, table: pd.DataFrame, runners: int
+) -> None:
+    """One that is lost in its turn is left out of the round, and the others are averaged."""
+    from frmu.policy.federate import Sites
+    from frmu.policy.trainer import Trainer, quiet
+
+    config = with_policy(tmp_path / "turns", table)
+    train(config)
+    with api.Experiment(config) as experiment, quiet():
+        context, slices = _context(experiment)
+        scores = [np.zeros(len(keys)) for keys in slices.values()]
+        with Trainer(Policy(samples=32), [context], 4, runners, 32, 0) as trainer:
+            sites = Sites([context], beta=1.0)
+            for _ in range(2):
+                shared = trainer.weights()
+                turns = watched(trainer)
+                sites.iterate(trainer, scores)
+                assert [site for site, _, _ in turns] == [0, 1, 2, 3]
+                for site, weights, clients in turns:
+                    assert clients == {site}
+                    assert all(np.array_equal(weights[name], shared[name]) for name in shared)
+            gone = ClientsUnavailableError.of({"home 1": "its host died"})
+            turns = watched(trainer, gone)
+            sites.iterate(trainer, scores)
+            assert [site for site, _, _ in turns] == [0, 2, 3]
+            watched(trainer, gone, everywhere=True)
+            with pytest.raises(ClientsUnavailableError, match="home 1 is away: its host died"):
+                sites.iterate(trainer, scores)
+
+
+def watched(trainer: Trainer, gone: Exception | None = None, everywhere: bool = False) -> list[Any]:
+    """What each batch from now on is sampled by: site, weights, clients met; where told so, a site is away."""
+    turns: list[Any] = []
+    algorithm = trainer._algorithm
+    sample = type(algorithm)._sample
+
+    def seen() -> Any:
+        site = algorithm.order.site
+        if gone is not None and (everywhere or site == 1):
+            raise gone
+        found = sample(algorithm)
+        told = [one for said in found for one in said.episodes]
+        state = algorithm._weights()["default_policy"]
+        weights = {name.removeprefix("network."): np.array(weight) for name, weight in state.items()}
+        turns.append((site, weights, {int(one.get_observations(0)[-1, 0]) for one in told}))
+        return found
+
+    algorithm._sample = seen
+    return turns
 
 
 def test_a_policy_that_is_no_better_is_let_go(tmp_path: Path, table: pd.DataFrame) -> None:

@@ -7,7 +7,6 @@ one that `cluster/local` starts, with a token and, where it is installed, Postgr
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,23 +19,18 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import CONFIG, homes, train
+from conftest import homes, train
+from three_sites import SITES, Cluster, driver, environment, put
 
 from frmu import api
-from frmu.config import Config, load
+from frmu.config import Config
 from frmu.errors import ClientsUnavailableError
 from frmu.federation import Answer
 from frmu.runtime.ray import RayFederation
 from frmu.types import Selection
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "cluster"))
-
-from machine import Cluster  # noqa: E402
-
 pytestmark = pytest.mark.cluster
 FRMU = str(Path(sys.executable).parent / "frmu")
-SITES = {"a": ["home 0", "home 1"], "b": ["home 2", "home 3"], "c": ["home 4"]}
 
 
 @pytest.fixture(scope="module")
@@ -62,19 +56,6 @@ def all_nodes_are_there(cluster: Cluster) -> None:
         cluster.add(site)
 
 
-def put(folder: Path, table: pd.DataFrame, patience: int = 2) -> Config:
-    """A config of three sites, each with files of its own; who is gone for longer than `patience` seconds is away."""
-    text = f"{CONFIG}\n[rules]\nquorum = 0.6\ndeadline = {max(60, 2 * patience)}\n"
-    text += f"[placement]\npatience = {patience}\nclients_per_actor = 2\n"
-    for site, clients in SITES.items():
-        disk = folder / f"disk-{site}"
-        disk.mkdir(parents=True)
-        table[table.home.isin(clients)].to_parquet(disk / "homes.parquet", index=False)
-        text += f'[sites.{site}]\npath = "disk-{site}/homes.parquet"\nfolder = "disk-{site}/frmu"\n'
-    (folder / "homes.toml").write_text(text)
-    return load(folder / "homes.toml")
-
-
 def frmu(cluster: Cluster, *words: Any, code: int = 0) -> dict[str, Any]:
     """A command of a user's, on the cluster; its last line."""
     run = subprocess.run(
@@ -85,18 +66,10 @@ def frmu(cluster: Cluster, *words: Any, code: int = 0) -> dict[str, Any]:
     return json.loads(run.stdout.splitlines()[-1]) | {"stderr": run.stderr}
 
 
-def environment(cluster: Cluster) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | cluster.environment
-
-
 @pytest.fixture
 def attached(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process as a driver on the cluster."""
-    from frmu.runtime.connect import cluster as connected
-
-    for name, value in cluster.environment.items():
-        monkeypatch.setenv(name, value)
-    with connected(None):
+    with driver(cluster, monkeypatch):
         yield
 
 
