@@ -52,8 +52,8 @@ def bench_home(
         {"code": code_digest(*CODE), "policy": read_policy(shipped()).digest, "settings": told, "splits": SPLITS}
     )
     with cluster(None):
-        for name in names:
-            for seed in range(seeds):
+        for seed in range(seeds):
+            for name in names:
                 named = {"federation": name, "seed": seed, "iterations": iterations}
                 line = known.get(digest, **named)
                 if line is None:
@@ -124,11 +124,12 @@ def _gains(line: Line, split: str) -> dict[str, float]:
 
 def _told(line: Line) -> str:
     gains = {split: " ".join(f"{who} {gain:+.2f}" for who, gain in _gains(line, split).items()) for split in SPLITS}
-    rehearsed = line["rehearsals"]["later"]
+    rehearsed = ", ".join(
+        f"{split} {of['difference']:+.2f} ± {of['error']:.2f}" for split, of in line["rehearsals"].items()
+    )
     return (
-        f"{line['federation']} {line['seed']}: later {gains['later']}; test {gains['test']}; rehearsals "
-        f"{rehearsed['difference']:+.2f} ± {rehearsed['error']:.2f}, {'kept' if line['kept'] else 'let go'}; "
-        f"{line['seconds']:.0f} s"
+        f"{line['federation']} {line['seed']}: later {gains['later']}; test {gains['test']}; rehearsals {rehearsed}, "
+        f"{'kept' if line['kept'] else 'let go'}; {line['seconds']:.0f} s"
     )
 
 
