@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["LEARNERS", "bench_curve", "draw_curve"]
 
 LEARNERS = ("slope", "PPO", "random search")
-POINTS = (0.125, 0.25, 0.5, 0.75, 1.0)  # of the processor seconds
+POINTS = (0.25, 0.5, 0.75, 1.0)  # of the processor seconds
 ENDLESS = 100_000  # iterations
 SETTINGS = ("by itself", "in a federation")
 CODE = ("policy/*.py", "selection/*.py", "bench/curve.py", "bench/random_search.py", "bench/pretrain*.py")

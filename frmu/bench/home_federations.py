@@ -5,8 +5,8 @@ It learned on hourly readings, one number a record, of three public series. Thes
 - `desks`: five desks sort tickets into four levels. At two of them the bar crept: a year ago they called urgent what is
   normal today. A desk's own slices say so only together, for each is a little off.
 - `huts`: four huts on a mountain count their guests by the quarter of a day. In winter they are closed and count
-  nothing, whatever the weather; no column says when. Two years end in spring, so the records that judge are of an
-  autumn, later ones and those of the test of a winter: whoever fits what judges fits the season.
+  nothing, whatever the weather; no column says when. Two years end in spring, so the records that judge are of a
+  summer, later and test records of the winter after it: whoever fits what judges fits the season.
 
 A user would have `frmu init` declare them, so that is what is done here.
 """
