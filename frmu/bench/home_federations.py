@@ -3,7 +3,7 @@
 It learned on hourly readings, one number a record, of three public series. These are of other kinds:
 
 - `desks`: five desks sort tickets into four levels. At two of them the bar crept: a year ago they called urgent what is
-  normal today. A desk's own slices say so only together, for each is a little off.
+  normal today.
 - `huts`: four huts on a mountain count their guests by the quarter of a day. In winter they are closed and count
   nothing, whatever the weather; no column says when. Two years end in spring, so the records that judge are of a
   summer, later and test records of the winter after it: whoever fits what judges fits the season.
@@ -50,7 +50,7 @@ def _desks(rng: np.random.Generator) -> pd.DataFrame:
     weigh, bend = rng.normal(0.0, 1.0, 5), rng.normal(0.0, 0.7, 5)
     crept = set(rng.choice(5, 2, replace=False).tolist())
     days = pd.date_range("2024-01-01", "2025-02-01", freq="3h", inclusive="left")
-    past = np.clip(1.0 - np.arange(len(days)) / (0.7 * len(days)), 0.0, 1.0)  # none from before judging begins on
+    past = np.clip(1.0 - np.arange(len(days)) / (0.7 * len(days)), 0.0, 1.0)  # gone before those that judge have all come
     return pd.concat([_desk(number, days, 2.5 * past * (number in crept), weigh, bend, rng) for number in range(5)])
 
 
