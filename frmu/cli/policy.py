@@ -31,7 +31,7 @@ def policy() -> None:
 
 @command(policy, "train")
 @config_argument
-@click.option("--iterations", type=click.IntRange(1), help="PPO iterations; default: policy.iterations.")
+@click.option("--iterations", type=click.IntRange(1), help="Iterations; default: policy.iterations.")
 @click.option("--scratch", is_flag=True, help="Start from nothing instead of the policy in force.")
 @click.option(
     "--resume/--no-resume",
@@ -99,7 +99,7 @@ def _held_out(result: dict[str, Any]) -> str:
 def _outcome(result: dict[str, Any]) -> str:
     if result["adopted"]:
         return "it is in force"
-    return f"not better by more than its error, so {result['policy'][:16]} stays in force"
+    return f"noise alone may give as much, so {result['policy'][:16]} stays in force"
 
 
 @command(policy, "show")

@@ -22,7 +22,7 @@ from frmu.config import checked_address
 from frmu.errors import FederationError
 from frmu.runtime.preflight import TOKEN, preflight
 
-__all__ = ["cluster"]
+__all__ = ["cluster", "connected"]
 
 _log = logging.getLogger(__name__)
 _PRIVATE = {  # how a Ray of our own is started: closed by default
@@ -42,7 +42,7 @@ def cluster(address: str | None, insecure: bool = False) -> Iterator[None]:
     started. Within another `cluster`, or where the program has connected already, that connection is used.
     Raises `FederationError` where no cluster answers, it refuses the token, or it asks for none and not `insecure`.
     """
-    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+    if connected():
         yield
         return
     named = _named(address)
@@ -67,6 +67,11 @@ def cluster(address: str | None, insecure: bool = False) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
             for name in {*_PRIVATE, "RAY_AUTH_TOKEN"} - set(before):
                 os.environ.pop(name, None)
+
+
+def connected() -> bool:
+    """Return whether this process is connected to Ray."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
 @contextmanager

@@ -47,16 +47,21 @@ def learn(
     `start` is "current" (go on from the policy in force) or "scratch". A training that was interrupted is gone on
     with where it was one of the same settings; with `resume` it must be (`PolicyError`), with False it never is.
 
-    Where the trained policy is not ahead of the one in force on rehearsals (`frmu.policy.compare`) that one stays,
-    and the trained one is let go; with `adopt` "always" it takes its place whatever comes out.
+    Where the trained policy is not ahead of the one in force on rehearsals, by more than noise (`frmu.policy.compare`),
+    that one stays, and the trained one is let go; with `adopt` "always" it takes its place whatever comes out.
+    The clients of a session in process are stepped from here, by RLlib, for which the program must have connected to
+    Ray (`frmu.runtime.connect.cluster`); else a `RequestError` says so.
     """
     from frmu.policy.training import context_of, runners_of, train_policy
+    from frmu.runtime.connect import connected
 
-    if session.address == "local":
+    in_process = session.address == "local"
+    if in_process and not connected():
         raise RequestError("a policy is trained by RLlib on Ray; leave out --address local")
+    policy = session.config.policy.model_copy(update={"env_runners": 0} if in_process else {})
     state = session.state()
     learners = [client.name for client in state.clients]
-    runners_of(session.config.policy, len(learners))  # before a host is started for those who have no room
+    runners_of(policy, len(learners))  # before a host is started for those who have no room
     progress, lineage = _progress(session, start, resume, learners)
     parent = session.network() if start == "current" and progress is None else None
     if progress is None:
@@ -71,7 +76,7 @@ def learn(
             session.config, federation, {client.name: client.attention for client in state.clients}
         )
         learned = train_policy(
-            session.config.policy, [(context, slices)], parent, iterations,
+            policy, [(context, slices)], parent, iterations,
             on_iteration=lambda number, metrics: run.metrics(metrics, number), progress=progress,
             keep=lambda now: _keep(session, now, lineage | {"run": run.id}), deadline=session.config.rules.deadline,
             scratch=lineage["parent"] is None,
@@ -111,7 +116,7 @@ def _put_in_force(
     file = session.workspace.scratch / "policy.safetensors"
     trained, before = write_policy(learned.weights, card, file), session.network()
     compared = compare(context, before, trained, MOST)
-    adopted = compared.better or adopt == "always"
+    adopted = compared.better(session.config.policy.significance) or adopt == "always"
     if adopted:
         put_in_place(file, _next_policy(session.workspace.policies))
     else:
