@@ -172,13 +172,14 @@ def bench_clean(federations: int, encoder: str, significance: float | None, cach
 @command(bench, "applied")
 @click.option("--federations", type=click.IntRange(2), default=20, show_default=True)
 @click.option("--sites", type=click.IntRange(1), help="Of each federation; default: two to ten.")
+@click.option("--significance", type=click.FloatRange(0, 1, min_open=True), help="Of the guard; 1: a margin is all.")
 @cache_option
 @json_option
-def bench_applied(federations: int, sites: int | None, cache: Path, as_json: bool) -> None:
+def bench_applied(federations: int, sites: int | None, significance: float | None, cache: Path, as_json: bool) -> None:
     """Federations in which something is wrong: what influences gain as applied, with learned and frozen features."""
     from frmu.bench.applied import bench_applied as measure
 
-    told = measure(cache, federations, sites, lambda line: click.echo(line, err=True))
+    told = measure(cache, federations, sites, significance, lambda line: click.echo(line, err=True))
     show(as_json, told, _tell_applied)
 
 
@@ -190,7 +191,8 @@ def _tell_applied(result: dict[str, Any]) -> None:
         for name, one in result.items() if name != "difference"
     ]  # fmt: skip
     table("Influences as applied", columns, rows)
-    say("learned less frozen: {mean:+.2f} ± {error:.2f} points".format(**result["difference"]))
+    said = "learned less frozen: {mean:+.2f} ± {error:.2f} points; all in all learned features err {lower:.1f} % less"
+    say(said.format(**result["difference"]))
 
 
 @command(bench, "surrogates")
