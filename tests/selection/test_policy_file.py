@@ -63,7 +63,7 @@ def test_a_file_of_another_network_is_named(tmp_path: Path) -> None:
     del fewer["head.bias"]
     for name, found in (("a", several), ("b", fewer)):
         save_file(found, tmp_path / name, {"features": str(VERSION)})
-        with pytest.raises(PolicyError, match="not those of the policy network"):
+        with pytest.raises(PolicyError, match="not a policy of this frmu"):
             read_policy(tmp_path / name)
 
 
