@@ -34,7 +34,7 @@ __all__ = ["Order", "Runners", "Sampled", "cause_of", "sampled"]
 _log = logging.getLogger(__name__)
 _progress = logging.getLogger("frmu.progress")
 BEAT = 0.2  # seconds between two looks at who has started
-GRACE = 30.0  # seconds that the others have at least, once one has started
+GRACE = 60.0  # seconds that the others have at least, once one has started
 SAY = 30.0  # seconds between two lines about who has not
 ALIVE = "alive"  # the concurrency group in which a runner answers while it samples
 KNOB = "Lower policy.env_runners, set it to 0, or raise rules.deadline; see `ray status`"
@@ -129,8 +129,8 @@ class _Runner:
 class Runners:
     """So many env runners of a config as actors, spread over the nodes.
 
-    `patience` is how many seconds they have to start; once one did, the others have as long again, or half a minute.
-    `silence` is after how many one that gives no sign of life is taken for lost. Raises `PolicyError` where none started.
+    `patience` is how many seconds they have to start; once one did, the others have as long again, or a minute.
+    `silence` is after how many one that gives no sign of life is taken for lost. `PolicyError` where none starts.
     """
 
     def __init__(self, config: Any, number: int, patience: float, silence: float) -> None:

