@@ -101,7 +101,8 @@ def read_progress(path: Path) -> tuple[Progress, dict[str, Any]]:
 def _misfit(moments: Mapping[str, NDArray[Any]]) -> str:
     """Return why moments are not those of Adam over the network: of every weight all three, or none at all."""
     known = shapes()
-    wanted = {f"{kind}/{name}": () if kind == "step" else known[name] for kind in ADAM for name in known}
+    # A step count is stored as an array of one.
+    wanted = {f"{kind}/{name}": (1,) if kind == "step" else known[name] for kind in ADAM for name in known}
     found = {name: moment.shape for name, moment in moments.items()}
     return "" if found in ({}, wanted) else "its moments are not those of its weights"
 

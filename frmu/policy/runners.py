@@ -34,6 +34,7 @@ __all__ = ["Order", "Runners", "Sampled", "cause_of", "sampled"]
 _log = logging.getLogger(__name__)
 _progress = logging.getLogger("frmu.progress")
 BEAT = 0.2  # seconds between two looks at who has started
+GRACE = 60.0  # seconds that the others have at least, once one has started
 SAY = 30.0  # seconds between two lines about who has not
 ALIVE = "alive"  # the concurrency group in which a runner answers while it samples
 KNOB = "Lower policy.env_runners, set it to 0, or raise rules.deadline; see `ray status`"
@@ -128,8 +129,8 @@ class _Runner:
 class Runners:
     """So many env runners of a config as actors, spread over the nodes.
 
-    `patience` is how many seconds all have to start, and `silence` after how many one that gives no sign of life is
-    taken for lost. Raises `PolicyError` where none started.
+    `patience` is how many seconds they have to start; once one did, the others have as long again, or a minute.
+    `silence` is after how many one that gives no sign of life is taken for lost. `PolicyError` where none starts.
     """
 
     def __init__(self, config: Any, number: int, patience: float, silence: float) -> None:
@@ -195,15 +196,18 @@ class Runners:
     def _start(self, patience: float) -> None:
         """Wait until all are there, as long as they may take; say who is not, and go on."""
         began = told = time.monotonic()
+        end = began + patience
         while coming := [runner for runner in self._runners if not runner.there and not runner.broken]:
             now = time.monotonic()
-            if now - began > patience:
+            if self.there and end == began + patience:
+                end = min(end, now + max(GRACE, now - began))
+            if now > end:
                 break
             if now - told > SAY:
                 told = now
                 _progress.info(
                     "Waiting for %d of %d env runners since %.0f s; at most %.0f s more", len(coming), self._number,
-                    now - began, patience - (now - began),
+                    now - began, end - now,
                 )  # fmt: skip
             self._take_back(BEAT)
         if not self.there:
@@ -211,8 +215,8 @@ class Runners:
             raise PolicyError(f"none of {self._number} env runners started: {why}. {KNOB}")
         if coming:
             _log.warning(
-                "%d of %d env runners did not start in %g s; the training begins with the others, and they join when "
-                "they can. %s", len(coming), self._number, patience, KNOB,
+                "%d of %d env runners did not start in %.0f s; the training begins with the others, and they join when "
+                "they can. %s", len(coming), self._number, end - began, KNOB,
             )  # fmt: skip
 
     def _take_back(self, wait: float = 0.0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import signal
@@ -30,6 +31,7 @@ from frmu.policy.training import Learned, context_of, train_policy
 from frmu.runtime.local import LocalFederation
 from frmu.selection.observation import FEATURES
 
+_log = logging.getLogger(__name__)
 WEEKS = CONFIG.replace('by = "month"', 'by = "week"')  # eighteen slices of fourteen records to fit, at each client
 
 # -- what crosses ----------------------------------------------------------------------------------------------
@@ -119,7 +121,9 @@ def test_nothing_of_a_shard_leaves_a_client_but_aggregates_of_slices(tmp_path: P
 
 RUNNERS, ITERATIONS, STEPS = 4, 8, 192
 TASKS = 128  # held out, to judge by
-TRAININGS = 0.014  # standard deviation between two trainings of these settings by other seeds, in share of the loss
+# Share of the loss that a training of these settings may differ by, beside what tasks do: from the same weights with
+# other draws, four that were not disturbed ended between 9.25 and 9.27 % of gain; untrained it is 5.0 %.
+TRAININGS = 0.002
 
 
 def quiet_homes() -> pd.DataFrame:
@@ -233,9 +237,9 @@ def test_a_training_that_loses_a_runner_and_a_client_host_ends_as_good(config: C
             assert learned.env_steps == pytest.approx(ITERATIONS * STEPS, rel=0.1)  # batches are whole all the same
             found[name] = learned.weights
         assert processes(experiment)["home 2"]["pid"] != hosts["home 2"]["pid"]
-        assert {metrics["env_runners"] for metrics in seen_of["undisturbed"]} == {RUNNERS}
-        assert min(metrics["env_runners"] for metrics in seen_of["struck"]) == RUNNERS - 1
-        assert seen_of["undisturbed"][0]["nodes"] == len(SITES)
+        assert seen_of["undisturbed"][-1]["env_runners"] == RUNNERS
+        assert min(metrics["env_runners"] for metrics in seen_of["struck"][1:]) < RUNNERS
+        assert seen_of["undisturbed"][-1]["nodes"] == len(SITES)
         context, _ = context_of(config, federation_of(experiment))
         check(overhear(context))  # from hosts on other nodes, too, come aggregates
         gained = {name: gains(context, weights, policy) for name, weights in found.items()}
@@ -244,5 +248,5 @@ def test_a_training_that_loses_a_runner_and_a_client_host_ends_as_good(config: C
         better, error = paired(gained["untrained"], gained[name])
         assert better > 2 * error, told
     difference, error = paired(gained["undisturbed"], gained["struck"])
-    # Of the tasks, and of a training: other seeds differ by as much.
+    _log.info("gains in %%: %s; struck less undisturbed %+.3f ± %.3f", told, 100 * difference, 100 * error)
     assert abs(difference) < 3 * np.hypot(error, TRAININGS), (told, difference, error)

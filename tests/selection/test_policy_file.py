@@ -56,15 +56,37 @@ def test_a_file_for_other_features_is_named(version: str | None, tmp_path: Path)
         read_policy(tmp_path / "b")
 
 
-def test_a_file_of_another_network_is_named(tmp_path: Path) -> None:
-    several = weights()
-    several["head.bias"] = np.zeros(2)
-    fewer = weights()
-    del fewer["head.bias"]
-    for name, found in (("a", several), ("b", fewer)):
-        save_file(found, tmp_path / name, {"features": str(VERSION)})
-        with pytest.raises(PolicyError, match="not a policy of this frmu"):
-            read_policy(tmp_path / name)
+def spoiled(change: str) -> dict[str, np.ndarray]:
+    found = weights()
+    if change == "wider":
+        found["head.bias"] = np.zeros(2)
+    elif change == "fewer":
+        del found["head.bias"]
+    elif change == "more":
+        found["tail.bias"] = np.zeros(1)
+    else:
+        found["head.bias"][:] = np.inf
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ("wider", r"head\.bias has \(2,\) and not \(1,\)"), ("fewer", r"head\.bias is missing, which has \(1,\)"),
+        ("more", r"tail\.bias is none of its weights"), ("endless", r"head\.bias is not finite"),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_network_is_named(change: str, why: str, tmp_path: Path) -> None:
+    save_file(spoiled(change), tmp_path / "a", {"features": str(VERSION)})
+    with pytest.raises(PolicyError, match=f"not a policy of this frmu: {why}; leave policy.file out, or name another"):
+        read_policy(tmp_path / "a")
+
+
+@pytest.mark.parametrize("lineage", ["{half", "[]", "3"])
+def test_a_file_whose_lineage_nobody_can_read_is_named(lineage: str, tmp_path: Path) -> None:
+    save_file(weights(), tmp_path / "a", {"features": str(VERSION), "lineage": lineage})
+    with pytest.raises(PolicyError, match="nobody can tell what it learned from"):
+        read_policy(tmp_path / "a")
 
 
 def test_a_file_without_a_lineage_has_an_empty_one(tmp_path: Path) -> None:
