@@ -38,8 +38,8 @@ def bench_accuracy(
     from frmu.bench.accuracy import KNOWN, METHODS, SETS, WIDTHS, draw_accuracy
     from frmu.bench.accuracy import bench_accuracy as measure
 
-    _known("set", sets, SETS)
-    _known("method", methods, KNOWN)
+    known("set", sets, SETS)
+    known("method", methods, KNOWN)
     chosen = (list(sets or SETS), [*methods, *WIDTHS] if widths else list(methods or METHODS))
     with steps(len(chosen[0]) * len(chosen[1]) * seeds) as tell:
         lines = measure(*chosen, seeds, cache, out, tell, erase=not fit_only)
@@ -49,9 +49,10 @@ def bench_accuracy(
     show(as_json, {"lines": lines, "rows": rows}, _tell_accuracy)
 
 
-def _known(what: str, named: Sequence[str], known: Sequence[str]) -> None:
-    if unknown := [name for name in named if name not in known]:
-        raise click.BadParameter(f"no {what} {unknown[0]}; there are: {', '.join(known)}")
+def known(what: str, named: Sequence[str], there: Sequence[str]) -> None:
+    """Refuse a name that is none of those there are."""
+    if unknown := [name for name in named if name not in there]:
+        raise click.BadParameter(f"no {what} {unknown[0]}; there are: {', '.join(there)}")
 
 
 def summed_up(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -102,8 +103,8 @@ def bench_moves(sets: tuple[str, ...], kinds: tuple[str, ...], times: int, cache
     from frmu.bench.moves import bench_moves as measure
 
     regressions = [name for name in SETS if name not in ("views", "mnist")]
-    _known("set", sets, regressions)
-    _known("kind", kinds, list(KINDS))
+    known("set", sets, regressions)
+    known("kind", kinds, list(KINDS))
     chosen = sets or regressions, kinds or list(KINDS)
     with steps(len(chosen[0]) * len(chosen[1])) as tell:
         rows = measure(*chosen, times, cache, tell)
@@ -164,8 +165,8 @@ def bench_unmoved(sets: tuple[str, ...], models: tuple[str, ...], times: int, ca
     from frmu.bench.unmoved import MODELS, SETS
     from frmu.bench.unmoved import bench_unmoved as measure
 
-    _known("set", sets, KNOWN)
-    _known("model", models, list(MODELS))
+    known("set", sets, KNOWN)
+    known("model", models, list(MODELS))
     chosen = sets or SETS, models or list(MODELS)
     with steps(len(chosen[0]) * len(chosen[1])) as tell:
         rows = measure(*chosen, times, cache, tell)
