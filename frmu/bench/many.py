@@ -9,7 +9,8 @@ In a federation one site's fault drowns in the records of the others. A fault th
 
 As in `frmu.bench.scenario` what goes wrong happens in the file that the clients read; what judges is as it was
 recorded. Every site chooses influences as it would in a round, all at the same time; one head is fitted under them all
-and judged on the test records of all sites. "As applied" is a round of the product, with its guard and attention.
+and judged on the test records of all sites. "As applied" is a round of the
+product, with its guard and attention.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ __all__ = ["APPLIED", "KINDS", "SETS", "bench_many", "shared_fault"]
 SETS = ("air", "bikes", "power", "parking", "traffic", "appliances")
 KINDS = ("firmware", "supplier", "season", "none")
 FAULTS = {"firmware": "gain", "supplier": "labels", "season": "stale"}
-ROWS = ("keep all", "best rule", "greedy @ 100", "gradient @ 100", "learned, 3 steps", "oracle")
-APPLIED = "as applied"
+ROWS = ("keep all", "best rule", "gradient @ 100", "learned, 3 steps", "oracle")
+APPLIED = {"as applied": 1, "as applied, two passes": 2}  # and `policy.passes`
 Mask = NDArray[np.bool_]
 
 
@@ -193,10 +194,12 @@ def _compared(sites: _Sites, network: Network, rng: np.random.Generator) -> Iter
         seconds = time.process_time() - began
         error = sites.error(sites.head(chosen))
         yield {"selector": name, "gain": 100.0 * (1.0 - error / kept), "refits": refits, "seconds": seconds}
-    began, method = time.process_time(), analytic(sites.config)
-    done = method.apply(sites.federation, method.init(), network)
-    gain = 100.0 * (1.0 - sites.error(done.state.W) / kept)
-    yield {"selector": APPLIED, "gain": gain, "refits": done.refits, "seconds": time.process_time() - began}
+    for name, passes in APPLIED.items():
+        began, policy = time.process_time(), sites.config.policy.model_copy(update={"passes": passes})
+        method = analytic(sites.config.model_copy(update={"policy": policy}))
+        done = method.apply(sites.federation, method.init(), network)
+        gain = 100.0 * (1.0 - sites.error(done.state.W) / kept)
+        yield {"selector": name, "gain": gain, "refits": done.refits, "seconds": time.process_time() - began}
 
 
 def _chosen(
@@ -232,14 +235,16 @@ def _summaries(found: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 def _ahead(found: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """By how much the product gains more than each other selector, paired by task, where something is wrong."""
     by = {(row["selector"], row["task"]): row["gain"] for row in found}
-    for group in dict.fromkeys(row["group"] for row in found):
-        tasks = sorted({row["task"] for row in found if row["group"] == group and row["kind"] != "none"})
-        for rival in (name for name in ROWS if name != "oracle"):
-            change = np.array([by[APPLIED, task] - by[rival, task] for task in tasks])
-            yield {
-                "group": group, "rival": rival, "difference": round(float(change.mean()), 2), "error": _error(change),
-                "tasks": len(tasks),
-            }  # fmt: skip
+    groups = {row["task"]: row["group"] for row in found if row["kind"] != "none"}
+    for ours in APPLIED:
+        for group in dict.fromkeys(groups.values()):
+            tasks = [task for task, of in groups.items() if of == group]
+            for rival in dict.fromkeys(row["selector"] for row in found if row["selector"] not in (ours, "oracle")):
+                change = np.array([by[ours, task] - by[rival, task] for task in tasks])
+                yield {
+                    "selector": ours, "group": group, "rival": rival, "difference": round(float(change.mean()), 2),
+                    "error": _error(change), "tasks": len(tasks),
+                }  # fmt: skip
 
 
 def _error(values: Float) -> float:

@@ -137,11 +137,11 @@ def _tell_many(result: dict[str, Any]) -> None:
         table(f"{group}, many sites hit at once: lower test RMSE than keeping everything, %, mean ± standard error "
               "(worst)", ["selector", "refits of all sites", *kinds], rows)  # fmt: skip
     rows = [
-        [r["group"], r["rival"], f"{r['difference']:+.2f}", f"{r['error']:.2f}", str(r["tasks"])]
+        [r["selector"], r["group"], r["rival"], f"{r['difference']:+.2f}", f"{r['error']:.2f}", str(r["tasks"])]
         for r in result["ahead"]
     ]
-    table("as applied, against the others, where something is wrong", ["group", "rival", "ahead by", "error", "tasks"],
-          rows)  # fmt: skip
+    columns = ["selector", "group", "rival", "ahead by", "error", "tasks"]
+    table("where something is wrong, paired by task", columns, rows)
 
 
 def _known(sets: tuple[str, ...], there: Sequence[str]) -> None:
