@@ -33,7 +33,7 @@ from frmu.datasets import cached
 from frmu.runtime.local import LocalFederation
 from frmu.selection.disturbance import disturb, draw
 
-__all__ = ["KEY", "SETS", "VARIANTS", "Scenario", "filled", "held", "scenario", "spoiled"]
+__all__ = ["KEY", "SETS", "VARIANTS", "Scenario", "filled", "held", "scenario", "spoiled", "within", "written"]
 
 SETS = {
     "energy": ("appliances", False),
@@ -87,9 +87,9 @@ def scenario(name: str, kind: str, seed: int, cache: Path) -> Iterator[Scenario]
         table = _wrong(table, hit, config, variant, rng)
     with tempfile.TemporaryDirectory(prefix="frmu-") as scratch:
         roots = {which: Path(scratch) / which for which in ("with", "never")}
-        never = filled(_written(config, table[~gone], roots["never"]), roots["never"])
+        never = filled(written(config, table[~gone], roots["never"]), roots["never"])
         other = Scenario(config, kind, variant, seed, never, roots["never"], {}, None)
-        whole = filled(_written(config, table, roots["with"]), roots["with"])
+        whole = filled(written(config, table, roots["with"]), roots["with"])
         columns = [config.data.client, config.data.record]
         affected = {
             str(client): frozenset(of.astype(str))
@@ -117,7 +117,8 @@ def _merged(config: Config) -> Config:
     return config.model_copy(update={"data": data})
 
 
-def _written(config: Config, table: pd.DataFrame, folder: Path) -> Config:
+def written(config: Config, table: pd.DataFrame, folder: Path) -> Config:
+    """Write records to a new folder; the config that reads them there."""
     folder.mkdir()
     table.to_parquet(folder / "data.parquet", index=False)
     return config.model_copy(update={"file": folder / "config.toml"})
@@ -167,11 +168,11 @@ def _wrong(table: pd.DataFrame, hit: pd.Series, config: Config, variant: str, rn
         if variant == "off-domain":
             _strange(table, rows, config, rng)
         _, y = disturb(DISTURBANCES[variant], {}, table.loc[rows, data.targets[0]].to_numpy(), rng)
-        table.loc[rows, data.targets[0]] = _within(y, data.ranges.get(data.targets[0]))
+        table.loc[rows, data.targets[0]] = within(y, data.ranges.get(data.targets[0]))
     return table
 
 
-def _within(values: Any, limits: list[float] | None) -> Any:
+def within(values: Any, limits: list[float] | None) -> Any:
     """Return what a meter can show."""
     return values if limits is None or values.dtype.kind != "f" else np.clip(values, limits[0], limits[1])
 

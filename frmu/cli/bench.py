@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,7 @@ def bench_rounding(sets: tuple[str, ...], cache: Path, as_json: bool) -> None:
     from frmu.bench.rounding import SETS
     from frmu.bench.rounding import bench_rounding as measure
 
-    if unknown := [name for name in sets if name not in SETS]:
-        raise click.BadParameter(f"no set {unknown[0]}; there are: {', '.join(SETS)}")
+    _known(sets, tuple(SETS))
     show(as_json, measure(sets or SETS, cache), _tell_rounding)
 
 
@@ -80,6 +80,7 @@ def _tell_rounding(result: dict[str, Any]) -> None:
 @click.option("--set", "sets", multiple=True, help="Only some of our data sets; may be given more than once.")
 @click.option("--only-own", is_flag=True, help="Leave our own data sets out.")
 @click.option("--framu", is_flag=True, help="With FRAMU's Algorithm 1 as a row; it needs Ray, and seconds a task.")
+@click.option("--many", is_flag=True, help="Only disturbances that hit many sites of a federation at once.")
 @click.option("--processes", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="A folder for the CSV and the picture.")
 @cache_option
@@ -90,12 +91,18 @@ def bench_policy(
     sets: tuple[str, ...],
     only_own: bool,
     framu: bool,
+    many: bool,
     processes: int,
     out: Path | None,
     cache: Path,
     as_json: bool,
 ) -> None:
     """Set the learned policy beside rules, search and other selectors, by the refits that each spends."""
+    if many:
+        if configs or only_own or framu:
+            raise click.UsageError("--many measures our own sets alone: leave out --config, --only-own and --framu")
+        _many(seeds, sets, processes, out, cache, as_json)
+        return
     from frmu.bench.policy import MULTI, UNSEEN
     from frmu.bench.policy import bench_policy as measure
     from frmu.bench.pretraining_tasks import SEEN
@@ -103,10 +110,43 @@ def bench_policy(
     if only_own and not configs:
         raise click.UsageError("--only-own leaves nothing to measure without --config")
     there = (*SEEN, *UNSEEN, *MULTI)
-    if unknown := [name for name in sets if name not in there]:
-        raise click.BadParameter(f"no set {unknown[0]}; there are: {', '.join(there)}")
+    _known(sets, there)
     chosen = () if only_own else sets or there
     show(as_json, measure(cache, seeds, configs, processes, out, chosen, framu), _tell_policy)
+
+
+def _many(seeds: int, sets: tuple[str, ...], processes: int, out: Path | None, cache: Path, as_json: bool) -> None:
+    from frmu.bench.many import SETS, bench_many
+
+    _known(sets, SETS)
+    show(as_json, bench_many(cache, seeds, sets or SETS, processes, out), _tell_many)
+
+
+def _tell_many(result: dict[str, Any]) -> None:
+    for group in dict.fromkeys(row["group"] for row in result["rows"]):
+        mine = [row for row in result["rows"] if row["group"] == group]
+        kinds = list(dict.fromkeys(row["kind"] for row in mine))
+        by = {(r["selector"], r["kind"]): f"{r['mean']:+.2f} ± {r['error']:.2f} ({r['worst']:+.0f})" for r in mine}
+        refits: dict[str, list[float]] = {}
+        for row in mine:
+            refits.setdefault(row["selector"], []).append(row["refits"])
+        rows = [
+            [name, f"{sum(spent) / len(spent):.0f}", *(by[name, kind] for kind in kinds)]
+            for name, spent in refits.items()
+        ]
+        table(f"{group}, many sites hit at once: lower test RMSE than keeping everything, %, mean ± standard error "
+              "(worst)", ["selector", "refits of all sites", *kinds], rows)  # fmt: skip
+    rows = [
+        [r["selector"], r["group"], r["rival"], f"{r['difference']:+.2f}", f"{r['error']:.2f}", str(r["tasks"])]
+        for r in result["ahead"]
+    ]
+    columns = ["selector", "group", "rival", "ahead by", "error", "tasks"]
+    table("where something is wrong, paired by task", columns, rows)
+
+
+def _known(sets: tuple[str, ...], there: Sequence[str]) -> None:
+    if unknown := [name for name in sets if name not in there]:
+        raise click.BadParameter(f"no set {unknown[0]}; there are: {', '.join(there)}")
 
 
 def _tell_policy(result: dict[str, Any]) -> None:
@@ -210,8 +250,7 @@ def bench_surrogates(
     from frmu.bench.surrogates import ROWS
     from frmu.bench.surrogates import bench_surrogates as measure
 
-    if unknown := [name for name in sets if name not in SETS]:
-        raise click.BadParameter(f"no set {unknown[0]}; there are: {', '.join(SETS)}")
+    _known(sets, tuple(SETS))
     rows = [row for row in ROWS if not (without_framu and row == "FRAMU")]
     result = measure(cache, seeds, sets or tuple(SETS), rows, out, lambda line: click.echo(line, err=True))
     show(as_json, result, _tell_surrogates)

@@ -17,7 +17,8 @@ class Policy(Table):
     A policy looks `steps` times at most before a proposal stands; `budget` is the refits that one client may spend on
     a choice. Neither is in seconds: a state must not depend on how fast a machine is. What is proposed must gain
     `margin` of the validation loss, and as much must come from noise alone with a chance of `significance` at most
-    (1: no such check).
+    (1: no such check). With 2 `passes` the federation also tries what clients would gain if all moved at once
+    (`frmu.methods.together`).
     `theta` is the attention score, of an average of 1, below which a slice is shown as one to attenuate.
 
     `algorithm` is what trains it: "slope" follows the exact slope of the reward, "ppo" compares what it tries.
@@ -31,6 +32,7 @@ class Policy(Table):
     significance: float = Field(default=0.05, gt=0, le=1)
     steps: int = Field(default=3, ge=1, le=16)
     budget: int = Field(default=16, ge=8)
+    passes: int = Field(default=1, ge=1, le=2)
     forget_penalty: float = Field(default=0.02, ge=0)
     theta: float = Field(default=0.5, ge=0, le=1)
     algorithm: Literal["slope", "ppo"] = "slope"

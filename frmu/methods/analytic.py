@@ -27,8 +27,9 @@ from frmu.config import Config
 from frmu.errors import RoundLostError
 from frmu.federation import Federation, Reply, in_order
 from frmu.methods.features import learn_features
-from frmu.methods.guard import Fitting, Records, settle
+from frmu.methods.guard import Fitting, Records, attended, below, settle
 from frmu.methods.method import Method, Round, nothing_kept
+from frmu.methods.together import together
 from frmu.models.encoders import width
 from frmu.models.features import head_of
 from frmu.models.residuals import ENOUGH, LEAST
@@ -100,7 +101,11 @@ def _attempt(config: Config, fingerprint: str, federation: Federation, network: 
         fitting = replace(
             fitting, total=one.total, ridge=one.ridge, features=one.features, learned=one.header, metrics=one.metrics
         )
-    folded, records = settle(fitting, records, changed)
+    asked = any(map(below, records.values()))
+    now, records = settle(fitting, records)
+    if config.policy.passes > 1 and asked and len(names) > 1:
+        now, records, changed = together(fitting, SelectInfluences(outputs, sums.cohort, share), now, records, changed)
+    folded = attended(fitting, records, now, changed)
     validation = {reply.client: reply.record["splits"]["validation"] for reply in held}
     state = _with_residuals(config, federation, folded.state, validation)
     refits = sum(record["refits"] for record in records.values())

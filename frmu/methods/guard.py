@@ -30,7 +30,7 @@ from frmu.selection.significance import Paired, discoveries
 from frmu.server.server import Aggregated, AttendClients, SolveModel, states_of
 from frmu.types import Float, Sums
 
-__all__ = ["Fitting", "Records", "settle"]
+__all__ = ["Fitting", "Records", "attended", "below", "influences_of", "settle"]
 
 _log = logging.getLogger(__name__)
 Records = dict[str, Mapping[str, Any]]  # what clients said, by name
@@ -57,7 +57,7 @@ class Fitting:
         """The state under the influences in `records`, and attention on the grid, by client."""
         steps = {name: round(a * WEIGHTS) for name, a in attention.items()}
         common = max(steps.values(), default=WEIGHTS)
-        moved = {name: _influences(one) for name, one in records.items() if _below(one) or steps[name] != common}
+        moved = {name: influences_of(one) for name, one in records.items() if below(one) or steps[name] != common}
         work = AddChanges(self.features, self.outputs, moved, {name: steps[name] for name in moved}, common)
         replies = in_order(self.federation.run(work, on=sorted(moved))) if moved else []
         solving = SolveModel(
@@ -73,11 +73,8 @@ class Fitting:
         return Paired.of(reply.record for reply in replies)
 
 
-def settle(fitting: Fitting, records: Records, changed: Sequence[Reply]) -> tuple[Aggregated, Records]:
-    """The state, and the records of clients brought up to date where what they proposed is drawn back.
-
-    `changed` are the answers of clients with the sums that their influences give, for attention.
-    """
+def settle(fitting: Fitting, records: Records) -> tuple[Aggregated, Records]:
+    """The state without attention, and the records of clients, brought up to date where a proposal is drawn back."""
     names, nobody = sorted(records), dict.fromkeys(records, 0.0)
     even = dict.fromkeys(names, 1.0)
     records, standing = _alone(fitting, records)
@@ -92,14 +89,19 @@ def settle(fitting: Fitting, records: Records, changed: Sequence[Reply]) -> tupl
             len(standing), now, lambda m: fitting.solve(_without(records, standing[m:], ""), even, nobody), gains
         )
         records = _without(records, standing[most:], "the federation lost by all that was proposed together")
-    payloads = [reply for reply in changed if _below(records[reply.client])]
+    return now, records
+
+
+def attended(fitting: Fitting, records: Records, now: Aggregated, changed: Sequence[Reply]) -> Aggregated:
+    """The state under attention to clients; `changed` are answers with the sums that the clients' influences give."""
+    payloads = [reply for reply in changed if below(records[reply.client])]
     scores, weights = fitting.federation.serve(AttendClients(records, fitting.config, fitting.outputs), payloads)
-    return _attended(fitting, records, now, scores, weights), records
+    return _attended(fitting, records, now, scores, weights)
 
 
 def _alone(fitting: Fitting, records: Records) -> tuple[Records, list[str]]:
     """The records without proposals that gain too little or may do so by chance; those that stand, the surest first."""
-    proposed = {name: _influences(record) for name, record in records.items() if _below(record)}
+    proposed = {name: influences_of(record) for name, record in records.items() if below(record)}
     if not proposed:
         return records, []
     policy, found, chances = fitting.config.policy, dict(records), {}
@@ -113,9 +115,9 @@ def _alone(fitting: Fitting, records: Records) -> tuple[Records, list[str]]:
             found |= _without(found, [name], "it does not gain policy.margin in the model")
         elif not reply.record["sees"] and policy.significance < 1.0:
             found |= _without(found, [name], "its validation records span less time than a slice")
-    sure = [name for name in discoveries(chances, policy.significance) if _below(found[name])]
+    sure = [name for name in discoveries(chances, policy.significance) if below(found[name])]
     for name in sorted(set(chances) - set(sure)):
-        if _below(found[name]):
+        if below(found[name]):
             why = (
                 f"noise alone gains as much in {100.0 * chances[name]:.3g} of 100 cases, and {len(chances)} were tried"
             )
@@ -188,10 +190,11 @@ def _without(records: Records, names: Sequence[str], why: str) -> Records:
     }  # fmt: skip
 
 
-def _influences(record: Mapping[str, Any]) -> Influences:
+def influences_of(record: Mapping[str, Any]) -> Influences:
+    """What a client's slices count, and modalities within them."""
     return record["influence"], record["modalities"]
 
 
-def _below(record: Mapping[str, Any]) -> bool:
+def below(record: Mapping[str, Any]) -> bool:
     """Return whether anything of a client counts less than in full."""
     return bool(record["modalities"]) or any(value != 1.0 for value in record["influence"].values())

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from frmu.types import Float
 
-__all__ = ["Paired", "discoveries", "stretches"]
+__all__ = ["Paired", "discoveries", "halves", "stretches"]
 
 MOST, LEAST = 12, 8  # stretches of a client's validation records; records in one
 FEW = 5  # stretches, below which nothing can be said of noise
@@ -76,6 +76,15 @@ def stretches(rows: NDArray[np.intp]) -> list[NDArray[np.intp]]:
     ([12, 11], 12)
     """
     return np.array_split(rows, max(1, min(MOST, len(rows) // LEAST)))
+
+
+def halves(number: int) -> list[int]:
+    """Return which half each of so many stretches belongs to: every other quarter of their time.
+
+    >>> halves(12), halves(3)
+    ([0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 1], [0, 1, 0])
+    """
+    return [4 * at // number % 2 for at in range(number)]
 
 
 def discoveries(chances: Mapping[str, float], level: float) -> list[str]:

@@ -11,12 +11,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
-from conftest import CONFIG, put, train
+from conftest import CONFIG, homes, put, train
 
 from frmu import api
 from frmu.bench.encoder import Cnn, exported
+from frmu.bench.many import shared_fault
 from frmu.config import Config
 from frmu.data.sites import SiteLocation
 from frmu.errors import ClientsUnavailableError, DataError
@@ -61,6 +63,22 @@ def test_the_same_bits_in_process_and_on_ray(tmp_path: Path, table: pd.DataFrame
     local = life(packed(tmp_path / "local", table, 1), "local")
     assert life(packed(tmp_path / "each", table, 1), None) == local
     assert life(packed(tmp_path / "three", table, 3), None) == local
+
+
+@pytest.mark.cluster
+def test_a_joint_step_is_the_same_bits_on_ray(tmp_path: Path) -> None:
+    """In a season that was wrong everywhere, where it is taken: see tests/methods/test_together.py."""
+    text = CONFIG.replace('by = "month"', 'by = "week"').replace("later_from = 2025-06-01", "later_from = 2025-05-23")
+    text += "\n[policy]\npasses = 2\n[placement]\nclients_per_actor = 2\n"
+    table, digests = homes(6), []
+    declared = put(tmp_path / "declared", table, text)
+    table, _ = shared_fault(table, declared, "season", np.random.Generator(np.random.PCG64(0)))
+    for address in ("local", None):
+        config = put(tmp_path / str(address), table, text)
+        digests.append(life(config, address))
+        with api.Experiment(config, "local") as experiment:
+            assert {client.chosen_by for client in experiment.session.state().clients} == {"together"}
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.cluster
