@@ -24,7 +24,7 @@ from frmu.data.columns import CLIENT
 from frmu.data.shard import features
 from frmu.data.transform import head_widths, raw_units
 from frmu.errors import RequestError, StoreError
-from frmu.models.features import head_of, predictor
+from frmu.models.features import model_of, predictor
 from frmu.models.residuals import LEAST, needed, reach
 from frmu.models.statistics import one_thread
 from frmu.services.requests import ledger_of
@@ -70,7 +70,7 @@ class Model:
         at: Counter[str] = Counter()
         outputs = np.zeros((table.num_rows, len(self.state.outputs)))
         names = table[CLIENT].to_numpy(zero_copy_only=False)
-        predict = predictor(self.config, head_of(self.state))
+        predict = predictor(self.config, model_of(self.state))
         with one_thread():
             for client in np.unique(names):
                 rows = np.flatnonzero(names == client)

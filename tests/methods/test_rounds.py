@@ -1,0 +1,184 @@
+"""A module that is trained by rounds: the same bits wherever its clients are, and erased as if it had never known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from conftest import CONFIG, drain, homes, hosted, put, train
+
+from frmu import api
+from frmu.cli import main
+from frmu.config import Config
+from frmu.methods.choice import method_of
+from frmu.services.prediction import predict
+from frmu.storage.checkpoint import load_state
+from frmu.types import Selection
+
+pytestmark = pytest.mark.usefixtures("memory_tracking")
+HEAD = 'encoder = "relu"\nfeatures = 8\n'
+ROUNDS = 'kind = "rounds"\nrounds = 4\nwidths = [8]\n'
+CLASSES = CONFIG.replace('target = "load"', 'target = "band"').replace("regression", "classification")
+
+
+def by_rounds(more: str = "", text: str = CONFIG) -> str:
+    assert HEAD in text
+    return text.replace(HEAD, ROUNDS + more)
+
+
+def rebuilt(config: Config, size: int) -> str:
+    """The digest of a federation with so many clients a host, from nothing."""
+    method = method_of(config.bare())
+    return method.apply(hosted(config, size), method.init(), None).state.digest
+
+
+SETTINGS = {
+    "plain": "",
+    "size": '[attention]\nrule = "size"\n',
+    "adam": 'optimizer = "fedadam"\n[attention]\nrule = "size"\n',
+    "prox": 'optimizer = "fedprox"\nepochs = 2\n',
+    "some": "participation = 0.4\n",
+    "double": 'precision = "float64"\n',
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_same_bits_however_clients_are_hosted(tmp_path: Path, table: pd.DataFrame, name: str) -> None:
+    config = put(tmp_path / "homes", table, by_rounds(SETTINGS[name]))
+    digest = train(config)["state_digest"]
+    assert {rebuilt(config, size) for size in (1, 3, 4)} == {digest}
+
+
+@pytest.mark.parametrize("text", [CONFIG, CLASSES], ids=["regression", "classes"])
+def test_it_learns(tmp_path: Path, table: pd.DataFrame, text: str) -> None:
+    first = train(put(tmp_path / "first", table, by_rounds("", text).replace("rounds = 4", "rounds = 1")))["metrics"]
+    last = train(put(tmp_path / "last", table, by_rounds("", text).replace("rounds = 4", "rounds = 12")))["metrics"]
+    if text is CONFIG:
+        assert last["validation_rmse"] < 0.6 < first["validation_rmse"]
+    else:
+        assert last["validation_accuracy"] > 0.8
+
+
+@pytest.mark.parametrize("method", ["replay", "retrain"])
+@pytest.mark.parametrize("more", ["", "participation = 0.4\n"], ids=["all", "some"])
+def test_what_is_erased_was_never_there(tmp_path: Path, table: pd.DataFrame, method: str, more: str) -> None:
+    text = by_rounds(f'method = "{method}"\n{more}')
+    config = put(tmp_path / "homes", table, text)
+    train(config)
+    before = {path.name for path in (config.folder / "rounds").iterdir()}
+    api.erase(config, Selection("subject", subject="p2"))
+    api.erase(config, Selection("client", client="home 1"))
+    drained = drain(config)
+    assert drained["verified"]
+    assert {receipt["level"] for receipt in drained["receipts"]} == {"L5"}
+    never = put(tmp_path / "never", table[(table.person != "p2") & (table.home != "home 1")], text)
+    assert train(never)["state_digest"] == drained["state_digest"]
+    after = {path.name for path in (config.folder / "rounds").iterdir()}
+    assert not before & after  # everybody lost something: nothing of before is kept
+    assert after == {path.name for path in (never.folder / "rounds").iterdir()}
+
+
+def test_finetuning_closes_no_request(tmp_path: Path, table: pd.DataFrame) -> None:
+    config = put(tmp_path / "homes", table, by_rounds('method = "finetune"\n'))
+    train(config)
+    before = load_state(config.folder / "state.safetensors")
+    api.erase(config, Selection("subject", subject="p2"))
+    run = CliRunner().invoke(main, ["drain", str(config.file), "--address", "local"])
+    assert run.exit_code == 1
+    assert 'set model.method = "replay"' in run.output
+    after = load_state(config.folder / "state.safetensors")
+    assert before is not None
+    assert after is not None
+    assert before.digest != after.digest
+    assert (
+        after.digest != train(put(tmp_path / "never", table[table.person != "p2"], config_text(config)))["state_digest"]
+    )
+    assert not list((config.folder / "rounds").iterdir())
+
+
+def config_text(config: Config) -> str:
+    return config.file.read_text().partition("\n[store]")[0]
+
+
+def test_replay_begins_where_nobody_who_lost_records_had_taken_part(tmp_path: Path) -> None:
+    table = homes(clients=6, days=200)
+    config = put(
+        tmp_path / "homes",
+        table,
+        by_rounds('participation = 0.34\nschedule = "cohorts"\n').replace("rounds = 4", "rounds = 6"),
+    )
+    train(config)
+    names = sorted(path.name for path in (config.folder / "rounds").iterdir())
+    method = method_of(config.bare())
+    turns = method.apply(hosted(config, 6), method.init(), None).took_part
+    late = max(turns, key=lambda name: (int(turns[name], 16) & -int(turns[name], 16), name))
+    first = (int(turns[late], 16) & -int(turns[late], 16)).bit_length() - 1
+    assert first >= 2
+    record = table[(table.home == late) & (table.ts < "2025-05-01")].record.iloc[0]
+    api.erase(config, Selection("records", records=(record,)))
+    drained = drain(config)
+    assert drained["verified"]
+    after = sorted(path.name for path in (config.folder / "rounds").iterdir())
+    assert after[:first] == names[:first]
+    assert not set(after[first:]) & set(names)
+    assert drained["state_digest"] == rebuilt(config, 2)
+
+
+def test_a_checkpoint_of_other_records_is_found_by_the_proof(tmp_path: Path, table: pd.DataFrame) -> None:
+    config = put(tmp_path / "homes", table, by_rounds())
+    train(config)
+    kept = next((config.folder / "rounds").iterdir())
+    (kept.parent / f"000001-{'0' * 64}.safetensors").write_bytes(kept.read_bytes())
+    with api.Experiment(config, "local") as experiment:
+        told = experiment.verify()
+    assert not told["verified"]
+    assert told["files_that_are_no_shards"] == [f"../rounds/000001-{'0' * 64}.safetensors"]
+
+
+def test_a_training_that_was_killed_goes_on(
+    tmp_path: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(put(tmp_path / "whole", table, by_rounds()))
+    config = put(tmp_path / "killed", table, by_rounds())
+    asked: list[int] = []
+
+    from frmu.clients.tasks.rounds import TrainLocally
+
+    prepare = TrainLocally.prepare
+
+    def dies(self: TrainLocally, clients: list) -> None:
+        asked.append(self.number)
+        if self.number == 2 and asked.count(2) == 1:
+            raise KeyboardInterrupt
+        prepare(self, clients)
+
+    monkeypatch.setattr(TrainLocally, "prepare", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    assert train(config)["state_digest"] == whole["state_digest"]
+    assert asked == [0, 1, 2, 2, 3]
+
+
+def test_it_stops_where_the_validation_loss_rests(tmp_path: Path, table: pd.DataFrame) -> None:
+    text = by_rounds("tolerance = 0.5\n").replace("rounds = 4", "rounds = 30")
+    config = put(tmp_path / "homes", table, text)
+    told = train(config)
+    assert told["rounds"] < 30
+    assert rebuilt(config, 2) == told["state_digest"]
+
+
+def test_predictions_come_from_the_registry(tmp_path: Path, table: pd.DataFrame) -> None:
+    config = put(tmp_path / "homes", table, by_rounds().replace("rounds = 4", "rounds = 12"))
+    train(config)
+    out = tmp_path / "out.parquet"
+    told = predict(config, tmp_path / "homes" / "homes.parquet", out, interval=0.9)
+    found = pd.read_parquet(out)
+    assert told["rows"] == len(table)
+    judged = ((table.ts >= "2025-05-01") & (table.ts < "2025-06-01")).to_numpy()
+    truth = table.load.to_numpy()[judged]
+    held = (found.low[judged] <= truth) & (truth <= found.high[judged])
+    assert 0.88 < held.mean() < 0.95
+    assert np.sqrt(np.mean((found.prediction[judged] - truth) ** 2)) < 0.6
