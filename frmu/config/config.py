@@ -146,8 +146,20 @@ class Config(Table):
     def with_contents(self) -> Config:
         """This config with the content of its encoders' files, but for those that cannot be read: `net` says why."""
         read = {name: content_of(self.encoder_path(name)) for name in self.model.files}
+        if self.model.code_file is not None:
+            read[self.model.module] = content_of(self.file.parent / self.model.code_file)
         there = {name: raw for name, raw in read.items() if raw is not None}
         return self.model_copy(update={"contents": there}) if there else self
+
+    @property
+    def code_digest(self) -> str:
+        """SHA-256 of the module that is code of the user's own, else empty; raises `ConfigError` where it is gone."""
+        if self.model.code_file is None:
+            return ""
+        if self.model.module not in self.contents:
+            path = self.file.parent / self.model.code_file
+            raise ConfigError(f"{path}: cannot be read; put it back, or mend model.module")
+        return hashlib.sha256(self.contents[self.model.module]).hexdigest()
 
     def places(self, modality: str) -> dict[str, range]:
         """The places of each feature's scaled columns, of a modality of numbers and categories, in their order."""
@@ -220,6 +232,9 @@ class Config(Table):
         trained = set(Rounds.model_fields)
         if self.model.by_rounds:
             model = self.model.model_dump(mode="json", include=(trained - UNSEEN) | {"kind", "seed"})
+            model |= (
+                {"module": f"{self.code_digest}:{self.model.module.rpartition(':')[2]}"} if self.code_digest else {}
+            )
             return model | ({"method": "finetune"} if self.model.method == "finetune" else {})
         left_out = {"encoders", "files", "method"} | trained | (set() if self.learns else set(LEARNED))
         model = self.model.model_dump(mode="json", exclude=left_out)

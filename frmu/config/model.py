@@ -148,7 +148,7 @@ class Model(Rounds):
         if self.module not in MODULES and ":" not in self.module:
             known = ", ".join(f'"{name}"' for name in MODULES)
             raise ValueError(f'module must be one of {known}, or "FILE.py:function"{near_miss(self.module, MODULES)}')
-        if self.module not in MODULES and not self.allow_code:
+        if self.code_file is not None and not self.allow_code:
             raise ValueError(
                 f'module = "{self.module}" is code that would be run here and at every site; set allow_code = true if '
                 "you wrote it"

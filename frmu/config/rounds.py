@@ -50,6 +50,11 @@ class Rounds(Table):
     clients_per_call: int | Literal["auto"] = "auto"
     checkpoint_every: int = Field(default=1, ge=1)
 
+    @property
+    def code_file(self) -> str | None:
+        """The file of the user's own that the module is in; None where it ships."""
+        return None if self.module in MODULES else self.module.rpartition(":")[0]
+
     @field_validator("lr", "proximal", "server_lr", "participation", "tolerance", mode="before")
     @classmethod
     def _whole_numbers_too(cls, value: object) -> object:

@@ -1,4 +1,4 @@
-"""Who takes part in which round, and what a state after some rounds follows from.
+"""The participants of each round, and what a state after some rounds follows from.
 
 A client is drawn by a hash of its own name, so nobody's turn depends on who else is there: without a client the others
 take part as they did. What a state after t rounds follows from is then the config, and the records of those who took

@@ -83,7 +83,7 @@ def targets_of(config: Config, y: NDArray[Any], outputs: Sequence[str]) -> tuple
 
 
 def predictions(config: Config, weights: Weights, modalities: Mapping[str, NDArray[Any]]) -> Float:
-    """What a module makes of records, (n, outputs), in the units of a head: see `frmu.data.transform.raw_units`."""
+    """Return what a module makes of records, (n, outputs), in units of a head (`frmu.data.transform.raw_units`)."""
     from frmu.modules.training import trainer  # torch comes with it
 
     said = trainer(spec_of(config, weights.outputs)).predict(weights.parameters, inputs_of(config, modalities))

@@ -214,7 +214,7 @@ class Trainer:
             return found
 
     def predict(self, weights: Mapping[str, NDArray[Any]], X: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
-        """What the module gives for records, (n, outputs)."""
+        """Return what the module gives for records, (n, outputs)."""
         rows = len(X[0])
         records = Records(tuple(X), np.zeros((rows, self.spec.outputs)), np.ones(rows))
         with on_one_thread(), torch.no_grad():

@@ -52,7 +52,7 @@ class DrawWeights:
 
 @dataclass(frozen=True, slots=True)
 class SayNumerics:
-    """What the last bits of weights depend on, where they are computed."""
+    """Ask what the last bits of weights depend on, where they are computed."""
 
     afresh: ClassVar[bool] = True
 

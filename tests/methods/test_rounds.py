@@ -13,7 +13,9 @@ from conftest import CONFIG, drain, homes, hosted, put, train
 from frmu import api
 from frmu.cli import main
 from frmu.config import Config
+from frmu.errors import FederationError
 from frmu.methods.choice import method_of
+from frmu.models.weights import key_of
 from frmu.services.prediction import predict
 from frmu.storage.checkpoint import load_state
 from frmu.types import Selection
@@ -182,3 +184,75 @@ def test_predictions_come_from_the_registry(tmp_path: Path, table: pd.DataFrame)
     held = (found.low[judged] <= truth) & (truth <= found.high[judged])
     assert 0.88 < held.mean() < 0.95
     assert np.sqrt(np.mean((found.prediction[judged] - truth) ** 2)) < 0.6
+
+
+def test_an_update_that_goes_astray_is_left_out_and_named(
+    tmp_path: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The round goes on as if its client had not taken part; where too few are left, nothing does."""
+    from frmu.modules.training import Trainer
+
+    some, broken = Trainer._train_some, {"home 2"}
+
+    def astray(self: Trainer, start: dict, places: list, clients: list, number: int) -> object:
+        keys = {key_of(name, 0): name for name in broken}
+        for found in some(self, start, places, clients, number):
+            for at, place in enumerate(found.places):
+                if clients[place].key in keys:
+                    found.steps[at] = np.nan if number % 2 else 2.0**40
+            yield found
+
+    monkeypatch.setattr(Trainer, "_train_some", astray)
+    config = put(tmp_path / "homes", table, by_rounds('[attention]\nrule = "size"\n'))
+    digest = train(config)["state_digest"]
+    assert (
+        "Round 0 goes on without updates that went astray (client home 2: its update moves a weight by" in caplog.text
+    )
+    assert "(client home 2: its update is not a number)" in caplog.text
+    assert rebuilt(config, 1) == digest
+    broken |= {"home 0"}
+    with pytest.raises(FederationError, match=r"round 0: 2 of 4 updates went astray .* lower model\.lr, now 0\.1"):
+        train(put(tmp_path / "more", table, by_rounds()))
+
+
+def test_a_rate_that_is_too_high_is_named(tmp_path: Path, table: pd.DataFrame) -> None:
+    with pytest.raises(FederationError, match=r"updates went astray .* lower model\.lr, now 100"):
+        train(put(tmp_path / "homes", table, by_rounds("lr = 100\n")))
+
+
+def test_a_client_that_harms_the_others_counts_for_nothing(tmp_path: Path, table: pd.DataFrame) -> None:
+    clean = put(tmp_path / "clean", table, by_rounds())
+    train(clean)
+    assert {client.attention for client in load_state(clean.folder / "state.safetensors").clients} == {1.0}
+    bad = table.home == "home 3"
+    table.loc[bad, "load"] = 10.0 - table.load[bad]
+    config = put(tmp_path / "attended", table, by_rounds())
+    train(config)
+    state = load_state(config.folder / "state.safetensors")
+    assert state is not None
+    by = {client.name: client.attention for client in state.clients}
+    assert by == {"home 0": 1.328125, "home 1": 1.328125, "home 2": 1.328125, "home 3": 0.0}
+    assert rebuilt(config, 1) == state.digest
+
+
+def test_curves_by_round_are_in_mlflow_and_lineage_in_the_ledger(tmp_path: Path, table: pd.DataFrame) -> None:
+    config = put(tmp_path / "homes", table, by_rounds("participation = 0.5\n"))
+    seen: list[tuple[str, float, int]] = []
+    with api.Experiment(config, "local") as experiment:
+        backend = experiment.session.tracker.backend
+        apply = backend.apply
+        backend.apply = lambda run, op: (  # type: ignore[method-assign]
+            seen.extend((key, value, step) for key, value, _, step in op.body.get("entries", ())),
+            apply(run, op),
+        )
+        told = experiment.train()
+        [line] = experiment.session.ledger.lines(["trained"])
+    curves = {name: [step for key, _, step in seen if key == f"round/{name}"] for name in
+              ("validation_loss", "training_loss", "update_norm", "participants", "records_a_second")}  # fmt: skip
+    assert set(map(tuple, curves.values())) == {(0, 1, 2, 3)}
+    lineage = line.body["rounds"]
+    assert (lineage["done"], lineage["from"], lineage["checkpoints"]) == (4, 0, 4)
+    assert lineage["checkpoint_bytes"] == sum(path.stat().st_size for path in (config.folder / "rounds").iterdir())
+    took_part = [sum(int(bits, 16) >> t & 1 for bits in lineage["took_part"].values()) for t in range(4)]
+    assert took_part == [value for key, value, _ in seen if key == "round/participants"]
+    assert told["rounds"] == 4
