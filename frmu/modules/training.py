@@ -32,7 +32,7 @@ __all__ = ["STEPS", "Records", "Trainer", "Updates", "trainer"]
 _log = logging.getLogger(__name__)
 STEPS = 2.0**30  # of one: updates are whole numbers of them, so that their sums are exact in any order
 BYTES = 1 << 28  # of records and weights that are in one call
-MOST = 256  # clients a call
+MOST = 512  # clients a call
 Params = dict[str, Tensor]
 _CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 
@@ -201,17 +201,20 @@ class Trainer:
 
     # -- losses and predictions -------------------------------------------------------------------------------
 
-    def losses(self, weights: Sequence[Mapping[str, NDArray[Any]]], records: Records) -> list[float]:
-        """The sum of the losses of a client's records under each of some weights; in calls of one size."""
+    def losses(self, weights: Sequence[Mapping[str, NDArray[Any]]], clients: Sequence[Records]) -> NDArray[np.float64]:
+        """The sum of the losses of each client's records under each of some weights, (clients, weights).
+
+        Calls are of one size, and of one client's rows.
+        """
+        found = np.zeros((len(clients), len(weights)))
         with on_one_thread(), torch.no_grad():
-            found = []
-            for one in weights:
-                params, total = self._tensors(one), 0.0
+            models = [self._tensors(one) for one in weights]
+            for at, records in enumerate(clients):
                 for X, y, w in self._chunks(records):
-                    each = self._losses(params, X, y).to(torch.float64)
-                    total += float(torch.where(w > 0, each * w, 0.0).sum())
-                found.append(total)
-            return found
+                    for place, params in enumerate(models):
+                        each = self._losses(params, X, y).to(torch.float64)
+                        found[at, place] += float(torch.where(w > 0, each * w, 0.0).sum())
+        return found
 
     def predict(self, weights: Mapping[str, NDArray[Any]], X: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
         """Return what the module gives for records, (n, outputs)."""

@@ -158,5 +158,5 @@ def test_predictions_and_losses_are_those_of_the_module() -> None:
     losses = torch.nn.functional.cross_entropy(wanted, torch.tensor(one.y), reduction="none") * torch.tensor(
         one.weights
     )
-    assert trainer(spec).losses([weights], one) == pytest.approx([float(losses.sum())])
+    assert trainer(spec).losses([weights], [one])[0] == pytest.approx([float(losses.sum())])
     assert trainer(spec).predict(weights, [x[:0] for x in one.X]).shape == (0, 3)

@@ -21,7 +21,7 @@ from frmu.models.weights import Weights, inputs_of, key_of, named, spec_of, targ
 from frmu.types import Float
 
 if TYPE_CHECKING:
-    from frmu.modules.training import Records
+    from frmu.modules.training import Records, Updates
 
 __all__ = ["LARGEST", "JudgeWeights", "TrainLocally"]
 
@@ -52,32 +52,28 @@ class TrainLocally:
 
         config = clients[0].config
         work = trainer(spec_of(config, self.weights.outputs))
-        fits = [_records(client, "fit", self.weights.outputs) for client in clients]
-        judges = [_records(client, "validation", self.weights.outputs) for client in clients]
-        records: list[dict[str, Any]] = [{} for _ in clients]
-        steps: list[NDArray[Any] | None] = [None] * len(clients)
-        whole: NDArray[np.int64] | int = 0
-        counted = 0
+        fits, judges = (
+            [_records(client, split, self.weights.outputs) for client in clients] for split in ("fit", "validation")
+        )
+        losses = work.losses([self.weights.parameters], judges)[:, 0].tolist()
+        for at, client in enumerate(clients):
+            own = {"n": len(fits[at]), "judges": float(judges[at].weights.sum()), "judged": losses[at]}
+            client.prepared = own, None
+        whole, counted = np.zeros(1, dtype=np.int64), 0
         for some in work.train(self.weights.parameters, fits, self.number, config.model.clients_per_call):
-            top = np.max(np.abs(some.steps), axis=1)
-            norms = np.sqrt(np.einsum("ij,ij->i", some.steps, some.steps)) / 2.0**30
+            top = np.maximum(some.steps.max(axis=1), -some.steps.min(axis=1))  # NaN, where there is one
             sound = np.isfinite(top) & (top <= LARGEST)
             for at, place in enumerate(some.places):
-                records[place] = _told(bool(sound[at]), float(top[at]), float(norms[at]), float(some.losses[at]))
-            n = np.array([len(fits[place]) for place in some.places], dtype=np.float64) * sound
-            if self.together:
-                whole = whole + _weighed(np.where(sound[:, None], some.steps, 0.0), n)
-                counted += int(n.sum())
-            else:
-                for at, place in enumerate(some.places):
-                    steps[place] = some.steps[at].astype(np.int64) if sound[at] else None
-        losses = [work.losses([self.weights.parameters], one)[0] for one in judges]
-        for at, client in enumerate(clients):
-            own = {"n": len(fits[at]), "judges": float(judges[at].weights.sum()), "judged": losses[at]} | records[at]
-            payload = None if steps[at] is None else {"steps": steps[at]}
-            if self.together and at == 0 and counted:
-                payload = {"steps": np.asarray(whole, dtype=np.int64), "n": np.array([counted], dtype=np.int64)}
-            client.prepared = own, payload
+                own, _ = clients[place].prepared
+                payload = {"steps": some.steps[at].astype(np.int64)} if sound[at] and not self.together else None
+                clients[place].prepared = own | _told(some, at, float(top[at]), bool(sound[at])), payload
+            if self.together and sound.any():
+                steps = some.steps if sound.all() else some.steps[sound]
+                n = np.array([len(fits[place]) for place in some.places])[sound]
+                whole, counted = whole + _weighed(steps, n, float(top[sound].max())), counted + int(n.sum())
+        if counted:
+            own, _ = clients[0].prepared
+            clients[0].prepared = own, {"steps": whole, "n": np.array([counted], dtype=np.int64)}
 
     def perform(self, client: Client) -> Answer:
         """Counts and losses; whole steps in the payload."""
@@ -101,7 +97,7 @@ class JudgeWeights(EachClient):
         records = _records(client, "validation", self.like.outputs)
         work = trainer(spec_of(client.config, self.like.outputs))
         models = (named(values, self.like.parameters) for values in self.models)
-        losses = work.losses(list(models), records) if len(records) else []
+        losses = work.losses(list(models), [records])[0].tolist()
         return Answer(client.name, {"judges": float(records.weights.sum()), "losses": losses})
 
 
@@ -121,16 +117,16 @@ def _records(client: Client, split: str, outputs: tuple[str, ...]) -> Records:
     return found
 
 
-def _told(sound: bool, top: float, norm: float, loss: float) -> dict[str, Any]:
+def _told(some: Updates, at: int, top: float, sound: bool) -> dict[str, Any]:
     if sound:
-        return {"loss": loss, "norm": norm, "astray": ""}
+        norm = float(np.sqrt(some.steps[at] @ some.steps[at])) / 2.0**30
+        return {"loss": float(some.losses[at]), "norm": norm, "astray": ""}
     why = "its update is not a number" if not np.isfinite(top) else "its update moves a weight by more than 64"
     return {"loss": None, "norm": None, "astray": why}
 
 
-def _weighed(steps: Float, n: Float) -> NDArray[np.int64]:
-    """The sum of whole steps, (clients, weights), each client's as often as it has records; exact."""
-    if np.max(np.abs(steps), initial=0.0) * n.sum() < _EXACT:
-        return (n @ steps).astype(np.int64)
-    whole: NDArray[np.int64] = n.astype(np.int64) @ steps.astype(np.int64)
-    return whole
+def _weighed(steps: Float, n: NDArray[np.int64], top: float) -> NDArray[np.int64]:
+    """The sum of whole steps, (clients, weights), `top` at most, each client's as often as it has records; exact."""
+    if top * n.sum() < _EXACT:
+        return np.asarray((n.astype(np.float64) @ steps).astype(np.int64))
+    return np.asarray(n @ steps.astype(np.int64))
