@@ -12,11 +12,14 @@ from conftest import CONFIG, drain, homes, hosted, put, train
 
 from frmu import api
 from frmu.cli import main
+from frmu.clients.tasks.rounds import TrainLocally
 from frmu.config import Config
-from frmu.errors import FederationError
+from frmu.errors import ClientsUnavailableError, FederationError, RoundLostError
 from frmu.methods.choice import method_of
 from frmu.models.weights import key_of
-from frmu.services.prediction import predict
+from frmu.runtime.local import LocalFederation
+from frmu.server.rounds import StepWeights
+from frmu.services.prediction import _load_pyfunc, predict
 from frmu.storage.checkpoint import load_state
 from frmu.types import Selection
 
@@ -147,8 +150,6 @@ def test_a_training_that_was_killed_goes_on(
     config = put(tmp_path / "killed", table, by_rounds())
     asked: list[int] = []
 
-    from frmu.clients.tasks.rounds import TrainLocally
-
     prepare = TrainLocally.prepare
 
     def dies(self: TrainLocally, clients: list) -> None:
@@ -256,3 +257,49 @@ def test_curves_by_round_are_in_mlflow_and_lineage_in_the_ledger(tmp_path: Path,
     took_part = [sum(int(bits, 16) >> t & 1 for bits in lineage["took_part"].values()) for t in range(4)]
     assert took_part == [value for key, value, _ in seen if key == "round/participants"]
     assert told["rounds"] == 4
+
+
+def test_a_client_that_is_lost_was_never_there(
+    tmp_path: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had taken part in two rounds: these are trained again without it."""
+    run, asked = LocalFederation.run, []
+
+    def loses(self: LocalFederation, work: object, on: object = None) -> object:
+        if isinstance(work, TrainLocally):
+            asked.append(work.number)
+            if work.number == 2 and "home 1" not in self.away:
+                raise ClientsUnavailableError.of({"home 1": "its host died"})
+        return run(self, work, on)
+
+    monkeypatch.setattr(LocalFederation, "run", loses)
+    told = train(put(tmp_path / "homes", table, by_rounds()))
+    assert told["away"] == {"home 1": "its host died"}
+    assert asked == [0, 1, 2, 0, 1, 2, 3]
+    never = train(put(tmp_path / "never", table[table.home != "home 1"], by_rounds()))
+    assert told["state_digest"] == never["state_digest"]
+
+
+def test_a_round_whose_server_was_lost_begins_again(
+    tmp_path: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(put(tmp_path / "whole", table, by_rounds()))
+    serve, lost = LocalFederation.serve, []
+
+    def loses(self: LocalFederation, task: object, replies: object = ()) -> object:
+        if isinstance(task, StepWeights) and len(lost) < 2:
+            lost.append(task)
+            raise RoundLostError("a host was lost")
+        return serve(self, task, replies)
+
+    monkeypatch.setattr(LocalFederation, "serve", loses)
+    assert train(put(tmp_path / "lost", table, by_rounds()))["state_digest"] == whole["state_digest"]
+    assert len(lost) == 2
+
+
+def test_mlflow_loads_it_without_unpickling(tmp_path: Path, table: pd.DataFrame) -> None:
+    config = put(tmp_path / "homes", table, by_rounds("", CLASSES))
+    train(config)
+    found = _load_pyfunc(str(config.folder / "state.safetensors")).predict(table.head(7))
+    assert set(found.columns) == {"home", "record", "prediction", "score high", "score low"}
+    assert set(found.prediction) <= {"high", "low"}
