@@ -33,9 +33,8 @@ def test_the_rounds_before_a_client_came_in_do_not_know_it(
     digests = {f"c{n}": f"d{n}" for n in range(size)}
     whole = Schedule(config, digests, "load")
     gone = f"c{which % size}"
-    rest = Schedule(
-        config, digests | {gone: "another"} if changed else {n: d for n, d in digests.items() if n != gone}, "load"
-    )
+    left = {name: digest for name, digest in digests.items() if name != gone}
+    rest = Schedule(config, digests | {gone: "another"} if changed else left, "load")
     first = next((t for t in range(12) if gone in whole.participants(t)), 12)
     for number in range(13):
         assert (whole.key(number) == rest.key(number)) == (number <= first)
