@@ -39,6 +39,8 @@ MEANT = {
     ("frmu/datasets/archives.py", "read_pickle"),  # run only where its SHA-256 is that of one that was read
     ("frmu/bench/images.py", "import_module"),  # of a name that stands beside it
     ("frmu/services/prediction.py", "load_model"),  # our own: a safetensors file
+    ("frmu/modules/build.py", "exec"),  # a module of the user's own, where the config says allow_code
+    ("frmu/modules/build.py", "compile"),
     ("frmu/services/importance.py", "load_model"),  # the same
     ("frmu/bench/told.py", "load_model"),
     ("frmu/bench/encoder.py", "load_model"),
@@ -106,6 +108,7 @@ def test_the_trap_springs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ('encoder = "relu"', 'encoder = "trap_of_frmu"'),
         ('encoder = "relu"', 'encoder = "trap_of_frmu:Encoder"'),
         ("[model]\n", '[attention]\nrule = "trap_of_frmu.rule"\n[model]\n'),
+        ('encoder = "relu"\nfeatures = 8\n', 'kind = "rounds"\nmodule = "trap_of_frmu.py:module"\n'),
         ("[model]\n", '[policy]\nselector = "trap_of_frmu"\n[model]\n'),
         ("[model]\n", '[ray]\naddress = "trap_of_frmu://x"\n[model]\n'),
         ("[model]\n", '[ray]\nruntime_env = { worker_process_setup_hook = "trap_of_frmu" }\n[model]\n'),

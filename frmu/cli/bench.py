@@ -192,6 +192,41 @@ def bench_scale(seconds: float, seeds: int, processes: int, out: Path | None, ca
     ))  # fmt: skip
 
 
+@command(bench, "rounds")
+@click.option("--clients", type=click.IntRange(1), multiple=True, help="10, 100 and 1,000 by default.")
+@click.option("--rounds", type=click.IntRange(1), default=10, show_default=True)
+@click.option("--address", help='"local": in this process; by default a private Ray.')
+@click.option("--replay", is_flag=True, help="What replay trains beside retraining, instead.")
+@click.option("--images", is_flag=True, help="A network on 5,000 digits at ten sites and in one place, instead.")
+@cache_option
+@json_option
+def bench_rounds(
+    clients: tuple[int, ...], rounds: int, address: str | None, replay: bool, images: bool, cache: Path, as_json: bool
+) -> None:
+    """A module trained by rounds: a round's cost beside plain torch; what an erasure trains again; what is learned."""
+    from frmu.bench import rounds as measured
+
+    if replay:
+        found = measured.bench_replay(clients[0] if clients else 30, rounds)
+        columns = ["schedule", "mean", "median", "half", "tried", "equal", "checkpoint_bytes"]
+        title = "samples of replay, as a share of retraining's, by client"
+    elif images:
+        accuracy = measured.bench_images(cache, rounds)
+        found = accuracy | {"rows": [{"where": name, "accuracy": value} for name, value in accuracy["rows"].items()]}
+        columns, title = ["where", "accuracy"], f"test accuracy after {rounds} rounds of one epoch"
+    else:
+        found = measured.bench_rounds(clients or (10, 100, 1000), rounds, address)
+        columns = ["clients", "way", "seconds", "cpu", "memory", "grown"]
+        title = f"one round of {measured.SAMPLES} records a client"
+    show(as_json, found, lambda result: table(
+        title, columns, [[_figure(row[column]) for column in columns] for row in result["rows"]],
+    ))  # fmt: skip
+
+
+def _figure(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
 @command(bench, "clean")
 @click.option("--federations", type=click.IntRange(2), default=100, show_default=True)
 @click.option("--encoder", type=click.Choice(["learned", "relu"]), default="learned", show_default=True)

@@ -28,6 +28,7 @@ from frmu.models.encoders import Frozen, basis, blocks, encode, encoders, grid, 
 from frmu.models.features import Features, Head, basis_of_features
 from frmu.models.grid import Basis, gram, total
 from frmu.models.statistics import basis_of, one_thread, target_grid, weights_of
+from frmu.models.weights import Weights, predictions
 from frmu.selection.network import Network
 from frmu.selection.observation import Fit
 from frmu.selection.problem import PARTS, SelectionProblem, problem_of
@@ -73,6 +74,7 @@ class Client:
         self.network: Network | None = None
         self.rehearsals: dict[tuple[int, int, int], tuple[Rehearsal, ...]] = {}  # by seed, most, rounds
         self.decided: dict[tuple[Any, ...], Answer] = {}  # what was chosen of these records, by what it was chosen by
+        self.records: dict[tuple[object, ...], Any] = {}  # as a module is given them
 
     @property
     def shard(self) -> Shard:
@@ -122,6 +124,7 @@ class Client:
         self._groups.clear()
         self.rehearsals.clear()
         self.decided.clear()
+        self.records.clear()
 
     def drop(self, rows: NDArray[np.bool_]) -> None:
         """Purge rows, (n,) bool: the shard is rewritten, and their sums are subtracted from those of their slices."""
@@ -260,24 +263,31 @@ class Client:
         return encode(some, self._encoders) if features is None else self.book.wide(features, self.config).encode(some)
 
     def predictions(
-        self, heads: Mapping[str, Head], modalities: Mapping[str, NDArray[Any]], rows: NDArray[np.intp]
+        self, heads: Mapping[str, Head | Weights], modalities: Mapping[str, NDArray[Any]], rows: NDArray[np.intp]
     ) -> dict[str, Float]:
         """Let heads predict for some rows, (rows, outputs) each; those on the same features share the encoding."""
-        alike: dict[str, list[str]] = {}
+        alike: dict[str, list[tuple[str, Head]]] = {}
+        found = {name: np.zeros((len(rows), head.width)) for name, head in heads.items()}
+        blocks = [slice(at, at + BLOCK) for at in range(0, len(rows), BLOCK)]
         for name, head in heads.items():
-            alike.setdefault(head.features.key if head.features else "", []).append(name)
-        found = {name: np.zeros((len(rows), head.W.shape[1])) for name, head in heads.items()}
-        for names in alike.values():
-            together = np.concatenate([heads[name].W for name in names], axis=1)
-            head, ends = Head(together, heads[names[0]].features), np.cumsum([heads[name].W.shape[1] for name in names])
-            for at in range(0, len(rows), BLOCK):
-                some = {name: X[rows[at : at + BLOCK]] for name, X in modalities.items()}
-                for name, part in zip(names, np.split(self.predict(head, some), ends[:-1], axis=1), strict=True):
-                    found[name][at : at + BLOCK] = part
+            if isinstance(head, Head):
+                alike.setdefault(head.features.key if head.features else "", []).append((name, head))
+                continue
+            for block in blocks:
+                found[name][block] = self.predict(head, {key: X[rows[block]] for key, X in modalities.items()})
+        for together in alike.values():
+            W = np.concatenate([head.W for _, head in together], axis=1)
+            joint, ends = Head(W, together[0][1].features), np.cumsum([head.width for _, head in together])
+            for block in blocks:
+                said = self.predict(joint, {key: X[rows[block]] for key, X in modalities.items()})
+                for (name, _), part in zip(together, np.split(said, ends[:-1], axis=1), strict=True):
+                    found[name][block] = part
         return found
 
-    def predict(self, head: Head, modalities: Mapping[str, NDArray[Any]]) -> Float:
-        """Let a head predict for some rows, given as the columns of each modality, (rows, outputs)."""
+    def predict(self, head: Head | Weights, modalities: Mapping[str, NDArray[Any]]) -> Float:
+        """Let a head, or a module, predict for some rows, given as the columns of each modality, (rows, outputs)."""
+        if isinstance(head, Weights):
+            return predictions(self.config, head, modalities)
         if head.features is not None:
             return self.book.wide(head.features, self.config).predictions(modalities, head.W)
         if () not in self._bases:

@@ -18,6 +18,7 @@ from frmu.config.federation import Placement, RayTable, Rules, Site
 from frmu.config.files import Net, content_of, is_file, net_of
 from frmu.config.model import LEARNED, Attention, Model
 from frmu.config.policy import Policy
+from frmu.config.rounds import UNSEEN, Rounds
 from frmu.config.storage import Erasure, Store
 from frmu.config.table import Table
 from frmu.errors import ConfigError, near_miss
@@ -145,8 +146,20 @@ class Config(Table):
     def with_contents(self) -> Config:
         """This config with the content of its encoders' files, but for those that cannot be read: `net` says why."""
         read = {name: content_of(self.encoder_path(name)) for name in self.model.files}
+        if self.model.code_file is not None:
+            read[self.model.module] = content_of(self.file.parent / self.model.code_file)
         there = {name: raw for name, raw in read.items() if raw is not None}
         return self.model_copy(update={"contents": there}) if there else self
+
+    @property
+    def code_digest(self) -> str:
+        """SHA-256 of the module that is code of the user's own, else empty; raises `ConfigError` where it is gone."""
+        if self.model.code_file is None:
+            return ""
+        if self.model.module not in self.contents:
+            path = self.file.parent / self.model.code_file
+            raise ConfigError(f"{path}: cannot be read; put it back, or mend model.module")
+        return hashlib.sha256(self.contents[self.model.module]).hexdigest()
 
     def places(self, modality: str) -> dict[str, range]:
         """The places of each feature's scaled columns, of a modality of numbers and categories, in their order."""
@@ -178,7 +191,7 @@ class Config(Table):
     @property
     def learns(self) -> bool:
         """Return whether features are learned: then what judges is not what is fitted."""
-        return self.model.encoder == "learned" and any(map(self.learned, self.data.modalities))
+        return any(map(self.learned, self.data.modalities))
 
     def column_names(self, modality: str) -> tuple[str, ...]:
         """The names of a modality's scaled columns, in their order: see `frmu.config.data.Data.scaled`."""
@@ -186,7 +199,7 @@ class Config(Table):
 
     def learned(self, modality: str) -> bool:
         """Return whether the features of a modality are learned."""
-        return self.model.encoder == "learned" and modality not in self.model.encoders
+        return not self.model.by_rounds and self.model.encoder == "learned" and modality not in self.model.encoders
 
     def fingerprint(self) -> str:
         """SHA-256 of everything in the config that can change a state.
@@ -197,11 +210,7 @@ class Config(Table):
         value that is in is clipped alike under any. Nor can the settings of policy training, whose only trace is the
         policy file, which the state digests by itself.
         """
-        model = self.model.model_dump(
-            mode="json", exclude={"encoders", "files", "method"} | (set() if self.learns else set(LEARNED))
-        )
-        model |= {} if self.learns else {"features": self.model.frozen_features, "ridge": self.model.frozen_ridge}
-        model |= {"method": self.model.method} if self.model.method != "analytic" else {}
+        model = self._of_the_model()
         encoders = sorted(self.model.encoders.items())
         own: dict[str, Any] = {name: kind for name, kind in encoders if kind != self.model.encoder}
         own |= {name: self.net(name).header() for name in self.model.files}
@@ -217,6 +226,20 @@ class Config(Table):
             "attention": self.attention.model_dump(mode="json"),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def _of_the_model(self) -> dict[str, Any]:
+        """What the fingerprint says of [model], without encoders: what another kind of model has is left out."""
+        trained = set(Rounds.model_fields)
+        if self.model.by_rounds:
+            model = self.model.model_dump(mode="json", include=(trained - UNSEEN) | {"kind", "seed"})
+            model |= (
+                {"module": f"{self.code_digest}:{self.model.module.rpartition(':')[2]}"} if self.code_digest else {}
+            )
+            return model | ({"method": "finetune"} if self.model.method == "finetune" else {})
+        left_out = {"encoders", "files", "method"} | trained | (set() if self.learns else set(LEARNED))
+        model = self.model.model_dump(mode="json", exclude=left_out)
+        model |= {} if self.learns else {"features": self.model.frozen_features, "ridge": self.model.frozen_ridge}
+        return model | ({"method": self.model.method} if self.model.method != "analytic" else {})
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from frmu.config.files import SUFFIXES, EncoderFile, is_file
+from frmu.config.rounds import MODULES, Rounds
 from frmu.config.table import Table
 from frmu.errors import near_miss
 
@@ -28,13 +29,14 @@ FROZEN_RIDGE = 1e-3
 FROZEN = ("relu", "fourier", "linear", "hash")  # of a modality; or a file
 
 
-class Model(Table):
-    """`[model]`: an encoder for each modality and a ridge head.
+class Model(Rounds):
+    """`[model]`: an encoder for each modality and a ridge head; or, with `kind = "rounds"`, a module trained by rounds.
 
     `encoder` "learned" learns which inputs matter, from sums; the others are frozen, drawn from the seed. `encoders`
     names the frozen encoder of single modalities; "hash" is for columns of text, and a file (.pt2, .onnx, .safetensors)
     is a net of the user's own, of which `files` says more. `method` is how the federation unlearns: only "analytic"
-    closes a request.
+    closes a request. For a module trained by rounds (`frmu.config.rounds`) it is "replay", the default, or "retrain",
+    which give the same state and close requests, or "finetune", which does not.
 
     Of learned features, "auto" is chosen by the number of records and on validation sums: the number of `features`,
     how many `layers` the metric is learned in, how many `bins` a column has for jumps along it, and the `ridge`. The
@@ -52,9 +54,9 @@ class Model(Table):
     features: int | Literal["auto"] = "auto"
     ridge: float | Literal["auto"] = "auto"
     seed: int = Field(default=0, ge=0)
-    method: Literal["analytic", "finetune"] = "analytic"
+    method: Literal["analytic", "finetune", "replay", "retrain"] = "analytic"
     layers: int | Literal["auto"] = "auto"
-    kind: Literal["relu", "fourier"] = "relu"
+    kind: Literal["relu", "fourier", "rounds"] = "relu"
     metric: Literal["full", "diagonal"] = "diagonal"
     bandwidth: float = Field(default=1.0, gt=0, le=1000)
     bins: int | Literal["auto"] = "auto"
@@ -70,6 +72,16 @@ class Model(Table):
         [0, 0, 1, 2]
         """
         return max(0, math.ceil(math.log2(max(1, fitted) / self.cohort)))
+
+    @property
+    def by_rounds(self) -> bool:
+        """Return whether the model is a module that is trained by rounds."""
+        return self.kind == "rounds"
+
+    @property
+    def unlearns(self) -> str:
+        """Return the name of the method: as declared, or the exact one of the kind of model."""
+        return "replay" if self.by_rounds and "method" not in self.model_fields_set else self.method
 
     @property
     def frozen_features(self) -> int:
@@ -128,7 +140,37 @@ class Model(Table):
         return self
 
     @model_validator(mode="after")
+    def _of_this_kind(self) -> Model:
+        given = self.model_fields_set
+        if not self.by_rounds:
+            if named := [name for name in Rounds.model_fields if name in given]:
+                raise ValueError(f'{named[0]} is for a module trained by rounds; set kind = "rounds", or leave it out')
+            if self.method in ("replay", "retrain"):
+                raise ValueError(f'method = "{self.method}" is for a module trained by rounds; set kind = "rounds"')
+            return self
+        if named := [name for name in (*_OF_A_HEAD, *LEARNED) if name in given and name != "kind"]:
+            raise ValueError(f'{named[0]} is not for a module trained by rounds (kind = "rounds"); leave it out')
+        if "method" in given and self.method == "analytic":
+            raise ValueError('method of a module trained by rounds must be "replay", "retrain" or "finetune"')
+        if other := [name for name, kind in self.encoders.items() if kind != "hash"]:
+            raise ValueError(f'encoders.{other[0]} must be "hash" or left out: the module is what encodes')
+        if self.module not in MODULES and ":" not in self.module:
+            known = ", ".join(f'"{name}"' for name in MODULES)
+            raise ValueError(f'module must be one of {known}, or "FILE.py:function"{near_miss(self.module, MODULES)}')
+        if self.code_file is not None and not self.allow_code:
+            raise ValueError(
+                f'module = "{self.module}" is code that would be run here and at every site; set allow_code = true if '
+                "you wrote it"
+            )
+        if self.module in ("cnn", "resnet8", "tcn") and len(self.shape or ()) != (2 if self.module == "tcn" else 3):
+            wants = "[channels, length]" if self.module == "tcn" else "[channels, height, width]"
+            raise ValueError(f'module = "{self.module}" needs shape = {wants} of one record')
+        return self
+
+    @model_validator(mode="after")
     def _of_this_encoder(self) -> Model:
+        if self.by_rounds:
+            return self
         if self.encoder != "learned" and (named := [name for name in LEARNED if name in self.model_fields_set]):
             raise ValueError(f'{named[0]} is for learned features; set encoder = "learned", or leave it out')
         if self.encoder == "learned" and self.method == "finetune":
@@ -136,6 +178,7 @@ class Model(Table):
         return self
 
 
+_OF_A_HEAD = ("encoder", "features", "ridge", "files")
 _BOUNDS: dict[str, tuple[float, float]] = {
     "features": (1, 8192), "layers": (0, 8), "bins": (0, 256), "ridge": (1e-12, 1e6),
 }  # fmt: skip

@@ -19,17 +19,22 @@ Guarantee = Literal["exact", "none"]
 class Round:
     """The outcome of one round: the state, and what is told of it but steers nothing.
 
-    `keep` is the head (d, outputs) if nothing were forgotten; `scores` the attention scores of clients;
-    `records` what each client said; `fitted` who computed in this round; `refits` how many solves the choice of
-    influences took.
+    `keep` is the head (d, outputs) if nothing were forgotten, None where the model has no head; `scores` the attention
+    scores of clients; `records` what each client said; `fitted` who computed in this round; `refits` how many solves
+    the choice of influences took. `history` are figures by name of each round of a training that has many, in their
+    order, `took_part` the rounds of each client as bits of a number in hexadecimal digits, `begun` how many had been
+    done before, by a checkpoint.
     """
 
     state: State
-    keep: Float = field(repr=False)
+    keep: Float | None = field(repr=False)
     scores: Mapping[str, float]
     records: Mapping[str, Mapping[str, Any]]
     fitted: tuple[str, ...]
     refits: int
+    history: tuple[Mapping[str, float], ...] = ()
+    took_part: Mapping[str, str] = field(default_factory=dict)
+    begun: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,11 +27,13 @@ from frmu.config import Config
 from frmu.models.encoders import Encoder, basis, encoder_of, encoders, grid, layout
 from frmu.models.grid import Basis, Columns, fixed
 from frmu.models.statistics import basis_of, target_columns
-from frmu.types import Float, State, Sums
+from frmu.models.weights import Weights, predictions
+from frmu.types import HEAD, RESIDUALS, Float, State, Sums
 
 __all__ = [
     "LEAST", "METRIC", "Features", "Head", "Wide", "basis_of_features", "bins_to_try", "described", "features_of",
-    "head_of", "metric_of", "most_features", "nested", "on_lattice", "predictor", "ridge_of", "what_moved", "without",
+    "head_of", "metric_of", "model_of", "most_features", "nested", "on_lattice", "predictor", "ridge_of", "what_moved",
+    "without",
 ]  # fmt: skip
 
 LEAST, MOST = 256, 4096  # features, where a config says nothing else
@@ -78,6 +80,11 @@ class Head:
 
     W: Float = field(repr=False)
     features: Features | None = None
+
+    @property
+    def width(self) -> int:
+        """The number of outputs."""
+        return int(self.W.shape[1])
 
 
 class Wide:
@@ -197,8 +204,10 @@ def features_of(state: State) -> Features | None:
     )  # fmt: skip
 
 
-def predictor(config: Config, head: Head) -> Callable[[Mapping[str, NDArray[Any]]], Float]:
-    """Return what predicts for records, (n, outputs), with a head on its features; these are drawn once."""
+def predictor(config: Config, head: Head | Weights) -> Callable[[Mapping[str, NDArray[Any]]], Float]:
+    """Return what predicts for records, (n, outputs), with a head on its features, drawn once; or with a module."""
+    if isinstance(head, Weights):
+        return partial(predictions, config, head)
     if head.features is not None:
         return partial(Wide(config, head.features).predictions, W=head.W)
     by, whole = encoders(config), basis(layout(config))
@@ -208,6 +217,13 @@ def predictor(config: Config, head: Head) -> Callable[[Mapping[str, NDArray[Any]
 def head_of(state: State) -> Head:
     """Return the head of a state, on its features."""
     return Head(state.W, features_of(state))
+
+
+def model_of(state: State) -> Head | Weights:
+    """Return what predicts in a state: its head, or the weights of its module."""
+    if HEAD in state.parameters:
+        return head_of(state)
+    return Weights({name: value for name, value in state.parameters.items() if name != RESIDUALS}, state.outputs)
 
 
 def ridge_of(state: State, config: Config) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from frmu.clients.tasks.statistics import MeasureErrors
 from frmu.federation import Federation, in_order
 from frmu.methods.method import Round
-from frmu.models.features import Head, features_of, head_of
+from frmu.models.features import Head, features_of, model_of
 from frmu.selection.observation import FEATURES
 from frmu.types import State
 
@@ -23,9 +23,12 @@ def measure(federation: Federation, done: Round) -> dict[str, float]:
 
     For a regression `<split>_rmse` and `<split>_mae` in units of the target; of several targets those in shares of
     their declared ranges, and `<split>_rmse <target>` in its own. For a classification `<split>_accuracy`, and
-    `<split>_weighted_accuracy` where classes have weights. Each again as `keep_<...>`.
+    `<split>_weighted_accuracy` where classes have weights. Each again as `keep_<...>`, where there
+    is such a head.
     """
-    heads = {"model": head_of(done.state), "keep": Head(done.keep, features_of(done.state))}
+    heads = {"model": model_of(done.state)}
+    if done.keep is not None:
+        heads["keep"] = Head(done.keep, features_of(done.state))
     names = [client.name for client in done.state.clients]
     sums: dict[tuple[str, str], dict[str, float]] = {}
     for reply in in_order(federation.run(MeasureErrors(heads, done.state.outputs), on=names)):

@@ -233,6 +233,7 @@ class _Drain:
         learned_from = {"run": self.run.id, "clients": session.owners(client.name for client in state.clients)}
         told = what_moved(self.state, state)
         learned_from |= {"features": told} if told else {}
+        learned_from |= session.rounds_of(done) if done is not None else {}
         session.ledger.advance(batch.ids, "refitted", {"state": state.digest, "mlflow": removed, **learned_from})
         proving = time.perf_counter()
         verdict = self._proven(state, untouched=done is None)
@@ -362,7 +363,8 @@ def _no_guarantee(session: Session) -> str:
     method = session.method
     if method.guarantee in VERIFIERS:
         return ""
+    exact = "replay" if session.config.model.by_rounds else "analytic"
     return (
         f'the method "{method.name}" guarantees nothing that could close a request, so the requests stay open: set '
-        'model.method = "analytic", train, and drain again'
+        f'model.method = "{exact}", train, and drain again'
     )

@@ -42,6 +42,11 @@ def explain(
     `picture` is a PNG to write. Raises `RequestError` for a client or a slice that the state does not know, and
     `StoreError` where the shards do not give the state that is in force.
     """
+    if session.config.model.by_rounds:
+        raise RequestError(
+            'a module that is trained by rounds (model.kind = "rounds") counts every slice in full: there is '
+            "nothing to explain"
+        )
     state = session.state()
     chosen = _chosen(state, client, slice_)
     with _again(session, state) as (federation, done):
@@ -95,7 +100,7 @@ def _chosen(state: State, client: str | None, slice_: str | None) -> dict[str, l
 def _again(session: Session, state: State) -> Iterator[tuple[Federation, Round]]:
     """The last round, run again beside the store, which stays as it is."""
     with session.sites.afresh() as federation:
-        done = session.method.apply(federation, session.method.init(), _network(session, state))
+        done = session.from_nothing.apply(federation, session.method.init(), _network(session, state))
         if done.state.digest != state.digest:
             raise StoreError(
                 f"{session.workspace.shards}: the records there give the state {done.state.digest[:16]}, and in force "

@@ -18,7 +18,7 @@ from frmu.services.prediction import Model, load_model
 from frmu.services.requests import ledger_of
 from frmu.storage.checkpoint import settled
 from frmu.storage.workspace import Workspace
-from frmu.types import Float, State
+from frmu.types import HEAD, Float, State
 
 __all__ = ["explain_features"]
 
@@ -57,6 +57,8 @@ def _in_force(config: Config) -> Model:
 
 
 def _must_be_learned(state: State, layers: Sequence[Float]) -> None:
+    if HEAD not in state.parameters:
+        raise RequestError('a module that is trained by rounds (model.kind = "rounds") has no features to be looked at')
     if not state.learned:
         raise RequestError(
             "the features of this model are frozen: they lean on no input more than on another; set model.encoder = "

@@ -24,7 +24,7 @@ from frmu.data.columns import CLIENT
 from frmu.data.shard import features
 from frmu.data.transform import head_widths, raw_units
 from frmu.errors import RequestError, StoreError
-from frmu.models.features import head_of, predictor
+from frmu.models.features import model_of, predictor
 from frmu.models.residuals import LEAST, needed, reach
 from frmu.models.statistics import one_thread
 from frmu.services.requests import ledger_of
@@ -70,7 +70,7 @@ class Model:
         at: Counter[str] = Counter()
         outputs = np.zeros((table.num_rows, len(self.state.outputs)))
         names = table[CLIENT].to_numpy(zero_copy_only=False)
-        predict = predictor(self.config, head_of(self.state))
+        predict = predictor(self.config, model_of(self.state))
         with one_thread():
             for client in np.unique(names):
                 rows = np.flatnonzero(names == client)
@@ -166,6 +166,11 @@ def predict(
                 f'version {number} of "{registry.name}" holds the state {model.state.digest[:16]}, which an erasure '
                 "has overtaken or this federation never made; it is not served. Leave --version out: the champion is"
             )
+    if model.config.model.code_file is not None and not config.model.allow_code:
+        raise RequestError(
+            f'version {number} of "{registry.name}" is code of somebody\'s own ({model.config.model.module}), which '
+            f"would be run; set model.allow_code = true in {config.file} if you wrote it"
+        )
     # What is let in is for the config of today to say: a state is the same under any.
     data = model.config.data.model_copy(update={"clip": config.data.clip})
     model = Model(model.state, model.config.model_copy(update={"data": data}))
@@ -211,5 +216,11 @@ class _Pyfunc:
 
 
 def _load_pyfunc(path: str) -> _Pyfunc:
-    """The hook by which MLflow loads a version."""
-    return _Pyfunc(load_model(Path(path)))
+    """The hook by which MLflow loads a version; raises `StoreError` for one that is code: nobody here allowed that."""
+    model = load_model(Path(path))
+    if model.config.model.code_file is not None:
+        raise StoreError(
+            f"{path}: is code of somebody's own ({model.config.model.module}), which MLflow must not run; use `frmu "
+            "predict`"
+        )
+    return _Pyfunc(model)

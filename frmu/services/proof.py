@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from frmu.clients.tasks.erasure import LocateRecords
+from frmu.clients.tasks.importing import DescribeShard
 from frmu.data import shard
+from frmu.methods.rounds import schedule_of
 from frmu.services.integrity import changed_shards
 from frmu.services.session import Session
 from frmu.services.sites import Inventory
@@ -23,13 +25,14 @@ def exact_verdict(session: Session, state: State, tombstones: dict[str, frozense
     away = session.ledger.history.away(state.digest)
     left = session.sites.left(inventory.held)
     strange = _strange(session, inventory)
+    strange += _of_other_records(session, inventory)
     strange += [
         f"the shard of {client}, which the state does not know"
         for client in inventory.held
         if client not in known and client not in left and session.ledger.owner(client) not in away
     ]
     verdict = verify_exact(
-        session.config, session.method, session.network(),
+        session.config, session.from_nothing, session.network(),
         lambda config: session.sites.afresh(config, inventory), state, tombstones, session.key, strange,
     )  # fmt: skip
     changed = [
@@ -61,6 +64,18 @@ def _strange(session: Session, inventory: Inventory) -> list[str]:
         *(f"../outbox/{name}" for name in waiting),
     ]  # fmt: skip
     return sorted(here) + [name for name in inventory.unexpected_files if session.config.sites]
+
+
+def _of_other_records(session: Session, inventory: Inventory) -> list[str]:
+    """Checkpoints of a training by rounds that are not of the records as they stand."""
+    kept = session.workspace.rounds
+    if not kept.folder.exists():
+        return []
+    if not session.config.model.by_rounds:
+        return [f"../rounds/{name}" for name in kept.unexpected_files(lambda rounds: "")]
+    with session.sites.afresh(inventory=inventory) as federation:
+        schedule = schedule_of(session.config, federation.run(DescribeShard()))
+    return [f"../rounds/{name}" for name in kept.unexpected_files(schedule.key)]
 
 
 def _meant(session: Session, inventory: Inventory) -> int:

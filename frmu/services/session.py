@@ -19,7 +19,7 @@ from frmu.data.sites import SweepSite
 from frmu.errors import LedgerError, StoreError, TrackingUnavailableError
 from frmu.ledger.ledger import Ledger
 from frmu.methods.choice import method_of
-from frmu.methods.method import Round
+from frmu.methods.method import Method, Round
 from frmu.models.files import check_files
 from frmu.report.figures import account_of_slices, summed_up
 from frmu.report.plots import plot_influence, ready
@@ -88,7 +88,7 @@ class Session:
             stack.callback(self._drop_anchor)
             sweep(self.workspace.policies)
             self.config = settled(self.declared, self.workspace.state)  # again: now nobody else trains
-            self.method = method_of(self.config.bare())
+            self.method = self._method()
             self.sites = stack.enter_context(
                 SiteDirectory(
                     self.config, self.address, self.insecure, self.workspace, self.ledger, self._home,
@@ -155,8 +155,19 @@ class Session:
         moved = self.declared.at(until)
         if moved.fingerprint() == self.config.fingerprint():
             return
-        self.config, self.method = moved, method_of(moved.bare())
+        self.config = moved
+        self.method = self._method()
         self.sites.move(moved)
+
+    def _method(self) -> Method:
+        if not self.config.model.by_rounds:
+            self.workspace.rounds.clear()  # of a config of before: nobody would purge them
+        return method_of(self.config.bare(), self.workspace.rounds)
+
+    @property
+    def from_nothing(self) -> Method:
+        """The method without anything that was kept of a training: what proves a state must know nothing of it."""
+        return method_of(self.config.bare())
 
     # -- what is in force -------------------------------------------------------------------------------------
 
@@ -253,6 +264,18 @@ class Session:
         """Codes of clients, 8 digits each, as they stand in lineage tags and in the ledger."""
         return [self.ledger.owner(client)[:8] for client in clients]
 
+    def rounds_of(self, done: Round) -> dict[str, Any]:
+        """The lineage of a training by rounds, for the ledger: who took part in which; nothing of other methods.
+
+        By the code of each client a number in hexadecimal digits, whose bit t says whether it took part in round t.
+        """
+        if not done.history:
+            return {}
+        took_part = {self.ledger.owner(name)[:8]: turns for name, turns in sorted(done.took_part.items())}
+        kept = self.workspace.rounds
+        told = {"done": len(done.history), "from": done.begun, "took_part": took_part}
+        return {"rounds": told | {"checkpoints": len(kept), "checkpoint_bytes": kept.nbytes}}
+
     def holds(self, clients: Iterable[str]) -> dict[str, str]:
         """Lineage tags of what is learned from some clients: to be set before anything else is logged."""
         return holds_tags(self.owners(clients))
@@ -265,6 +288,8 @@ class Session:
         names = [client.name for client in done.state.clients]
         run.tags({"frmu.state_digest": done.state.digest, "frmu.policy": done.state.policy, **self.holds(names)})
         run.metrics(summed_up(done.state))
+        for number, figures in enumerate(done.history):
+            run.metrics({f"round/{name}": value for name, value in figures.items()}, step=number)
         run.table(account_of_slices(done), SLICES)
         if not done.state.clients:
             return

@@ -83,7 +83,7 @@ def _round(
     summary = {
         "state_digest": done.state.digest,
         "metrics": _measured(session, federation, done),
-        "rounds": 1,
+        "rounds": len(done.history) or 1,
         "split_until": str(session.config.split.until) if session.declared.split.rolling else None,
         "seconds": round(seconds, 4),
         "bytes_up": federation.traffic.up - before[0],
@@ -102,6 +102,7 @@ def _round(
     learned_from = {"run": run.id, "clients": session.owners(client.name for client in done.state.clients)}
     out = set(federation.away) - {client.name for client in done.state.clients}
     told = {"state": done.state.digest, "contents": done.state.contents, "records": summary["records"], **learned_from}
+    told |= session.rounds_of(done)
     session.ledger.note("trained", names | told | ({"away": sorted(map(session.ledger.owner, out))} if out else {}))
     _log_train(session, run, done, summary)
     summary["version"] = session.register_or_wait(run, done.state)

@@ -116,6 +116,10 @@ def _log(session: Session, receipt: str, level: str, proofs: Sequence[Mapping[st
 def _attack(
     session: Session, state: State, receipt: Mapping[str, Any], level: str, forget: Path | None, seed: int
 ) -> list[Verdict]:
+    if session.config.model.by_rounds:
+        raise RequestError(
+            f'level {level} is for heads on sums, and model.kind is "rounds": L5 is the proof, by training again'
+        )
     if not receipt["removed"]:
         raise RequestError(f"nobody held what {receipt['request']} means: there is nothing that a model could betray")
     name = f"audit-{secrets.token_hex(4)}"

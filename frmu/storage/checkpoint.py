@@ -22,7 +22,7 @@ from frmu.types import State
 __all__ = ["config_of", "load_state", "save_state", "settled"]
 
 _FORMAT = "frmu-state/3"
-_FILE = "encoder of "  # what a tensor is called that is an encoder's file, with the modality after it
+_FILE = "encoder of "  # what a tensor is called that is a file, with the modality, or the module, after it
 _PARTS = {"data", "slices", "split", "model", "policy", "attention"}  # of the config
 
 
@@ -44,7 +44,8 @@ def config_of(path: Path) -> Config:
     """The config that a state was made with, where paths mean nothing."""
     with safe_open(path, framework="np") as file:
         config = Config.model_validate_json((file.metadata() or {})["config"])
-        there = {f"{_FILE}{name}" for name in config.model.files} & set(file.keys())
+        own = [*config.model.files, *([config.model.module] if config.model.code_file is not None else [])]
+        there = {f"{_FILE}{name}" for name in own} & set(file.keys())
         contents = {name.removeprefix(_FILE): file.get_tensor(name).tobytes() for name in sorted(there)}
     return config.model_copy(update={"contents": contents}) if contents else config
 

@@ -4,6 +4,7 @@
          state.safetensors           the checkpoint
          policies/<n>-<digest>.safetensors
          training.safetensors        how far the training of a policy has come, while it is not done
+         rounds/<n>-<key>.safetensors   checkpoints of a training by rounds: see frmu.storage.rounds
          ledger.db  mlflow.db  mlartifacts/
          outbox/queue.db             runs that wait for an MLflow server that is away
          anchor                      which ledger this is, and its last line after the last job
@@ -30,12 +31,13 @@ from frmu.config import Config
 from frmu.errors import StoreError
 from frmu.storage.atomic import write_bytes
 from frmu.storage.fence import FENCE, next_token
+from frmu.storage.rounds import Checkpoints
 
 __all__ = ["Anchor", "Workspace"]
 
 _OURS = {
     "shards", "policies", "mlartifacts", "scratch", "state.safetensors", "training.safetensors", "key", "anchor",
-    "outbox", ".lock", FENCE, "homes.json", "away.json", "server",
+    "outbox", ".lock", FENCE, "homes.json", "away.json", "server", "rounds",
 }  # fmt: skip
 _DATABASES = ("ledger.db", "mlflow.db")
 
@@ -107,6 +109,11 @@ class Workspace:
     def training(self) -> Path:
         """The checkpoint of a policy's training that is under way, or was interrupted."""
         return self.folder / "training.safetensors"
+
+    @property
+    def rounds(self) -> Checkpoints:
+        """The checkpoints of a training by rounds."""
+        return Checkpoints(self.folder / "rounds")
 
     @property
     def scratch(self) -> Path:

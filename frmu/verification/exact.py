@@ -23,7 +23,7 @@ from frmu.errors import FrmuError
 from frmu.federation import Federation
 from frmu.methods.method import Method
 from frmu.selection.network import Network
-from frmu.types import State
+from frmu.types import HEAD, RESIDUALS, Float, State
 
 __all__ = ["Afresh", "ExactVerdict", "left_behind", "rebuild", "verify_exact"]
 TOLERANCE = 1e-9  # between heads that two libraries or kernels solved for
@@ -125,9 +125,25 @@ def verify_exact(
 
 
 def _gap(state: State, rebuilt: State) -> float:
-    """The greatest difference between two heads, relative to the greatest weight; above zero where any bit differs."""
-    if state.W.shape != rebuilt.W.shape or not np.isfinite(state.W).all():
+    """The greatest difference between two heads, or between all weights of two modules, relative to the greatest
+    weight.
+
+    It is above zero where any bit differs.
+    """
+    one, other = _fitted(state), _fitted(rebuilt)
+    if {name: part.shape for name, part in one.items()} != {name: part.shape for name, part in other.items()}:
         return float("inf")
-    if np.array_equal(state.W, rebuilt.W):
+    if not all(np.isfinite(part).all() for part in one.values()):
+        return float("inf")
+    if all(np.array_equal(part, other[name]) for name, part in one.items()):
         return 0.0
-    return max(float(np.max(np.abs(state.W - rebuilt.W)) / np.max(np.abs(rebuilt.W), initial=1e-300)), 1e-300)
+    greatest = max(float(np.max(np.abs(part), initial=1e-300)) for part in other.values())
+    apart = max(float(np.max(np.abs(part - other[name]), initial=0.0)) for name, part in one.items())
+    return max(apart / greatest, 1e-300)
+
+
+def _fitted(state: State) -> dict[str, Float]:
+    """The arrays that were fitted, by name: of a ridge model its head."""
+    if HEAD in state.parameters:
+        return {HEAD: state.W}
+    return {name: part for name, part in state.parameters.items() if name != RESIDUALS}

@@ -16,6 +16,7 @@ from frmu.data.transform import head_widths, scaled_targets
 from frmu.federation import Answer
 from frmu.models.features import Head
 from frmu.models.residuals import CELLS, counts_of
+from frmu.models.weights import Weights
 
 __all__ = ["CountResiduals"]
 
@@ -29,7 +30,7 @@ class CountResiduals:
 
     doing: ClassVar[str] = "counting residuals"
 
-    head: Head
+    head: Head | Weights
     share: int = 0
 
     def prepare(self, clients: Sequence[Client]) -> None:
@@ -37,10 +38,12 @@ class CountResiduals:
         if not clients:
             return
         first = clients[0]
-        counts = np.zeros((self.head.W.shape[1], CELLS), dtype=np.int64)
-        parts = ((client.shard, self._rows(client.shard)) for client in clients)
+        counts = np.zeros((self.head.width, CELLS), dtype=np.int64)
+        parts = [(client.shard, self._rows(client.shard)) for client in clients]
         widths = head_widths(first.config)
-        for X, y in chunks(parts):
+        # What a module makes of a record may depend on the rows beside it, to the last bit: so these are its client's.
+        together = [[part] for part in parts] if isinstance(self.head, Weights) else [parts]
+        for X, y in (chunk for some in together for chunk in chunks(some)):
             said = first.predict(self.head, X)
             truth = scaled_targets(y, first.config).reshape(said.shape)
             counts += counts_of((truth - said) / widths)

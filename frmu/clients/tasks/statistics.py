@@ -17,6 +17,7 @@ from frmu.federation import Answer
 from frmu.models.features import Head
 from frmu.models.grid import total
 from frmu.models.statistics import targets, weights_of
+from frmu.models.weights import Weights
 from frmu.types import Float, Sums
 
 __all__ = ["ComputeStatistics", "MeasureErrors", "errors_of"]
@@ -72,7 +73,7 @@ class MeasureErrors(EachClient):
 
     doing: ClassVar[str] = "measuring"
 
-    heads: Mapping[str, Head]
+    heads: Mapping[str, Head | Weights]
     outputs: tuple[str, ...]
 
     def perform(self, client: Client) -> Answer:
