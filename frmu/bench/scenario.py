@@ -179,7 +179,7 @@ def within(values: Any, limits: list[float] | None) -> Any:
 
 def _strange(table: pd.DataFrame, rows: pd.Index, config: Config, rng: np.random.Generator) -> None:
     """Records of something else: numbers from anywhere in a column's range, texts of other records."""
-    for name in set(config.data.features) - set(config.data.lags):
+    for name in sorted(set(config.data.features) - set(config.data.lags)):  # each draws
         there = rows[table.loc[rows, name].notna()]
         if name in config.texts:
             table.loc[there, name] = rng.permutation(table[name].dropna().to_numpy())[: len(there)]
