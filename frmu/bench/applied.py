@@ -59,8 +59,8 @@ def bench_applied(
     """Train federations in which something is wrong, with learned features and with frozen ones.
 
     `sites` are as many in each, by default two to ten. `learned` and `relu` have what `bench_clean` has each, and
-    `difference` the mean gain of the first less that of the second, with its standard error; `lower` is by how many
-    percent the first errs less, influences and all.
+    `difference` the mean gain of the first less that of the second, with its standard error; `all` is by how many
+    percent the first errs more, influences and all.
     """
     chosen = {} if significance is None else {"significance": significance}
     found = {}
@@ -71,8 +71,8 @@ def bench_applied(
     change = gains[0] - gains[1]
     error = float(change.std(ddof=1) / np.sqrt(len(change)))
     ours, frozen = (np.array([row["test_rmse"] for row in one["rows"]]) for one in found.values())
-    lower = 100.0 * float(np.mean(1.0 - ours / frozen))
-    return {**found, "difference": {"mean": float(change.mean()), "error": error, "lower": lower}}
+    more = 100.0 * float(np.mean(ours / frozen - 1.0))
+    return {**found, "difference": {"mean": float(change.mean()), "error": error, "all": more}}
 
 
 def _summed_up(rows: list[dict[str, Any]]) -> dict[str, Any]:

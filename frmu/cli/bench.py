@@ -266,7 +266,9 @@ def _tell_applied(result: dict[str, Any]) -> None:
         for name, one in result.items() if name != "difference"
     ]  # fmt: skip
     table("Influences as applied", columns, rows)
-    said = "learned less frozen: {mean:+.2f} ± {error:.2f} points; all in all learned features err {lower:.1f} % less"
+    said = (
+        "learned less frozen: {mean:+.2f} ± {error:.2f} points; errors with learned features, all in all: {all:+.1f} %"
+    )
     say(said.format(**result["difference"]))
 
 
