@@ -76,7 +76,8 @@ def runners_for(setting: int | str, free: Sequence[float], clients: int, parts: 
 class Trainer:
     """One RLlib algorithm over some contexts; a context manager.
 
-    No wait for env runners is longer than `deadline` seconds a dispatch to the clients: a `FederationError` ends it.
+    No wait is longer than `deadline` seconds a dispatch to the clients: a `FederationError` ends it, or a `PolicyError`
+    where no env runner starts.
     """
 
     def __init__(

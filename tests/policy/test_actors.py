@@ -121,9 +121,9 @@ def test_nothing_of_a_shard_leaves_a_client_but_aggregates_of_slices(tmp_path: P
 
 RUNNERS, ITERATIONS, STEPS = 4, 8, 192
 TASKS = 128  # held out, to judge by
-# Share of the loss that a training of these settings may differ by, beside what tasks do: from the same weights with
-# other draws, four that were not disturbed ended between 9.25 and 9.27 % of gain; untrained it is 5.0 %.
-TRAININGS = 0.002
+# Standard deviation between two trainings of these settings that nothing disturbed, in share of the loss: by seeds 0 to 3
+# in one process the evaluation after the last iteration was 9.1, 11.0, 9.0 and 10.3 %. Untrained, a policy gains 5.0 %.
+TRAININGS = 0.014
 
 
 def quiet_homes() -> pd.DataFrame:
@@ -249,4 +249,4 @@ def test_a_training_that_loses_a_runner_and_a_client_host_ends_as_good(config: C
         assert better > 2 * error, told
     difference, error = paired(gained["undisturbed"], gained["struck"])
     _log.info("gains in %%: %s; struck less undisturbed %+.3f ± %.3f", told, 100 * difference, 100 * error)
-    assert abs(difference) < 3 * np.hypot(error, TRAININGS), (told, difference, error)
+    assert abs(difference) < 2 * np.hypot(error, TRAININGS), (told, difference, error)
