@@ -50,9 +50,7 @@ def _desks(rng: np.random.Generator) -> pd.DataFrame:
     weigh, bend = rng.normal(0.0, 1.0, 5), rng.normal(0.0, 0.7, 5)
     crept = set(rng.choice(5, 2, replace=False).tolist())
     days = pd.date_range("2024-01-01", "2025-02-01", freq="3h", inclusive="left")
-    past = np.clip(
-        1.0 - np.arange(len(days)) / (0.7 * len(days)), 0.0, 1.0
-    )  # gone before those that judge have all come
+    past = np.clip(1.0 - np.arange(len(days)) / (0.7 * len(days)), 0.0, 1.0)  # gone before judging ends
     return pd.concat([_desk(number, days, 2.5 * past * (number in crept), weigh, bend, rng) for number in range(5)])
 
 
