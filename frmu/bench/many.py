@@ -53,7 +53,7 @@ __all__ = ["APPLIED", "KINDS", "SETS", "bench_many", "shared_fault"]
 SETS = ("air", "bikes", "power", "parking", "traffic", "appliances")
 KINDS = ("firmware", "supplier", "season", "none")
 FAULTS = {"firmware": "gain", "supplier": "labels", "season": "stale"}
-ROWS = ("keep all", "best rule", "gradient @ 100", "learned, 3 steps", "oracle")
+ROWS = ("keep all", "best rule", "gradient @ K", "learned, 3 steps", "oracle")
 APPLIED = {"as applied": 1, "as applied, two passes": 2}  # and `policy.passes`
 Mask = NDArray[np.bool_]
 
@@ -94,7 +94,7 @@ def _job(job: tuple[str, str, int]) -> list[dict[str, Any]]:
     config = load(folder / "slots.toml")
     with one_thread():
         for number, kind in enumerate(KINDS if seed == 0 else KINDS[:-1]):
-            rng = np.random.Generator(np.random.PCG64([seed, number, *name.encode()]))
+            rng = np.random.Generator(np.random.PCG64([seed, number, *b"many", *name.encode()]))
             table = pd.read_parquet(folder / "data.parquet").reset_index(drop=True)
             table, hit = shared_fault(table, config, kind, rng)
             label = {

@@ -215,6 +215,8 @@ class Config(Table):
         own: dict[str, Any] = {name: kind for name, kind in encoders if kind != self.model.encoder}
         own |= {name: self.net(name).header() for name in self.model.files}
         model |= {"encoders": own} if own else {}
+        policy = self.policy.model_dump(mode="json", include=STEERING)
+        policy |= {"passes": self.policy.passes} if self.policy.passes > 1 else {}  # one is what was
         # Several modalities are encoded with whether each is there, which states made before that were not.
         model |= {"present": True} if self.optional else {}
         parts = {
@@ -222,7 +224,7 @@ class Config(Table):
             "slices": {"by": self.slice_by, "buckets": self.slices.buckets},
             "split": self.split.model_dump(mode="json", exclude={"until"} if self.split.until is None else None),
             "model": model,
-            "policy": self.policy.model_dump(mode="json", include=STEERING),
+            "policy": policy,
             "attention": self.attention.model_dump(mode="json"),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
