@@ -1,4 +1,4 @@
-"""Env runners: the order that one is given, and those that are actors on a cluster, none of which is waited for without end.
+"""Env runners: the order that one is given, and those that are actors on a cluster; no wait for one is without end.
 
 A runner is RLlib's own. What it is asked carries all that it needs: the weights to act by, the client to step (one, or
 all), and how many steps. So one that was started again has nothing to catch up on, and none samples by weights that
