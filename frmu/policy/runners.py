@@ -1,4 +1,4 @@
-"""Env runners: what one is asked, and those that are actors on a cluster, none of which is waited for without end.
+"""Env runners: the order that one is given, and those that are actors on a cluster; no wait for one is without end.
 
 A runner is RLlib's own. What it is asked carries all that it needs: the weights to act by, the client to step (one, or
 all), and how many steps. So one that was started again has nothing to catch up on, and none samples by weights that
@@ -42,7 +42,7 @@ KNOB = "Lower policy.env_runners, set it to 0, or raise rules.deadline; see `ray
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a runner is asked: `weights` to act by (a module's state, or a ref of it), and where.
+    """An order to a runner: `weights` to act by (a module's state, or a ref of it), and where.
 
     `site` is a client by its number over all contexts, None for all. An order of another `turn` than the last begins
     with clean episodes.
@@ -55,7 +55,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What came of it: episodes, RLlib's metrics, and the clients that did not answer when they were last asked.
+    """The answer to an order: episodes, RLlib's metrics, and the clients that did not answer when they were last asked.
 
     Where no client answered, or one answered with an error of ours, there is an `error` and nothing else; `failure` is
     the traceback of any other.

@@ -121,8 +121,8 @@ def test_nothing_of_a_shard_leaves_a_client_but_aggregates_of_slices(tmp_path: P
 
 RUNNERS, ITERATIONS, STEPS = 4, 8, 192
 TASKS = 128  # held out, to judge by
-# Standard deviation between trainings of these settings that nothing disturbed, in share of the loss: by seeds 0 to 3
-# in one process the evaluation after the last iteration was 9.1, 11.0, 9.0 and 10.3 %. Untrained, a policy gains 5.0 %.
+# Standard deviation between two trainings of these settings that nothing disturbed, in share of the loss: by seeds 0
+# to 3 in one process the last evaluation was 9.1, 11.0, 9.0 and 10.3 %. Untrained, a policy gains 5.0 %.
 TRAININGS = 0.014
 
 
