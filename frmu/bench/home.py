@@ -1,4 +1,4 @@
-"""What training the policy at home is worth, on two federations unlike those that the shipped policy learned on.
+"""The worth of training the policy at home, on two federations unlike those that the shipped policy learned on.
 
     frmu bench home
 

@@ -1,4 +1,4 @@
-"""bench home, bench curve: measurements of how the policy learns."""
+"""bench home, curve, clean and applied: how the policy learns, and what it does to a federation that uses it."""
 
 from __future__ import annotations
 
@@ -83,3 +83,48 @@ def _tell_curve(result: dict[str, Any]) -> None:
     ]  # fmt: skip
     columns = ["", "iterations", "processor s", *(cell for at in settings for cell in (at, "less the shipped one"))]
     table(f"lower later RMSE than keeping everything, %, on {result['tasks']} held-out tasks", columns, rows)
+
+
+@command(bench, "clean")
+@click.option("--federations", type=click.IntRange(2), default=100, show_default=True)
+@click.option("--encoder", type=click.Choice(["learned", "relu"]), default="learned", show_default=True)
+@click.option("--significance", type=click.FloatRange(0, 1, min_open=True), help="Of the guard; 1: a margin is all.")
+@cache_option
+@json_option
+def bench_clean(federations: int, encoder: str, significance: float | None, cache: Path, as_json: bool) -> None:
+    """Small federations in which nothing is wrong: what choosing influences costs there."""
+    from frmu.bench.applied import bench_clean as measure
+
+    told = measure(cache, federations, encoder, significance, lambda line: click.echo(line, err=True))
+    show(as_json, told, lambda r: say(
+        f"test RMSE is lower by {r['mean']:.2f} ± {r['error']:.2f} % on the mean of {len(r['rows'])} federations, "
+        f"{r['worst']:+.1f} % in the worst and {r['best']:+.1f} % in the best; in {r['changed']} a slice counts less"
+    ))  # fmt: skip
+
+
+@command(bench, "applied")
+@click.option("--federations", type=click.IntRange(2), default=20, show_default=True)
+@click.option("--sites", type=click.IntRange(1), help="Of each federation; default: two to ten.")
+@click.option("--significance", type=click.FloatRange(0, 1, min_open=True), help="Of the guard; 1: a margin is all.")
+@cache_option
+@json_option
+def bench_applied(federations: int, sites: int | None, significance: float | None, cache: Path, as_json: bool) -> None:
+    """Federations in which something is wrong: what influences gain as applied, with learned and frozen features."""
+    from frmu.bench.applied import bench_applied as measure
+
+    told = measure(cache, federations, sites, significance, lambda line: click.echo(line, err=True))
+    show(as_json, told, _tell_applied)
+
+
+def _tell_applied(result: dict[str, Any]) -> None:
+    columns = ["features", "lower test RMSE %", "worst", "best", "changed"]
+    rows = [
+        [name, f"{one['mean']:.2f} ± {one['error']:.2f}", *(f"{one[end]:+.1f}" for end in ("worst", "best")),
+         str(one["changed"])]
+        for name, one in result.items() if name != "difference"
+    ]  # fmt: skip
+    table("Influences as applied", columns, rows)
+    said = (
+        "learned less frozen: {mean:+.2f} ± {error:.2f} points; errors with learned features, all in all: {all:+.1f} %"
+    )
+    say(said.format(**result["difference"]))

@@ -191,7 +191,7 @@ def _without(records: Records, names: Sequence[str], why: str) -> Records:
 
 
 def influences_of(record: Mapping[str, Any]) -> Influences:
-    """What a client's slices count, and modalities within them."""
+    """Return what a client's slices count, and modalities within them."""
     return record["influence"], record["modalities"]
 
 

@@ -118,9 +118,7 @@ class Private:
 def _sums_of_several(array: np.ndarray) -> bool:
     """Packed sums begin with how many records there are, in steps of weight."""
     D = (np.sqrt(8.0 * array.size + 1.0) - 1.0) / 2.0
-    return bool(
-        array.dtype in (np.int32, np.int64) and array.ndim == 1 and int(D) == D and (array[0] == 0 or array[0] > 1)
-    )
+    return bool(array.dtype in (np.int32, np.int64) and array.ndim == 1 and int(D) == D and abs(int(array[0])) != 1)
 
 
 def _plain(value: Any) -> Any:

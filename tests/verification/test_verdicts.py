@@ -17,7 +17,7 @@ from frmu.errors import FrmuError
 from frmu.federation import Reply
 from frmu.models.features import Head
 from frmu.models.statistics import loss, statistics_of
-from frmu.types import Float, Statistics
+from frmu.types import HEAD, Float, Statistics
 from frmu.verification import membership, rehearsal, relearn
 from frmu.verification.exact import ExactVerdict, rebuild, verify_exact
 from frmu.verification.gap import ROUNDING, gap
@@ -68,8 +68,12 @@ class Counted:
         return [Reply(client, record, None, 0) for client, record in {**told, "home 3": nothing}.items()]
 
 
+def made(W: Any, **named: Any) -> Any:
+    return SimpleNamespace(W=W, parameters={HEAD: W}, **named)
+
+
 def held(state: Any, fingerprint: str = "f", policy: str = "p") -> ExactVerdict:
-    rebuilt = SimpleNamespace(state=SimpleNamespace(digest="a", policy=policy, W=np.ones((2, 1)), numerics="x"))
+    rebuilt = SimpleNamespace(state=made(np.ones((2, 1)), digest="a", policy=policy, numerics="x"))
     method = SimpleNamespace(init=lambda: "nothing", apply=lambda federation, state, network: rebuilt)
     config: Any = SimpleNamespace(fingerprint=lambda: fingerprint)
     afresh: Any = lambda config: nullcontext(Counted())  # noqa: E731
@@ -77,7 +81,7 @@ def held(state: Any, fingerprint: str = "f", policy: str = "p") -> ExactVerdict:
 
 
 def test_a_state_is_held_against_one_of_its_own_config_and_policy() -> None:
-    state = SimpleNamespace(config="f", policy="p", digest="b", W=np.array([[1.0], [0.5]]), numerics="y")
+    state = made(np.array([[1.0], [0.5]]), config="f", policy="p", digest="b", numerics="y")
     verdict = held(state)
     assert (verdict.digest, verdict.rebuilt) == ("b", "a")
     assert (verdict.left, verdict.scanned, verdict.unexpected_files) == (3, 12, ["x"])
