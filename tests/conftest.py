@@ -30,6 +30,8 @@ settings.load_profile("frmu")
 
 # Every Ray of the tests listens on loopback only. Ray reads this once in a process, when it is first imported.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+# Ray's workers import what tests hand them from here.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 
 CONFIG = """
 [data]
