@@ -221,6 +221,7 @@ def paired(one: Any, other: Any) -> tuple[float, float]:
     return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference)))
 
 
+@pytest.mark.long  # minutes, on three nodes
 @pytest.mark.cluster
 def test_a_training_that_loses_a_runner_and_a_client_host_ends_as_good(config: Config) -> None:
     """Both learn, and their paired difference on held-out tasks is noise."""

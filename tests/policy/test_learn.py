@@ -265,7 +265,7 @@ def test_a_site_begins_where_the_others_do_and_samples_at_itself(
     with api.Experiment(config) as experiment, quiet():
         context, slices = _context(experiment)
         scores = [np.zeros(len(keys)) for keys in slices.values()]
-        with Trainer(Policy(samples=32), [context], 4, runners, 32, 0) as trainer:
+        with Trainer(Policy(samples=64), [context], 4, runners, 32, 0) as trainer:
             sites = Sites([context], beta=1.0)
             for _ in range(2):
                 shared = trainer.weights()

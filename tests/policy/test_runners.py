@@ -185,6 +185,7 @@ def built(environment: Any, runners: int, patience: float = 300.0) -> Any:
     return made.fault_tolerance(env_runner_restore_timeout_s=patience).build_algo()
 
 
+@pytest.mark.long  # of the time that Ray takes to start and to give back, and not yet the same in every run
 @pytest.mark.cluster
 def test_a_runner_that_cannot_start_is_done_without(caplog: pytest.LogCaptureFixture) -> None:
     with quiet():
@@ -199,6 +200,7 @@ def test_a_runner_that_cannot_start_is_done_without(caplog: pytest.LogCaptureFix
             built(some_broken({1, 2}), 2)
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_a_runner_that_nobody_has_room_for_is_not_waited_for(caplog: pytest.LogCaptureFixture) -> None:
     import ray
