@@ -280,7 +280,7 @@ def test_a_site_begins_where_the_others_do_and_samples_at_itself(
             sites.iterate(trainer, scores)
             assert [site for site, _, _ in turns] == [0, 2, 3]
             watched(trainer, gone, everywhere=True)
-            with pytest.raises(ClientsUnavailableError, match="home 1 is away: its host died"):
+            with pytest.raises(ClientsUnavailableError, match="home 0, home 1, home 2, home 3 are away: its host died"):
                 sites.iterate(trainer, scores)
 
 
