@@ -17,6 +17,7 @@ from frmu.clients.tasks import selection
 from frmu.clients.tasks.importing import CommitShard, StageShard
 from frmu.config import Config
 from frmu.data.shard import SPLITS
+from frmu.errors import FrmuError
 from frmu.methods.analytic import analytic
 from frmu.runtime.local import LocalFederation
 from frmu.selection.network import read_policy, shipped
@@ -72,6 +73,22 @@ def test_only_an_erasure_in_the_cohort_makes_others_choose_again(
     never = method.apply(hosted(config, 500), method.init(), network).state
     assert erased.contents == never.contents != before.contents
     assert any(value < 1.0 for one in erased.clients for value in one.influence.values())
+
+
+def test_what_ended_in_an_error_was_not_decided(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, method = read_policy(shipped()), analytic(config)
+    federation, never = hosted(config, 7), hosted(config, 500)
+
+    def fail(*_: Any) -> Any:
+        raise FrmuError("the sums are not positive definite")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(selection, "decide_all", fail)
+        with pytest.raises(FrmuError, match="positive definite"):
+            method.apply(federation, method.init(), network)
+    found = method.apply(federation, method.init(), network).state
+    assert any(value < 1.0 for one in found.clients for value in one.influence.values())
+    assert found.contents == method.apply(never, method.init(), network).state.contents
 
 
 def test_the_cohort_says_of_the_others_what_all_say(config: Config) -> None:

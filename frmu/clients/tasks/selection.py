@@ -68,26 +68,26 @@ class SelectInfluences:
             given = (within, self.share, self.outputs, client.network and client.network.digest)
             if given in client.decided:
                 continue
-            client.decided = {given: Answer(client.name, {"rows": len(client.shard), **_NOTHING})}
             if not client.sums("fit", self.outputs):
+                client.decided = {given: Answer(client.name, {"rows": len(client.shard), **_NOTHING})}
                 continue
             task = client.problem(self.total, self.outputs, kept < KEPT, self.share)
-            some.append((client, task))
+            some.append((client, given, task))
             size, kept = size + task.G.nbytes, kept + task.G.nbytes
             if size >= AT_ONCE:
                 self._judge(some)
                 some, size = [], 0
         self._judge(some)
 
-    def _judge(self, some: Sequence[tuple[Client, SelectionProblem]]) -> None:
+    def _judge(self, some: Sequence[tuple[Client, tuple[Any, ...], SelectionProblem]]) -> None:
         if not some:
             return
         first, policy = some[0][0], some[0][0].config.policy
         decisions = decide_all(
-            [task for _, task in some], first.network, policy.selector, policy.margin, policy.steps, policy.budget
+            [task for *_, task in some], first.network, policy.selector, policy.margin, policy.steps, policy.budget
         )
-        for (client, task), decision in zip(some, decisions, strict=True):
-            client.decided = dict.fromkeys(client.decided, self._answer(client, task, decision))
+        for (client, given, task), decision in zip(some, decisions, strict=True):
+            client.decided = {given: self._answer(client, task, decision)}
 
     def perform(self, client: Client) -> Answer:
         """Influences and losses in the record; packed sums in the payload, where they differ from
