@@ -105,7 +105,7 @@ def _weights(progress: Progress) -> dict[str, NDArray[np.float32]]:
 
 
 def _points(kept: Kept) -> Kept:
-    """What was kept nearest to each point of the seconds that were spent."""
+    """The weights kept nearest to each point of the seconds that were spent."""
     seconds = np.array([spent for _, spent, _ in kept])
     return [kept[int(np.argmin(np.abs(seconds - point * seconds[-1])))] for point in POINTS]
 

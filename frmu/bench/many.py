@@ -37,7 +37,7 @@ from frmu.bench.selectors import Case, selectors
 from frmu.clients.client import Client
 from frmu.config import Config, load
 from frmu.datasets import cached
-from frmu.methods.analytic import analytic, total_of
+from frmu.methods.analytic import analytic, sums_of
 from frmu.models.ridge import solve
 from frmu.models.statistics import loss, one_thread
 from frmu.runtime.local import LocalFederation
@@ -154,7 +154,8 @@ class _Sites:
     @staticmethod
     def of(config: Config, federation: LocalFederation, hit: Set[str]) -> _Sites:
         clients, outputs = held(federation), config.data.targets
-        total, _ = total_of(config, config.fingerprint(), federation, tuple(c.name for c in clients), outputs)
+        names = tuple(client.name for client in clients)
+        total = sums_of(config, config.fingerprint(), federation, names, outputs).total
         fitted = [client for client in clients if client.groups(0)]
         tasks = tuple(client.problem(total, outputs) for client in fitted)
         test = _added(client.split_total("test", outputs) for client in clients if client.groups(3))

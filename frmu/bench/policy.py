@@ -36,7 +36,7 @@ from frmu.config import Config, load
 from frmu.data.parquet import survey
 from frmu.datasets import cached
 from frmu.errors import DataError
-from frmu.methods.analytic import outputs_of, total_of
+from frmu.methods.analytic import outputs_of, sums_of
 from frmu.models.statistics import loss, one_thread
 from frmu.runtime.local import LocalFederation
 from frmu.selection.disturbance import KINDS
@@ -135,7 +135,8 @@ def _cases(
     outputs: tuple[str, ...] = config.data.targets
     if config.data.task != "regression":
         outputs = outputs_of(config, {str(label) for c in _held(federation) for label in set(c.shard.target)})
-    whole, _ = total_of(config, config.fingerprint(), federation, tuple(c.name for c in _held(federation)), outputs)
+    names = tuple(client.name for client in _held(federation))
+    whole = sums_of(config, config.fingerprint(), federation, names, outputs).total
     clients = [client for client in _held(federation) if _can_be_judged(client)]
     if not clients:
         raise DataError(

@@ -39,7 +39,7 @@ from frmu.bench.selectors import Case, best_rule
 from frmu.clients.client import Client
 from frmu.clients.tasks.erasure import PurgeShard
 from frmu.data.tombstones import tombstones
-from frmu.methods.analytic import analytic, outputs_of, total_of
+from frmu.methods.analytic import analytic, outputs_of, sums_of
 from frmu.models.ridge import solve
 from frmu.models.statistics import one_thread, targets
 from frmu.runtime.local import LocalFederation
@@ -213,7 +213,7 @@ def _total(scene: Scenario) -> tuple[tuple[str, ...], Sums]:
     classes = set() if config.data.task == "regression" else {str(y) for c in clients for y in set(c.shard.target)}
     outputs = outputs_of(config, classes)
     names = tuple(client.name for client in clients)
-    return outputs, total_of(config, config.fingerprint(), scene.federation, names, outputs)[0]
+    return outputs, sums_of(config, config.fingerprint(), scene.federation, names, outputs).total
 
 
 # -- the figures -----------------------------------------------------------------------------------------------------

@@ -230,7 +230,7 @@ class Config(Table):
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _of_the_model(self) -> dict[str, Any]:
-        """What the fingerprint says of [model], without encoders: what another kind of model has is left out."""
+        """The fingerprint's part of [model], without encoders: what another kind of model has is left out."""
         trained = set(Rounds.model_fields)
         if self.model.by_rounds:
             model = self.model.model_dump(mode="json", include=(trained - UNSEEN) | {"kind", "seed"})

@@ -12,7 +12,7 @@ from frmu.config.rounds import MODULES, Rounds
 from frmu.config.table import Table
 from frmu.errors import near_miss
 
-__all__ = ["LEARNED", "Attention", "Model"]
+__all__ = ["LEARNED", "Attention", "Model", "share_of"]
 
 LEARNED = (
     "layers",
@@ -27,6 +27,15 @@ LEARNED = (
 FROZEN_FEATURES = 64  # of a modality, where nothing else is said
 FROZEN_RIDGE = 1e-3
 FROZEN = ("relu", "fourier", "linear", "hash")  # of a modality; or a file
+
+
+def share_of(records: int, enough: int) -> int:
+    """Return the least k by which one of 2^k of so many records leaves about `enough`.
+
+    >>> [share_of(records, 1000) for records in (0, 1000, 1001, 4000)]
+    [0, 0, 1, 2]
+    """
+    return max(0, math.ceil(math.log2(max(1, records) / enough)))
 
 
 class Model(Rounds):
@@ -66,12 +75,8 @@ class Model(Rounds):
     judges: int = Field(default=FROZEN_FEATURES, ge=1, le=1024)
 
     def share(self, fitted: int) -> int:
-        """Return k: of so many fitted records one in 2^k is in the cohort.
-
-        >>> [Model(cohort=1000).share(fitted) for fitted in (0, 1000, 1001, 4000)]
-        [0, 0, 1, 2]
-        """
-        return max(0, math.ceil(math.log2(max(1, fitted) / self.cohort)))
+        """Return k: of so many fitted records one in 2^k is in the cohort."""
+        return share_of(fitted, self.cohort)
 
     @property
     def by_rounds(self) -> bool:

@@ -12,7 +12,7 @@ from frmu.clients.tasks.importing import DescribeShard
 from frmu.config import Config
 from frmu.errors import FrmuError
 from frmu.federation import Federation, in_order
-from frmu.methods.analytic import digests_of, outputs_of, total_of
+from frmu.methods.analytic import digests_of, outputs_of, sums_of
 from frmu.selection.problem import SelectionProblem
 from frmu.types import Sums
 
@@ -84,7 +84,7 @@ def world_of(config: Config, federation: Federation) -> World | None:
     held = [reply for reply in in_order(federation.run(DescribeShard())) if reply.record["rows"]]
     outputs = outputs_of(config, {label for reply in held for label in reply.record["classes"]})
     names = tuple(reply.client for reply in held)
-    total, _ = total_of(config, config.fingerprint(), federation, names, outputs, digests_of(held))
+    total = sums_of(config, config.fingerprint(), federation, names, outputs, digests_of(held)).total
     able = [r for r in held if r.record["slices"] and r.record["splits"]["validation"]]
     if not able:
         return None

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -23,7 +22,7 @@ from frmu.clients.tasks.importing import DescribeShard
 from frmu.clients.tasks.residuals import CountResiduals
 from frmu.clients.tasks.selection import LoadPolicy, SelectInfluences
 from frmu.clients.tasks.statistics import ComputeStatistics
-from frmu.config import Config
+from frmu.config import Config, share_of
 from frmu.errors import RoundLostError
 from frmu.federation import Federation, Reply, in_order
 from frmu.methods.features import learn_features
@@ -31,14 +30,14 @@ from frmu.methods.guard import Fitting, Records, attended, below, settle
 from frmu.methods.method import Method, Round, nothing_kept
 from frmu.methods.together import together
 from frmu.models.encoders import width
-from frmu.models.features import head_of
+from frmu.models.features import model_of
 from frmu.models.residuals import ENOUGH, LEAST
 from frmu.models.statistics import basis_of
 from frmu.selection.network import Network
 from frmu.server.server import HeldClients, SumStatistics
 from frmu.types import HEAD, RESIDUALS, State, Sums
 
-__all__ = ["FederationSums", "analytic", "digests_of", "outputs_of", "sums_of", "total_of"]
+__all__ = ["FederationSums", "analytic", "digests_of", "outputs_of", "sums_of", "with_residuals"]
 
 _log = logging.getLogger(__name__)
 
@@ -107,19 +106,21 @@ def _attempt(config: Config, fingerprint: str, federation: Federation, network: 
         now, records, changed = together(fitting, SelectInfluences(outputs, sums.cohort, share), now, records, changed)
     folded = attended(fitting, records, now, changed)
     validation = {reply.client: reply.record["splits"]["validation"] for reply in held}
-    state = _with_residuals(config, federation, folded.state, validation)
+    state = with_residuals(config, federation, folded.state, validation)
     refits = sum(record["refits"] for record in records.values())
     return Round(state, folded.keep, folded.scores, records, missing, refits)
 
 
-def _with_residuals(config: Config, federation: Federation, state: State, judging: Mapping[str, int]) -> State:
-    """The state with counts of what its head misses, for intervals of predictions; where enough records judge."""
+def with_residuals(config: Config, federation: Federation, state: State, judging: Mapping[str, int]) -> State:
+    """The state with counts of what its model misses, for intervals of predictions; where enough records judge.
+
+    `judging` is how many records judge at each client.
+    """
     records = sum(judging.values())
     if config.data.task != "regression" or records < LEAST:
         return state
-    share = max(0, math.ceil(math.log2(records / ENOUGH)))
     on = sorted(name for name, own in judging.items() if own)
-    replies = in_order(federation.run(CountResiduals(head_of(state), share), on=on))
+    replies = in_order(federation.run(CountResiduals(model_of(state), share_of(records, ENOUGH)), on=on))
     counts = sum(np.array(reply.record["counts"]) for reply in replies if reply.record)
     return replace(state, parameters={**state.parameters, RESIDUALS: np.asarray(counts, dtype=np.float64)})
 
@@ -139,19 +140,6 @@ class FederationSums:
     total: Sums
     cohort: Sums
     missing: tuple[str, ...]
-
-
-def total_of(
-    config: Config,
-    fingerprint: str,
-    federation: Federation,
-    names: tuple[str, ...],
-    outputs: tuple[str, ...],
-    digests: Mapping[str, str] | None = None,
-) -> tuple[Sums, tuple[str, ...]]:
-    """The federation's sums at full influence, and which clients had to compute for it; see `sums_of`."""
-    found = sums_of(config, fingerprint, federation, names, outputs, digests)
-    return found.total, found.missing
 
 
 def sums_of(

@@ -16,7 +16,7 @@ import numpy as np
 from frmu.clients.tasks.importing import DescribeShard
 from frmu.config import Config
 from frmu.federation import Federation, in_order
-from frmu.methods.analytic import analytic, digests_of, total_of
+from frmu.methods.analytic import analytic, digests_of, sums_of
 from frmu.methods.method import Method, Round
 from frmu.models.ridge import descend, stable_rate
 from frmu.models.statistics import basis_of
@@ -37,7 +37,7 @@ def finetune(config: Config, steps: int = STEPS) -> Method:
 
     def prepare(federation: Federation, state: State, forget_set: Mapping[str, frozenset[str]]) -> float:
         names = tuple(client.name for client in state.clients)
-        total, _ = total_of(config, fingerprint, federation, names, state.outputs)
+        total = sums_of(config, fingerprint, federation, names, state.outputs).total
         return stable_rate(basis_of(config, state.outputs).statistics(total).G)
 
     def erase(
@@ -45,10 +45,10 @@ def finetune(config: Config, steps: int = STEPS) -> Method:
     ) -> Round:
         held = [reply for reply in in_order(federation.run(DescribeShard())) if reply.record["rows"]]
         names = tuple(reply.client for reply in held)
-        total, missing = total_of(config, fingerprint, federation, names, state.outputs, digests_of(held))
-        W = descend(state.W, basis_of(config, state.outputs).statistics(total), kept, steps)
+        sums = sums_of(config, fingerprint, federation, names, state.outputs, digests_of(held))
+        W = descend(state.W, basis_of(config, state.outputs).statistics(sums.total), kept, steps)
         rows = {reply.client: int(reply.record["rows"]) for reply in held}
-        return _round(state, W, rows, missing)
+        return _round(state, W, rows, sums.missing)
 
     return Method("finetune", "none", exact.init, exact.apply, prepare, erase)
 

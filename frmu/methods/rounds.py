@@ -23,28 +23,25 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from frmu.aggregation.attention import attend, electorate
 from frmu.clients.tasks.importing import DescribeShard
-from frmu.clients.tasks.residuals import CountResiduals
 from frmu.clients.tasks.rounds import JudgeWeights, TrainLocally
 from frmu.config import Config
 from frmu.errors import FederationError, RoundLostError
 from frmu.federation import Federation, Reply, in_order
-from frmu.methods.analytic import outputs_of
+from frmu.methods.analytic import outputs_of, with_residuals
 from frmu.methods.method import Method, Round, nothing_kept
 from frmu.methods.participation import Schedule
 from frmu.models.grid import WEIGHTS, on_grid
-from frmu.models.residuals import ENOUGH, LEAST
-from frmu.models.weights import Weights, spec_of
+from frmu.models.weights import Weights, spec_of, weights_in
 from frmu.selection.network import Network
 from frmu.server.rounds import DrawWeights, LeaveOut, Moments, SayNumerics, StepWeights
 from frmu.storage.rounds import Checkpoint, Checkpoints
-from frmu.types import RESIDUALS, ClientState, State
+from frmu.types import ClientState, State
 
 __all__ = ["FINETUNING", "rounds", "schedule_of"]
 
@@ -141,7 +138,7 @@ class _Training:
 
     def _begin(self, start: State | None) -> tuple[_Progress, int]:
         if start is not None:
-            return _Progress(0, Weights(_parameters(start), start.outputs)), FINETUNING
+            return _Progress(0, weights_in(start)), FINETUNING
         found = None
         if self.kept is not None:
             removed, freed = self.kept.purge(self.schedule.key)
@@ -188,7 +185,7 @@ class _Training:
         return _Progress(now.done + 1, weights, moments, (*now.history, figures), attention)
 
     def _rests(self, now: _Progress, figures: Mapping[str, float]) -> bool:
-        """Whether the validation loss changed by less than the tolerance since the round before."""
+        """Tell if the validation loss changed by less than the tolerance since the round before."""
         last = now.history[-1]["validation_loss"] if now.history else math.nan
         loss = figures["validation_loss"]
         return self.model.tolerance > 0.0 and abs(loss - last) < self.model.tolerance * abs(last)
@@ -245,28 +242,13 @@ class _Training:
         turns = self.schedule.turns(now.done)
         fitted = tuple(name for name, bits in turns.items() if bits >> began)
         took_part = {name: f"{bits:x}" for name, bits in turns.items()}
-        whole = self._with_residuals(state, now.weights)
-        return Round(whole, None, scores, records, fitted, 0, now.history, took_part, began)
-
-    def _with_residuals(self, state: State, weights: Weights) -> State:
-        """The state with counts of what it misses, for intervals of predictions; where enough records judge."""
         judging = {name: one["splits"]["validation"] for name, one in self.held.items()}
-        records = sum(judging.values())
-        if self.config.data.task != "regression" or records < LEAST:
-            return state
-        share = max(0, math.ceil(math.log2(records / ENOUGH)))
-        on = sorted(name for name, own in judging.items() if own)
-        replies = in_order(self.federation.run(CountResiduals(weights, share), on=on))
-        counts = sum(np.array(reply.record["counts"]) for reply in replies if reply.record)
-        return replace(state, parameters={**state.parameters, RESIDUALS: np.asarray(counts, dtype=np.float64)})
-
-
-def _parameters(state: State) -> dict[str, Any]:
-    return {name: value for name, value in state.parameters.items() if name != RESIDUALS}
+        whole = with_residuals(self.config, self.federation, state, judging)
+        return Round(whole, None, scores, records, fitted, 0, now.history, took_part, began)
 
 
 def _figures(replies: list[Reply]) -> dict[str, float]:
-    """What is told of a round: over the records of all who took part."""
+    """The figures that are told of a round: over the records of all who took part."""
     records = [reply.record for reply in replies]
     judges = sum(one["judges"] for one in records)
     sound = [one for one in records if not one["astray"]]

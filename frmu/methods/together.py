@@ -38,7 +38,7 @@ Wanted = Mapping[str, Mapping[str, Any]]  # what the halves of clients want, by 
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """How the two halves judge a step that the other one wants: gains a record, and the chance that noise does it."""
+    """The judgement of each half on a step that the other wants: gains a record, and the chance that noise does it."""
 
     gains: tuple[float, float]
     chance: float

@@ -27,8 +27,8 @@ from frmu.config import Config
 from frmu.models.encoders import Encoder, basis, encoder_of, encoders, grid, layout
 from frmu.models.grid import Basis, Columns, fixed
 from frmu.models.statistics import basis_of, target_columns
-from frmu.models.weights import Weights, predictions
-from frmu.types import HEAD, RESIDUALS, Float, State, Sums
+from frmu.models.weights import Weights, predictions, weights_in
+from frmu.types import HEAD, Float, State, Sums
 
 __all__ = [
     "LEAST", "METRIC", "Features", "Head", "Wide", "basis_of_features", "bins_to_try", "described", "features_of",
@@ -223,7 +223,7 @@ def model_of(state: State) -> Head | Weights:
     """Return what predicts in a state: its head, or the weights of its module."""
     if HEAD in state.parameters:
         return head_of(state)
-    return Weights({name: value for name, value in state.parameters.items() if name != RESIDUALS}, state.outputs)
+    return weights_in(state)
 
 
 def ridge_of(state: State, config: Config) -> float:

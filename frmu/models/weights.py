@@ -21,9 +21,20 @@ from frmu.data.transform import target_ranges
 from frmu.models.encoders import encoder_of, layout
 from frmu.models.statistics import weights_of
 from frmu.modules.spec import ModuleSpec
-from frmu.types import Float
+from frmu.types import RESIDUALS, Float, State
 
-__all__ = ["Weights", "flat", "initial", "inputs_of", "key_of", "named", "predictions", "spec_of", "targets_of"]
+__all__ = [
+    "Weights",
+    "flat",
+    "initial",
+    "inputs_of",
+    "key_of",
+    "named",
+    "predictions",
+    "spec_of",
+    "targets_of",
+    "weights_in",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +48,11 @@ class Weights:
     def width(self) -> int:
         """The number of outputs."""
         return len(self.outputs)
+
+
+def weights_in(state: State) -> Weights:
+    """Return the weights of the module that a state holds."""
+    return Weights({name: value for name, value in state.parameters.items() if name != RESIDUALS}, state.outputs)
 
 
 def spec_of(config: Config, outputs: Sequence[str]) -> ModuleSpec:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["ModuleSpec"]
+__all__ = ["STEPS", "ModuleSpec"]
+
+STEPS = 2.0**30  # of one: updates are whole numbers of them, so that their sums are exact in any order
 
 
 @dataclass(frozen=True, slots=True)

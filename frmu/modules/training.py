@@ -25,12 +25,11 @@ from torch.func import functional_call, grad, vmap
 
 from frmu.modules.build import DTYPES, build, on_one_thread
 from frmu.modules.order import orders
-from frmu.modules.spec import ModuleSpec
+from frmu.modules.spec import STEPS, ModuleSpec
 
-__all__ = ["STEPS", "Records", "Trainer", "Updates", "trainer"]
+__all__ = ["Records", "Trainer", "Updates", "trainer"]
 
 _log = logging.getLogger(__name__)
-STEPS = 2.0**30  # of one: updates are whole numbers of them, so that their sums are exact in any order
 BYTES = 1 << 28  # of records and weights that are in one call
 MOST = 512  # clients a call
 Params = dict[str, Tensor]
@@ -113,7 +112,7 @@ class Trainer:
                 yield from self._train_some(start, some, clients, number)
 
     def _calls(self, sizes: Sequence[int], most: int | str) -> list[list[int]]:
-        """Which clients train in one call: those with about as many records, as many as memory holds."""
+        """The clients that train in one call: those with about as many records, as many as memory holds."""
         order = sorted(range(len(sizes)), key=lambda at: sizes[at])
         if self.together:
             return [[at] for at in order]
@@ -266,7 +265,7 @@ class Trainer:
         return torch.as_tensor(y, dtype=torch.int64, device=self.device) if self.spec.classes else self._float(y)
 
     def _steady(self) -> bool:
-        """Whether clients drawn at random get the same bits alone, with one other, with a few, and with many."""
+        """Tell if clients drawn at random get the same bits alone, with one other, with a few, and with many."""
         self.__dict__["together"] = ""  # as if it were so, while it is tried
         try:
             spec, rng = self.spec, np.random.Generator(np.random.PCG64(0))

@@ -19,7 +19,7 @@ from frmu.clients.tasks.importing import DescribeShard
 from frmu.config import Config, Policy
 from frmu.errors import PolicyError
 from frmu.federation import Federation, Reply, in_order
-from frmu.methods.analytic import digests_of, outputs_of, total_of
+from frmu.methods.analytic import digests_of, outputs_of, sums_of
 from frmu.policy.checkpoint import Progress
 from frmu.policy.env import EnvContext, TaskSource
 from frmu.selection.network import Network
@@ -68,7 +68,7 @@ def context_of(
         )
     outputs = outputs_of(config, {label for reply in described for label in reply.record["classes"]})
     names = tuple(reply.client for reply in described)
-    total, _ = total_of(config, config.fingerprint(), federation, names, outputs, digests_of(described))
+    total = sums_of(config, config.fingerprint(), federation, names, outputs, digests_of(described)).total
     context = EnvContext(
         federation,
         tuple(reply.client for reply in able),

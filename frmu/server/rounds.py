@@ -18,13 +18,12 @@ from frmu.errors import FederationError
 from frmu.federation import Payload
 from frmu.models.grid import WEIGHTS
 from frmu.models.weights import Weights, flat, initial, named
-from frmu.modules.spec import ModuleSpec
+from frmu.modules.spec import STEPS, ModuleSpec
 from frmu.server.server import Server
 from frmu.types import Float
 
-__all__ = ["STEP", "DrawWeights", "LeaveOut", "Moments", "SayNumerics", "StepWeights"]
+__all__ = ["DrawWeights", "LeaveOut", "Moments", "SayNumerics", "StepWeights"]
 
-STEP = 2.0**-30  # of a weight: see `frmu.modules.training.STEPS`
 _MOST = 2**63 - 1
 _FIRST, _SECOND, _TAU = 0.9, 0.99, 1e-3
 
@@ -86,7 +85,7 @@ class StepWeights:
         else:
             shares = {name: self.counts[name] * self.attention.get(name, WEIGHTS) for name in steps}
             n = sum(shares.values())
-        mean = _total(steps, shares).astype(np.float64) * (STEP / n)
+        mean = _total(steps, shares).astype(np.float64) * (1.0 / STEPS / n)
         moments = None
         if self.adam is not None:
             rate, before = self.adam
@@ -111,10 +110,10 @@ class LeaveOut:
         steps = {name: payloads[name]["steps"] for name in sorted(payloads)}
         whole, n = _total(steps, self.counts), sum(self.counts[name] for name in steps)
         start = flat(self.weights.parameters)
-        models = [start + whole.astype(np.float64) * STEP / n]
+        models = [start + whole.astype(np.float64) / STEPS / n]
         for name, own in steps.items():
             rest, left = whole - own * self.counts[name], n - self.counts[name]
-            models.append(start + rest.astype(np.float64) * STEP / max(1, left))
+            models.append(start + rest.astype(np.float64) / STEPS / max(1, left))
         return np.stack(models)
 
 

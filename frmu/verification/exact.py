@@ -22,8 +22,9 @@ from frmu.config import Config
 from frmu.errors import FrmuError
 from frmu.federation import Federation
 from frmu.methods.method import Method
+from frmu.models.weights import weights_in
 from frmu.selection.network import Network
-from frmu.types import HEAD, RESIDUALS, Float, State
+from frmu.types import HEAD, Float, State
 
 __all__ = ["Afresh", "ExactVerdict", "left_behind", "rebuild", "verify_exact"]
 TOLERANCE = 1e-9  # between heads that two libraries or kernels solved for
@@ -142,8 +143,8 @@ def _gap(state: State, rebuilt: State) -> float:
     return max(apart / greatest, 1e-300)
 
 
-def _fitted(state: State) -> dict[str, Float]:
+def _fitted(state: State) -> Mapping[str, Float]:
     """The arrays that were fitted, by name: of a ridge model its head."""
     if HEAD in state.parameters:
         return {HEAD: state.W}
-    return {name: part for name, part in state.parameters.items() if name != RESIDUALS}
+    return weights_in(state).parameters

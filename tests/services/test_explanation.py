@@ -16,7 +16,7 @@ from frmu.cli import main
 from frmu.config import Config
 from frmu.data.shard import clients_in
 from frmu.errors import RequestError, StoreError
-from frmu.methods.analytic import total_of
+from frmu.methods.analytic import sums_of
 from frmu.report.plots import plot_influence
 from frmu.runtime.local import LocalFederation
 from frmu.selection.network import read_policy, shipped, write_policy
@@ -68,7 +68,7 @@ def test_the_counterfactual_is_a_refit(config: Config) -> None:
     state = load_state(config.folder / "state.safetensors")
     assert state is not None
     federation = LocalFederation(config, clients_in(config.folder / "shards"), config.folder)
-    total, _ = total_of(config, config.fingerprint(), federation, federation.clients, state.outputs)
+    total = sums_of(config, config.fingerprint(), federation, federation.clients, state.outputs).total
     for one, client in zip(state.clients, federation.host.clients(federation.clients), strict=True):
         task = client.task(client.slices("fit", state.outputs), total, state.outputs)
         for s, key in enumerate(task.keys):

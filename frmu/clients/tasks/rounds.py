@@ -18,6 +18,7 @@ from frmu.clients.tasks.task import EachClient
 from frmu.data.shard import SPLITS
 from frmu.federation import Answer
 from frmu.models.weights import Weights, inputs_of, key_of, named, spec_of, targets_of
+from frmu.modules.spec import STEPS
 from frmu.types import Float
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LARGEST", "JudgeWeights", "TrainLocally"]
 
-LARGEST = 2.0**36  # steps by which a weight may change in a round: 64; beyond it training has gone astray
+LARGEST = 64.0 * STEPS  # by which a weight may change in a round; beyond it training has gone astray
 _EXACT = 2.0**53
 
 
@@ -119,7 +120,7 @@ def _records(client: Client, split: str, outputs: tuple[str, ...]) -> Records:
 
 def _told(some: Updates, at: int, top: float, sound: bool) -> dict[str, Any]:
     if sound:
-        norm = float(np.sqrt(some.steps[at] @ some.steps[at])) / 2.0**30
+        norm = float(np.sqrt(some.steps[at] @ some.steps[at])) / STEPS
         return {"loss": float(some.losses[at]), "norm": norm, "astray": ""}
     why = "its update is not a number" if not np.isfinite(top) else "its update moves a weight by more than 64"
     return {"loss": None, "norm": None, "astray": why}
