@@ -18,10 +18,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from frmu.aggregation.attention import attend, counterfactual
 from frmu.aggregation.robust import by_gradients, by_heads, gradient_cosine, rivals, weighted
 from frmu.aggregation.trust import trust
 from frmu.bench.images import Images, mnist
+from frmu.bench.jobs import in_processes
 from frmu.config import Attention, load
 from frmu.data.parquet import gather, survey
 from frmu.data.shard import Shard
@@ -111,7 +110,7 @@ def bench_attention(sets: Sequence[str], cache: Path, seeds: int, jobs: int | No
     began = time.perf_counter()
     _fetch(sets, cache)
     tasks = [(name, cache, seed) for name in sets for seed in range(seeds)]
-    found = _all(tasks, jobs or os.cpu_count() or 1)
+    found = in_processes(_run, tasks, jobs or os.cpu_count() or 1)
     cases = {}
     for name in sets:
         runs = [run for (of, _, _), run in zip(tasks, found, strict=True) if of == name]
@@ -132,13 +131,6 @@ def _fetch(sets: Sequence[str], cache: Path) -> None:
 
 
 Run = dict[str, dict[str, Any]]  # of one seed: by case, what `measure` gives
-
-
-def _all(tasks: Sequence[tuple[str, Path, int]], jobs: int) -> list[Run]:
-    if jobs == 1:
-        return [_run(task) for task in tasks]
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(_run, tasks))
 
 
 def _run(task: tuple[str, Path, int]) -> Run:

@@ -9,21 +9,16 @@ In a federation one site's fault drowns in the records of the others. A fault th
 
 As in `frmu.bench.scenario` what goes wrong happens in the file that the clients read; what judges is as it was
 recorded. Every site chooses influences as it would in a round, all at the same time; one head is fitted under them all
-and judged on the test records of all sites. "As applied" is a round of the
-product, with its guard and attention.
+and judged on the test records of all sites. "As applied" is a round of the product, with its guard and attention.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +26,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from frmu.bench.jobs import in_processes, write_rows
 from frmu.bench.pretraining_tasks import SEEN
 from frmu.bench.scenario import filled, held, within, written
 from frmu.bench.selectors import Case, selectors
@@ -66,11 +62,7 @@ def bench_many(
     Without anything wrong a set is the same for every seed, and is measured once. The single figures go to `out`.
     """
     jobs = [(str(cache), name, seed) for name in sets for seed in range(seeds)]
-    if processes == 1:
-        found = [row for job in jobs for row in _job(job)]
-    else:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            found = [row for rows in pool.map(_job, jobs) for row in rows]
+    found = [row for rows in in_processes(_job, jobs, processes) for row in rows]
     result = {
         "policy": read_policy(shipped()).digest,
         "seeds": seeds,
@@ -79,7 +71,7 @@ def bench_many(
         "ahead": list(_ahead(found)),
     }
     if out is not None:
-        _write(result, found, out)
+        write_rows(result, found, out, "many")
     return result
 
 
@@ -250,12 +242,3 @@ def _ahead(found: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def _error(values: Float) -> float:
     return round(float(values.std() / math.sqrt(len(values))), 2)
-
-
-def _write(result: Mapping[str, Any], found: Sequence[Mapping[str, Any]], out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "many.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(found[0]))
-        writer.writeheader()
-        writer.writerows(found)
-    (out / "many.json").write_text(json.dumps(result, indent=1), encoding="utf-8")

@@ -11,21 +11,18 @@ are purged before one looks (`frmu.bench.surrogates` has them).
 
 from __future__ import annotations
 
-import csv
 import datetime as dt
-import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from frmu.bench.jobs import in_processes, write_rows
 from frmu.bench.pretraining_tasks import SEEN, SEEN_SHARE
 from frmu.bench.selectors import BUDGETS, Case, selectors
 from frmu.clients.client import Client
@@ -72,7 +69,7 @@ def bench_policy(
     """
     jobs = [(str(cache), name, seed, framu) for name in sets for seed in range(seeds)]
     jobs += [("", str(config), seed, framu) for config in configs for seed in range(seeds)]
-    found = _measured(jobs, processes)
+    found = [row for rows in in_processes(_job, jobs, processes) for row in rows]
     result = {
         "policy": read_policy(shipped()).digest,
         "seeds": seeds,
@@ -82,16 +79,9 @@ def bench_policy(
         "budgets": _budgets(found),
     }
     if out is not None:
-        _write(result, found, out)
+        write_rows(result, found, out, "policy")
+        _draw(result, out / "policy.png")
     return result
-
-
-def _measured(jobs: Sequence[tuple[str, str, int, bool]], processes: int) -> list[dict[str, Any]]:
-    """The rows of all jobs in their order; a single process is this one."""
-    if processes == 1:
-        return [row for job in jobs for row in _job(job)]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        return [row for rows in pool.map(_job, jobs) for row in rows]
 
 
 # -- the tasks -----------------------------------------------------------------------------------------------------
@@ -283,16 +273,6 @@ def _budgets(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     }
                 )  # fmt: skip
     return compared
-
-
-def _write(result: Mapping[str, Any], found: Sequence[Mapping[str, Any]], out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "policy.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(found[0]))
-        writer.writeheader()
-        writer.writerows(found)
-    (out / "policy.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    _draw(result, out / "policy.png")
 
 
 def _draw(result: Mapping[str, Any], path: Path) -> None:

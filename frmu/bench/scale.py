@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from frmu.bench.jobs import in_processes
 from frmu.bench.policy import gain_of
 from frmu.bench.selectors import STEPS, Case, Selector, best_rule, dvrl
 from frmu.clients.tasks.importing import CommitShard, StageShard
@@ -42,7 +41,7 @@ RATE = 0.02  # of an ascent whose end is a time
 def bench_scale(cache: Path, seconds: float, seeds: int, processes: int = 2, out: Path | None = None) -> dict[str, Any]:
     """Every selector at each number of slices, with the same seconds; rows of mean gain %, error, refits, seconds."""
     jobs = [(str(cache), slices, seed, seconds) for slices in SLICES for seed in range(seeds)]
-    found = _measured(jobs, processes)
+    found = [row for rows in in_processes(_job, jobs, processes) for row in rows]
     rows = []
     for name in dict.fromkeys(row["selector"] for row in found):
         for slices in SLICES:
@@ -60,14 +59,6 @@ def bench_scale(cache: Path, seconds: float, seeds: int, processes: int = 2, out
         out.mkdir(parents=True, exist_ok=True)
         _draw(rows, seconds, out / "scale.png")
     return {"policy": read_policy(shipped()).digest, "seconds": seconds, "rows": rows}
-
-
-def _measured(jobs: Sequence[tuple[str, int, int, float]], processes: int) -> list[dict[str, Any]]:
-    """The rows of all jobs in their order; a single process is this one."""
-    if processes == 1:
-        return [row for job in jobs for row in _job(job)]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        return [row for rows in pool.map(_job, jobs) for row in rows]
 
 
 def _job(job: tuple[str, int, int, float]) -> list[dict[str, Any]]:

@@ -19,9 +19,7 @@ targets, and gives an `Answer`, whose `predict` may be any model's.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import shutil
 import tempfile
 import time
@@ -34,6 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from frmu.bench.jobs import write_rows
 from frmu.bench.scenario import KEY, SETS, VARIANTS, Scenario, held, scenario
 from frmu.bench.selectors import Case, best_rule
 from frmu.clients.client import Client
@@ -96,7 +95,7 @@ def bench_surrogates(
         "seconds": round(time.perf_counter() - began, 1),
     }
     if out is not None:
-        _write(result, found, out)
+        write_rows(result, found, out, "surrogates")
     return result
 
 
@@ -290,12 +289,3 @@ def _at(one: Mapping[str, Any], names: Sequence[str]) -> tuple[Any, ...]:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return round(float(np.mean(known)), 5) if known else None
-
-
-def _write(result: Mapping[str, Any], found: Sequence[Mapping[str, Any]], out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "surrogates.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    with (out / "surrogates.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(found[0]))
-        writer.writeheader()
-        writer.writerows(found)
